@@ -1,0 +1,60 @@
+"""What the data pipelines exchange: the tracklet in an index, the packed record and the batches."""
+
+import dataclasses
+from typing import Any, TypedDict
+
+import numpy as np
+
+VISIBLE = 0
+INFRARED = 1
+MODALITIES = ("visible", "infrared")  # the position is the modality's number in records
+NUM_JOINTS = 17
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracklet:
+    """One row of a dataset's index: where a tracklet's frames are, and what is known of it.
+
+    Attributes:
+      modality: VISIBLE or INFRARED.
+      identity: the identity as written on disk, for instance "0001".
+      camera: the camera's number.
+      frames: paths of the frames in order of time, relative to the dataset's root.
+      row: 1-based row in the source index, for traceability.
+    """
+
+    modality: int
+    identity: str
+    camera: int
+    frames: tuple[str, ...]
+    row: int
+
+
+class Record(TypedDict):
+    """One packed tracklet of n frames, the same for every dataset."""
+
+    frames: list[bytes]  # n JPEG files
+    keypoints: np.ndarray  # float32[n, 17, 3]: x, y in pixels of the stored frame, confidence
+    height: int
+    width: int
+    identity: str
+    label: int  # dense index over the sorted training identities, -1 in the test split
+    camera: int
+    modality: int
+    tracklet: int  # 1-based row in the source index
+    frame_ids: list[str]  # the frames' paths relative to the dataset's root
+
+
+class Clips(TypedDict):
+    """Clips of T frames each, one a tracklet."""
+
+    frames: Any  # uint8[B, T, H, W, 3], RGB
+    keypoints: Any  # float32[B, T, 17, 3]: x, y in pixels of the H x W frame, confidence
+
+
+class TrainBatch(TypedDict):
+    """A training batch: row b of both modalities shows the same identity."""
+
+    visible: Clips
+    infrared: Clips
+    labels: Any  # int32[B]

@@ -1,0 +1,1 @@
+"""STAR in JAX: skeleton-guided video visible-infrared person re-identification."""

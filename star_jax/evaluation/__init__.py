@@ -1,0 +1,1 @@
+"""Retrieval evaluation: embedding of tracklets, protocols, CMC, mAP and mINP."""
