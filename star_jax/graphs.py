@@ -67,7 +67,7 @@ def tracklet_edges(
         authors' code does (setting `reference`).
 
     Returns:
-      senders and receivers, int32[edges] each.
+      senders and receivers, int32[edges] each, in ascending order of the receivers.
     """
     num_joints = len(JOINTS)
     skeleton = np.array(EDGES)
@@ -78,4 +78,5 @@ def tracklet_edges(
     one_way = np.concatenate([within, forward_in_time])
     self_loops = np.stack([nodes, nodes], axis=1)
     edges = np.concatenate([one_way, one_way[:, ::-1], self_loops]).astype(np.int32)
+    edges = edges[np.argsort(edges[:, 1], kind="stable")]
     return edges[:, 0], edges[:, 1]

@@ -1,0 +1,100 @@
+"""Layers that compute as PyTorch's do where Flax's differ: batch norm, linear layers, GeM."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+
+MOMENTUM = 0.9  # PyTorch writes it as 0.1
+EPSILON = 1e-5
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with PyTorch's unbiased running variance.
+
+    Statistics are taken and applied in float32, over the global batch under any sharding; the
+    result has the input's dtype.
+
+    Attributes:
+      learned_bias: False keeps the shift out of training: it stays zero, or as imported.
+      scale_init: initialiser of the scale.
+    """
+
+    learned_bias: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises `x`, of shape [..., C]; in training also updates the running statistics."""
+        channels = x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        if self.learned_bias:
+            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        else:
+            bias = self.variable("batch_stats", "bias", jnp.zeros, (channels,), jnp.float32).value
+
+        mean, var = running_mean.value, running_var.value
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            wide = x.astype(jnp.float32)
+            mean = wide.mean(axes)
+            var = wide.var(axes)
+            if not self.is_initializing():
+                count = x.size // channels
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
+                running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * unbiased
+        multiplier = scale * jax.lax.rsqrt(var + EPSILON)
+        shift = bias - mean * multiplier
+        # Written out, since implicit rank promotion is an error in our tests.
+        shape = (1,) * (x.ndim - 1) + (channels,)
+        wide = x.astype(jnp.float32) * multiplier.reshape(shape) + shift.reshape(shape)
+        return wide.astype(x.dtype)
+
+
+def head_batch_norm(**options: Any) -> BatchNorm:
+    """A batch norm of a head: its scale starts at N(1, 0.01), as the authors initialise it."""
+
+    def scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+        return 1.0 + 0.01 * jax.random.normal(key, shape, dtype)
+
+    return BatchNorm(scale_init=scale_init, **options)
+
+
+def classifier(num_classes: int, **options: Any) -> nn.Dense:
+    """A linear classifier in float32, whose weights start at N(0, 0.001)."""
+    return nn.Dense(num_classes, kernel_init=nn.initializers.normal(0.001), **options)
+
+
+def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
+    """Uniform numbers in [-bound, bound)."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def linear(features: int | tuple[int, ...], fan_in: int, dtype: Dtype, **options: Any) -> nn.Module:
+    """A linear layer on the last axis, initialised as PyTorch does by default."""
+    init = symmetric_uniform(1 / math.sqrt(fan_in))
+    return nn.DenseGeneral(features, dtype=dtype, kernel_init=init, bias_init=init, **options)
+
+
+def generalised_mean(x: jax.Array, power: float) -> jax.Array:
+    """Generalised mean (GeM) over the time axis: `(mean_t x^p + 1e-12)^(1/p)`.
+
+    Args:
+      x: float32[B, T, C], not negative.
+      power: p.
+
+    Returns:
+      float32[B, C].
+    """
+    return (jnp.power(x, power).mean(axis=1) + 1e-12) ** (1 / power)

@@ -1,0 +1,246 @@
+"""The two-stem ResNet and the style disturbance between its stages (STAR, backbone).
+
+Convolutions pad as PyTorch does, and 1x1 convolutions are matrix products, which XLA runs faster
+on a CPU and no slower elsewhere.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from star_jax.models.layers import BatchNorm
+
+Dtype = Any
+
+KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def convolution(features: int, size: int, stride: int, dtype: Dtype, name: str) -> nn.Conv:
+    """A bias-free convolution of an odd kernel size, padded by half of it on both sides."""
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=(stride, stride),
+        padding=((size // 2, size // 2),) * 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=KERNEL_INIT,
+        name=name,
+    )
+
+
+class Projection(nn.Module):
+    """A bias-free 1x1 convolution with a stride."""
+
+    features: int
+    stride: int = 1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float[N, H, W, D] to float[N, H / stride, W / stride, features]."""
+        x = x[:, :: self.stride, :: self.stride]
+        return nn.Dense(
+            self.features, use_bias=False, dtype=self.dtype, kernel_init=KERNEL_INIT, name="dense"
+        )(x)
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut; the output is 4 times as wide."""
+
+    width: int
+    stride: int
+    dtype: Dtype
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """float[N, H, W, D] to float[N, H / stride, W / stride, 4 * width]."""
+        out_features = self.width * self.expansion
+        y = Projection(self.width, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(BatchNorm(name="bn1")(y, train=train))
+        y = convolution(self.width, 3, self.stride, self.dtype, "conv2")(y)
+        y = nn.relu(BatchNorm(name="bn2")(y, train=train))
+        y = Projection(out_features, dtype=self.dtype, name="conv3")(y)
+        y = BatchNorm(name="bn3")(y, train=train)
+        return nn.relu(y + shortcut(x, y, self.stride, self.dtype, train))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut."""
+
+    width: int
+    stride: int
+    dtype: Dtype
+    expansion: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """float[N, H, W, D] to float[N, H / stride, W / stride, width]."""
+        y = convolution(self.width, 3, self.stride, self.dtype, "conv1")(x)
+        y = nn.relu(BatchNorm(name="bn1")(y, train=train))
+        y = convolution(self.width, 3, 1, self.dtype, "conv2")(y)
+        y = BatchNorm(name="bn2")(y, train=train)
+        return nn.relu(y + shortcut(x, y, self.stride, self.dtype, train))
+
+
+def shortcut(x: jax.Array, y: jax.Array, stride: int, dtype: Dtype, train: bool) -> jax.Array:
+    """`x`, projected where its shape differs from the residual branch's."""
+    if x.shape == y.shape:
+        return x
+    x = Projection(y.shape[-1], stride, dtype, name="downsample_conv")(x)
+    return BatchNorm(name="downsample_bn")(x, train=train)
+
+
+BLOCKS: dict[str, type[BottleneckBlock | BasicBlock]] = {
+    "bottleneck": BottleneckBlock,
+    "basic": BasicBlock,
+}
+
+
+def num_channels(block: str, width: int) -> int:
+    """Channels of the backbone's output, C."""
+    return width * 8 * BLOCKS[block].expansion
+
+
+class Stem(nn.Module):
+    """7x7 convolution of stride 2, batch norm, ReLU and a 3x3 max pool of stride 2."""
+
+    width: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """float[N, H, W, 3] to float[N, H / 4, W / 4, width]."""
+        x = convolution(self.width, 7, 2, self.dtype, "conv")(x)
+        x = nn.relu(BatchNorm(name="bn")(x, train=train))
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+class Stage(nn.Module):
+    """Residual blocks, the first of them with the stage's stride."""
+
+    block: str
+    num_blocks: int
+    width: int
+    stride: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """float[N, H, W, D] to float[N, H / stride, W / stride, width * expansion]."""
+        for i in range(self.num_blocks):
+            stride = self.stride if i == 0 else 1
+            block = BLOCKS[self.block](self.width, stride, self.dtype, name=f"block{i}")
+            x = block(x, train=train)
+        return x
+
+
+@flax.struct.dataclass
+class StyleSources:
+    """Which frame lends its style to which, over the flattened frames of a paired batch.
+
+    Attributes:
+      same: int32[B * 2 * T], after stage 2: for each frame one of its own modality.
+      other: int32[B * 2 * T], after stage 3: for each frame one of the other modality.
+    """
+
+    same: jax.Array
+    other: jax.Array
+
+
+def transfer_style(x: jax.Array, source: jax.Array) -> jax.Array:
+    """Adaptive instance normalisation: each map takes the style of another.
+
+    Args:
+      x: float[N, H, W, C], feature maps.
+      source: int32[N], the map whose per-channel spatial mean and standard deviation each takes.
+
+    Returns:
+      float[N, H, W, C], of x's dtype.
+    """
+    wide = x.astype(jnp.float32)
+    mean = wide.mean((1, 2), keepdims=True)
+    deviation = jnp.sqrt(wide.var((1, 2), keepdims=True, ddof=1) + 1e-6)
+    normalised = (wide - mean) / deviation
+    return (normalised * deviation[source] + mean[source]).astype(x.dtype)
+
+
+class Backbone(nn.Module):
+    """ResNet with a stem for each modality and shared stages.
+
+    Attributes:
+      block: "bottleneck" or "basic".
+      stage_sizes: blocks of each of the four stages.
+      width: channels of the stems and of the first stage's narrow convolutions.
+      dtype: the dtype of the computation; parameters are float32.
+    """
+
+    block: str
+    stage_sizes: Sequence[int]
+    width: int
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Makes the stems and the stages; the last stage keeps the resolution."""
+        self.stem_visible = Stem(self.width, self.dtype)
+        self.stem_infrared = Stem(self.width, self.dtype)
+        strides = (1, 2, 2, 1)
+        self.stages = [
+            Stage(self.block, size, self.width * 2**i, strides[i], self.dtype, name=f"stage{i + 1}")
+            for i, size in enumerate(self.stage_sizes)
+        ]
+
+    def __call__(
+        self,
+        frames: jax.Array,
+        *,
+        modality: str,
+        train: bool,
+        style: StyleSources | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Computes the frame features V, and the disturbed ones V' where a style is given.
+
+        Args:
+          frames: float32[R, T, H, W, 3], normalised.
+          modality: "visible", "infrared" or "paired" (even rows visible, odd rows infrared, so that
+            a batch split over devices keeps each pair on one of them).
+          train: whether batch norm uses and gathers the batch's statistics.
+          style: sources of style, or None for no disturbed pass.
+
+        Returns:
+          V and V' (or None), float32[R, T, C].
+        """
+        rows, time = frames.shape[:2]
+        x = self.stem(frames.astype(self.dtype), modality, train)
+        stage1, stage2, stage3, stage4 = self.stages
+        x = stage2(stage1(x, train=train), train=train)
+        pool = lambda y: y.astype(jnp.float32).mean((1, 2)).reshape(rows, time, -1)  # noqa: E731
+        features = pool(stage4(stage3(x, train=train), train=train))
+        if style is None:
+            return features, None
+        # The clean pass comes first in the running statistics. Up to stage 2 both passes are one.
+        y = stage3(transfer_style(x, style.same), train=train)
+        y = stage4(transfer_style(y, style.other), train=train)
+        return features, pool(y)
+
+    def stem(self, frames: jax.Array, modality: str, train: bool) -> jax.Array:
+        """Each modality's stem on its frames: float[R, T, H, W, 3] to float[R * T, h, w, width]."""
+        flat = lambda x: x.reshape(-1, *frames.shape[2:])  # noqa: E731
+        if modality == "visible":
+            return self.stem_visible(flat(frames), train=train)
+        if modality == "infrared":
+            return self.stem_infrared(flat(frames), train=train)
+        if modality != "paired":
+            raise ValueError(f"modality is {modality!r}: use 'visible', 'infrared' or 'paired'")
+        rows, time = frames.shape[:2]
+        if rows % 2:
+            raise ValueError(f"a paired batch has {rows} rows: give visible and infrared in turns")
+        visible = self.stem_visible(flat(frames[0::2]), train=train)
+        infrared = self.stem_infrared(flat(frames[1::2]), train=train)
+        pairs = [x.reshape(rows // 2, time, *x.shape[1:]) for x in (visible, infrared)]
+        return jnp.stack(pairs, axis=1).reshape(rows * time, *visible.shape[1:])

@@ -1,0 +1,16 @@
+"""Strict settings for all tests: eight virtual devices, no implicit promotion."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("NPROC", "16")  # JAX 0.10 deadlocks with fewer threads than twice the devices
+sys.path.insert(0, str(Path(__file__).parent))
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
