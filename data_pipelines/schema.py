@@ -58,3 +58,26 @@ class TrainBatch(TypedDict):
     visible: Clips
     infrared: Clips
     labels: Any  # int32[B]
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What is known of the n tracklets of a packed split without reading a record.
+
+    Attributes:
+      identities: str[n], as written on disk.
+      labels: int32[n], dense over the sorted training identities, -1 in the test split.
+      cameras: int32[n].
+      modalities: int32[n], VISIBLE or INFRARED.
+      num_frames: int32[n].
+      rows: int32[n], 1-based row in the source index.
+      missing_skeletons: int32[n], frames without a skeleton.
+    """
+
+    identities: np.ndarray
+    labels: np.ndarray
+    cameras: np.ndarray
+    modalities: np.ndarray
+    num_frames: np.ndarray
+    rows: np.ndarray
+    missing_skeletons: np.ndarray

@@ -1,0 +1,305 @@
+"""HITSZ-VCM: its five index files, checked, and the builder that packs its tracklets.
+
+The dataset: Lin et al., "Learning Modal-Invariant and Temporal-Memory for Video-based
+Visible-Infrared Person Re-Identification", CVPR 2022. It is licensed, so users bring it themselves.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import tensorflow_datasets as tfds
+
+from data_pipelines import files, records, schema
+
+MIN_FRAMES = 12  # protocol hitsz_vcm/v1 drops shorter tracklets
+
+# What the public index files hold. Rows and identities count every tracklet; "tracklets" only
+# those of 12 frames or more; unused names follow the last tracklet's.
+GOLDEN_COUNTS: Mapping[str, Mapping[str, int]] = {
+    "train": {
+        "names": 232_496,
+        "unused_names": 15,
+        "rows": 11_061,
+        "infrared_rows": 4_919,
+        "visible_rows": 6_142,
+        "tracklets": 9_751,
+        "infrared_tracklets": 4_291,
+        "visible_tracklets": 5_460,
+        "identities": 500,
+        "first_identity": 1,
+        "last_identity": 502,
+        "first_camera": 1,
+        "last_camera": 6,
+    },
+    "test": {
+        "names": 230_763,
+        "unused_names": 24,
+        "rows": 10_802,
+        "infrared_rows": 5_159,
+        "visible_rows": 5_643,
+        "tracklets": 9_683,
+        "infrared_tracklets": 4_584,
+        "visible_tracklets": 5_099,
+        "identities": 427,
+        "first_identity": 503,
+        "last_identity": 937,
+        "first_camera": 1,
+        "last_camera": 12,
+    },
+}
+
+_INDEX_FILES = (
+    "train_name.txt",
+    "test_name.txt",
+    "track_train_info.txt",
+    "track_test_info.txt",
+    "query_IDX.txt",
+)
+_NAME = re.compile(r"([0-9]{4})M([12])D([0-9]+)T[0-9]+F([0-9]+)\.jpg")
+_ROW = re.compile(r"([12])\s+([0-9]+)\s+([0-9]+)\s+([0-9]{1,4})\s+([0-9]+)")
+_MODALITIES = {"1": schema.INFRARED, "2": schema.VISIBLE}
+_FOLDERS = {schema.INFRARED: "ir", schema.VISIBLE: "rgb"}
+
+
+@dataclasses.dataclass(frozen=True)
+class HitszIndex:
+    """The tracklets that the index files list, in file order, short ones dropped.
+
+    Attributes:
+      train: of the training split.
+      test: of the test split; its infrared tracklets are the queries of I2V.
+      counts: what was counted in each split, by the names of GOLDEN_COUNTS.
+    """
+
+    train: list[schema.Tracklet]
+    test: list[schema.Tracklet]
+    counts: Mapping[str, Mapping[str, int]]
+
+
+def read_index(root: str | os.PathLike[str], min_frames: int = MIN_FRAMES) -> HitszIndex:
+    """Reads and checks the five index files of HITSZ-VCM; opens no image.
+
+    The text files may lie in the root or in `info`; the folders of identities in the root, in
+    `Train` and `Test`, or in `Train/Train` and `Test/Test`.
+
+    Args:
+      root: of the dataset.
+      min_frames: shorter tracklets are dropped.
+
+    Raises:
+      FileNotFoundError: an index file is missing.
+      ValueError: a line is malformed or contradicts another file (the message names file and
+        line), or the index has the length of the published one but not its counts.
+    """
+    info = _info_folder(root)
+    splits = {}
+    counts = {}
+    for split in records.SPLITS:
+        names_file = f"{info}{split}_name.txt"
+        rows_file = f"{info}track_{split}_info.txt"
+        names = _read_names(root, names_file)
+        frames_folder = _frames_folder(root, split, {name[0] for name in names})
+        tracklets, last_name = _read_rows(root, rows_file, names, names_file, frames_folder)
+        splits[split] = tracklets
+        counts[split] = _count(tracklets, len(names), last_name)
+    _check_queries(root, f"{info}query_IDX.txt", splits["test"])
+    if all(counts[split]["names"] == GOLDEN_COUNTS[split]["names"] for split in records.SPLITS):
+        assert_golden_counts(counts)
+    kept = {
+        split: [tracklet for tracklet in tracklets if len(tracklet.frames) >= min_frames]
+        for split, tracklets in splits.items()
+    }
+    for split, tracklets in kept.items():
+        if not tracklets:
+            raise ValueError(f"{root}: no tracklet of split {split} has {min_frames} frames")
+    return HitszIndex(train=kept["train"], test=kept["test"], counts=counts)
+
+
+def assert_golden_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Checks `HitszIndex.counts` against the published dataset's.
+
+    Raises:
+      ValueError: a count differs; the message names all that do.
+    """
+    differences = [
+        f"{split} {name} {counts[split][name]} instead of {golden}"
+        for split, golden_split in GOLDEN_COUNTS.items()
+        for name, golden in golden_split.items()
+        if counts[split][name] != golden
+    ]
+    if differences:
+        raise ValueError(
+            f"the index files are not those of HITSZ-VCM: {', '.join(differences)}; "
+            "fetch them again"
+        )
+
+
+class HitszVcm(records.TrackletBuilder):
+    """HITSZ-VCM, video visible-infrared person re-identification, one record a tracklet."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Tracklets of 12 frames or more."}  # noqa: RUF012
+
+    def _index_files(self) -> Sequence[str]:
+        info = _info_folder(self._source)
+        return [info + name for name in _INDEX_FILES]
+
+    def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
+        index = read_index(self._source)
+        return {"train": index.train, "test": index.test}
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str],
+    *,
+    keypoints: str | os.PathLike[str] | None = None,
+    num_workers: int | None = None,
+) -> pathlib.Path:
+    """Packs HITSZ-VCM into `<data_dir>/hitsz_vcm/1.0.0`, all of it or nothing.
+
+    Over a finished dataset of the same source it returns at once.
+
+    Args:
+      source: the dataset's root, in any layout that `read_index` knows.
+      data_dir: where packed datasets are kept.
+      keypoints: the skeletons (see `keypoints.open_keypoints`); None takes `skeletons.h5` in the
+        root, else the only HDF5 file there.
+      num_workers: threads that read and check frames; None takes one a core.
+
+    Returns:
+      The directory of the packed dataset.
+
+    Raises:
+      FileNotFoundError: an index file, a frame or the skeletons are missing.
+      ValueError: a file is broken, or the directory holds another source. The message names it.
+    """
+    return records.prepare(
+        HitszVcm(source=source, keypoints=keypoints, num_workers=num_workers, data_dir=data_dir)
+    )
+
+
+def _info_folder(root: str | os.PathLike[str]) -> str:
+    root = pathlib.Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such directory; give the root of HITSZ-VCM")
+    for folder in ("", "info/"):
+        if any((root / (folder + name)).exists() for name in _INDEX_FILES):
+            return folder
+    raise FileNotFoundError(
+        f"{root}: none of {', '.join(_INDEX_FILES)} there or in info; give the root of HITSZ-VCM"
+    )
+
+
+def _frames_folder(root: str | os.PathLike[str], split: str, identities: set[str]) -> str:
+    """Returns the folder, with a slash, that holds the folders of identities."""
+    split_folder = split.capitalize()
+    for folder in ("", f"{split_folder}/", f"{split_folder}/{split_folder}/"):
+        if any(os.path.isdir(os.path.join(root, folder, identity)) for identity in identities):
+            return folder
+    return ""  # an index without frames can be read; packing will name the first missing one
+
+
+def _read_lines(root: str | os.PathLike[str], name: str) -> list[str]:
+    content = files.read_inside(root, name)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not a text file ({error})") from error
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    if lines == [""]:
+        raise ValueError(f"{name}: the file is empty")
+    return lines
+
+
+def _read_names(root: str | os.PathLike[str], file: str) -> list[tuple[str, str, str, str]]:
+    """Returns identity, modality, camera and frame, as they are written, of every frame's name."""
+    names = []
+    for number, line in enumerate(_read_lines(root, file), start=1):
+        match = _NAME.fullmatch(line)
+        if match is None:
+            raise ValueError(
+                f"{file}:{number}: found {line!r}, expected a name like 0001M2D3T1F1.jpg"
+            )
+        names.append((match[1], match[2], match[3], match[4]))
+    return names
+
+
+def _read_rows(
+    root: str | os.PathLike[str],
+    file: str,
+    names: list[tuple[str, str, str, str]],
+    names_file: str,
+    frames_folder: str,
+) -> tuple[list[schema.Tracklet], int]:
+    """Returns all tracklets of a split and the number of the last name that one of them uses."""
+    tracklets = []
+    last_name = 0
+    for number, line in enumerate(_read_lines(root, file), start=1):
+        match = _ROW.fullmatch(line)
+        if match is None:
+            raise ValueError(
+                f"{file}:{number}: found {line!r}, expected modality (1 or 2), first and last "
+                "frame, identity and camera, such as '2 1 24 0001 3'"
+            )
+        first, last = int(match[2]), int(match[3])
+        if not 1 <= first <= last <= len(names):
+            raise ValueError(
+                f"{file}:{number}: frames {first} to {last} are no range within the "
+                f"{len(names)} lines of {names_file}"
+            )
+        modality, identity, camera = _MODALITIES[match[1]], match[4].zfill(4), int(match[5])
+        frames = []
+        for offset, (pid, code, device, frame) in enumerate(names[first - 1 : last]):
+            if (pid, code, int(device)) != (identity, match[1], camera):
+                raise ValueError(
+                    f"{file}:{number}: identity {identity}, modality {match[1]}, camera {camera} "
+                    f"contradicts {names_file}:{first + offset}, which has {pid}, {code}, {device}"
+                )
+            frames.append(f"{frames_folder}{pid}/{_FOLDERS[modality]}/D{device}/{frame}.jpg")
+        tracklets.append(schema.Tracklet(modality, identity, camera, tuple(frames), row=number))
+        last_name = max(last_name, last)
+    return tracklets, last_name
+
+
+def _check_queries(
+    root: str | os.PathLike[str], file: str, tracklets: Sequence[schema.Tracklet]
+) -> None:
+    words = " ".join(_read_lines(root, file)).split()
+    if not all(re.fullmatch("[0-9]+", word) for word in words):
+        raise ValueError(f"{file}: expected row numbers of track_test_info.txt and nothing else")
+    queries = [int(word) for word in words]
+    infrared = [tracklet.row for tracklet in tracklets if tracklet.modality == schema.INFRARED]
+    if queries != infrared:
+        strays = sorted(set(queries) ^ set(infrared))
+        detail = f"they differ in row {strays[0]}" if strays else "they are not in ascending order"
+        raise ValueError(
+            f"{file}: the {len(queries)} queries are not exactly the {len(infrared)} infrared rows "
+            f"of track_test_info.txt: {detail}"
+        )
+
+
+def _count(tracklets: Sequence[schema.Tracklet], names: int, last_name: int) -> dict[str, int]:
+    long = [tracklet for tracklet in tracklets if len(tracklet.frames) >= MIN_FRAMES]
+    identities = {int(tracklet.identity) for tracklet in tracklets}
+    cameras = {tracklet.camera for tracklet in tracklets}
+    infrared_rows = sum(tracklet.modality == schema.INFRARED for tracklet in tracklets)
+    infrared_long = sum(tracklet.modality == schema.INFRARED for tracklet in long)
+    return {
+        "names": names,
+        "unused_names": names - last_name,
+        "rows": len(tracklets),
+        "infrared_rows": infrared_rows,
+        "visible_rows": len(tracklets) - infrared_rows,
+        "tracklets": len(long),
+        "infrared_tracklets": infrared_long,
+        "visible_tracklets": len(long) - infrared_long,
+        "identities": len(identities),
+        "first_identity": min(identities),
+        "last_identity": max(identities),
+        "first_camera": min(cameras),
+        "last_camera": max(cameras),
+    }

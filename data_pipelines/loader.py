@@ -1,0 +1,172 @@
+"""Packed tracklets to batches: Grain threads that decode only the frames that are needed.
+
+A batch is a function of its number alone, so threads share no state and a run resumes at any step.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypedDict
+
+import grain
+import numpy as np
+
+from data_pipelines import sampling, schema
+from data_pipelines.records import decode_clip, open_index, open_records
+
+MAX_THREADS = 16  # the default; each holds a batch, 48 MB at 384 frames of 288 x 144
+
+
+class TestBatch(TypedDict):
+    """Clips to embed; `position` is -1 in the rows that only fill the last batch."""
+
+    frames: Any  # uint8[B, T, H, W, 3], RGB
+    keypoints: Any  # float32[B, T, 17, 3]: x, y in pixels of the H x W frame, confidence
+    position: Any  # int32[B], the tracklet in the index of the test split
+
+
+def train_batches(
+    dataset_dir: str | os.PathLike[str],
+    *,
+    clip_length: int,
+    frame_size: tuple[int, int],
+    identities_per_batch: int,
+    tracklets_per_identity: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int | None = None,
+) -> Iterator[schema.TrainBatch]:
+    """Yields the training batches of `num_steps` steps from `start_step` on.
+
+    The global batch of P * K rows is the same for any number of processes; each gets its
+    contiguous share of B = P * K / process_count rows.
+
+    Args:
+      dataset_dir: what `prepare` returned.
+      clip_length: frames drawn of a tracklet, T.
+      frame_size: height and width to which frames are resized where they differ.
+      identities_per_batch: P, over all processes.
+      tracklets_per_identity: K, of each modality.
+      seed: of the run, not negative.
+      start_step: number of the first batch.
+      num_steps: how many batches.
+      process_index: this process, from 0.
+      process_count: how many processes train together.
+      num_threads: batches loaded at a time; None takes one a core, 16 at most.
+
+    Raises:
+      FileNotFoundError: the directory is not a packed dataset.
+      ValueError: P * K rows cannot be shared out evenly, or fewer than P identities have
+        tracklets of both modalities.
+    """
+    num_rows = identities_per_batch * tracklets_per_identity
+    if num_rows % process_count or not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process {process_index} of {process_count}: the {identities_per_batch} * "
+            f"{tracklets_per_identity} rows of a batch cannot be shared out evenly"
+        )
+    share = num_rows // process_count
+    rows = range(process_index * share, (process_index + 1) * share)
+    index = open_index(dataset_dir, "train")
+    records = open_records(dataset_dir, "train")
+
+    def plan(step: int) -> sampling.BatchPlan:
+        return sampling.sample_batch(
+            index,
+            seed=seed,
+            step=step,
+            identities_per_batch=identities_per_batch,
+            tracklets_per_identity=tracklets_per_identity,
+        )
+
+    def load_clips(step: int, positions: np.ndarray, modality: int) -> schema.Clips:
+        clips = _empty_clips(share, clip_length, frame_size)
+        for place, row in enumerate(rows):
+            record = records[int(positions[row])]
+            rng = sampling.row_generator(seed, step, row, modality)
+            chosen = sampling.training_frames(len(record["frames"]), clip_length, rng)
+            clips["keypoints"][place] = decode_clip(record, chosen, clips["frames"][place])
+        return clips
+
+    def load_batch(step: int) -> schema.TrainBatch:
+        tracklets = plan(step)
+        return schema.TrainBatch(
+            visible=load_clips(step, tracklets.visible, schema.VISIBLE),
+            infrared=load_clips(step, tracklets.infrared, schema.INFRARED),
+            labels=tracklets.labels[rows.start : rows.stop],
+        )
+
+    plan(start_step)  # raises here, not in a thread, if the index cannot fill a batch
+    return _load_ahead(load_batch, start_step, start_step + num_steps, num_threads)
+
+
+def test_clips(
+    dataset_dir: str | os.PathLike[str],
+    *,
+    positions: Sequence[int] | np.ndarray,
+    clip_length: int,
+    frame_size: tuple[int, int],
+    batch_size: int,
+    mode: Literal["first", "dense"] = "first",
+    num_threads: int | None = None,
+) -> Iterator[TestBatch]:
+    """Yields clips of test tracklets, in the order of `positions`, in batches of one size.
+
+    Args:
+      dataset_dir: what `prepare` returned.
+      positions: which tracklets of the test split.
+      clip_length: frames of a clip, T.
+      frame_size: height and width to which frames are resized where they differ.
+      batch_size: clips in a batch, B; the last batch is filled with zeros.
+      mode: "first" takes one clip a tracklet (`sampling.test_frames`), "dense" all consecutive
+        ones (`sampling.dense_clips`), so that a position comes up several times.
+      num_threads: batches loaded at a time; None takes one a core, 16 at most.
+
+    Raises:
+      FileNotFoundError: the directory is not a packed dataset.
+      ValueError: the mode is unknown.
+      IndexError: a position is not in the split.
+    """
+    if mode not in ("first", "dense"):
+        raise ValueError(f"mode {mode!r}: the modes are 'first' and 'dense'")
+    num_frames = open_index(dataset_dir, "test").num_frames
+    records = open_records(dataset_dir, "test")
+    clips: list[tuple[int, np.ndarray]] = []
+    for position in positions:
+        if not 0 <= position < len(num_frames):
+            raise IndexError(f"tracklet {position}: the test split holds {len(num_frames)}")
+        length = int(num_frames[position])
+        if mode == "first":
+            clips.append((position, sampling.test_frames(length, clip_length)))
+        else:
+            clips.extend((position, clip) for clip in sampling.dense_clips(length, clip_length))
+
+    def load_batch(number: int) -> TestBatch:
+        batch = TestBatch(
+            **_empty_clips(batch_size, clip_length, frame_size),
+            position=np.full(batch_size, -1, np.int32),
+        )
+        record = None
+        for place, (position, chosen) in enumerate(clips[number * batch_size :][:batch_size]):
+            if record is None or position != batch["position"][place - 1]:
+                record = records[int(position)]
+            batch["keypoints"][place] = decode_clip(record, chosen, batch["frames"][place])
+            batch["position"][place] = position
+        return batch
+
+    return _load_ahead(load_batch, 0, -(-len(clips) // batch_size), num_threads)
+
+
+def _empty_clips(batch_size: int, clip_length: int, frame_size: tuple[int, int]) -> schema.Clips:
+    return schema.Clips(
+        frames=np.zeros((batch_size, clip_length, *frame_size, 3), np.uint8),
+        keypoints=np.zeros((batch_size, clip_length, schema.NUM_JOINTS, 3), np.float32),
+    )
+
+
+def _load_ahead(load_batch: Any, start: int, stop: int, num_threads: int | None) -> Iterator[Any]:
+    threads = num_threads or min(os.cpu_count() or 1, MAX_THREADS)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    return iter(grain.MapDataset.range(start, stop).map(load_batch).to_iter_dataset(options))

@@ -1,0 +1,438 @@
+"""HITSZ-VCM: reading its index and packing it."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import hitsz_files
+import hypothesis
+import numpy as np
+import pytest
+import simplejpeg
+import tensorflow_datasets as tfds
+from hypothesis import strategies as st
+
+from data_pipelines import hitsz_vcm, records, schema
+
+
+def all_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(directory.rglob("*"))
+
+
+@pytest.mark.parametrize("layout", hitsz_files.LAYOUTS)
+def test_reads_every_layout(tmp_path, layout):
+    hitsz_files.write_index(tmp_path, layout)
+    for split, rows in hitsz_files.SPLITS.items():
+        for row in rows:
+            folder = tmp_path / hitsz_files.LAYOUTS[layout][1][split] / row.frames()[0]
+            folder.parent.mkdir(parents=True, exist_ok=True)
+    index = hitsz_vcm.read_index(tmp_path)
+    for split, tracklets in (("train", index.train), ("test", index.test)):
+        prefix = hitsz_files.LAYOUTS[layout][1][split]
+        expected = [
+            schema.Tracklet(
+                modality=schema.INFRARED if row.code == 1 else schema.VISIBLE,
+                identity=f"{row.identity:04d}",
+                camera=row.camera,
+                frames=tuple(prefix + frame for frame in row.frames()),
+                row=number,
+            )
+            for number, row in enumerate(hitsz_files.SPLITS[split], start=1)
+            if row.num_frames >= 12
+        ]
+        assert tracklets == expected
+
+
+ROWS = st.builds(
+    hitsz_files.Row,
+    code=st.sampled_from([1, 2]),
+    identity=st.integers(0, 9999),
+    camera=st.integers(0, 99),
+    first_frame=st.integers(0, 10**6),
+    num_frames=st.integers(1, 20),
+)
+
+
+@hypothesis.settings(deadline=None, max_examples=30)
+@hypothesis.given(st.lists(ROWS, min_size=1), st.lists(ROWS, min_size=1))
+def test_any_index_is_read_as_it_was_written(train, test):
+    test = [*test, hitsz_files.Row(1, 1, 1, 1, 12)]  # at least one query
+    with tempfile.TemporaryDirectory() as directory:
+        root = hitsz_files.write_index(
+            pathlib.Path(directory), splits={"train": train, "test": test}
+        )
+        index = hitsz_vcm.read_index(root, min_frames=1)
+    for rows, tracklets in ((train, index.train), (test, index.test)):
+        assert [list(tracklet.frames) for tracklet in tracklets] == [row.frames() for row in rows]
+        assert [int(tracklet.identity) for tracklet in tracklets] == [row.identity for row in rows]
+        assert [tracklet.camera for tracklet in tracklets] == [row.camera for row in rows]
+        assert [tracklet.row for tracklet in tracklets] == list(range(1, len(rows) + 1))
+
+
+def test_min_frames_keeps_shorter_tracklets(tmp_path):
+    hitsz_files.write_index(tmp_path)
+    assert len(hitsz_vcm.read_index(tmp_path, min_frames=5).train) == 13
+    assert len(hitsz_vcm.read_index(tmp_path, min_frames=6).train) == 12
+    with pytest.raises(ValueError, match="no tracklet of split train has 99 frames"):
+        hitsz_vcm.read_index(tmp_path, min_frames=99)
+
+
+def test_tolerates_crlf_bom_and_trailing_blanks(tmp_path):
+    plain = hitsz_vcm.read_index(hitsz_files.write_index(tmp_path))
+    for path in tmp_path.glob("*.txt"):
+        text = path.read_text().replace("\n", "  \n") + "\n\n  \n"
+        path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert hitsz_vcm.read_index(tmp_path) == plain
+
+
+BROKEN_LINES = {
+    "name": ("train_name.txt", 3, "0007M3D1T1F3.jpg", "train_name.txt:3: found '0007M3D1T1F3.jpg'"),
+    "blank name": ("train_name.txt", 3, "", "train_name.txt:3: found ''"),
+    "unicode digits": ("test_name.txt", 1, "\u0660503M2D1T1F1.jpg", "test_name.txt:1: found"),
+    "few numbers": (
+        "track_train_info.txt",
+        2,
+        "2 6 17 7",
+        "track_train_info.txt:2: found '2 6 17 7'",
+    ),
+    "modality": ("track_test_info.txt", 1, "3 1 5 503 1", "track_test_info.txt:1: found"),
+    "past the end": (
+        "track_train_info.txt",
+        2,
+        "2 6 9999 7 1",
+        r"track_train_info.txt:2: frames 6 to 9999 .* lines of info/train_name.txt",
+    ),
+    "from zero": ("track_train_info.txt", 1, "2 0 5 7 1", "track_train_info.txt:1: frames 0 to 5"),
+    "backwards": ("track_train_info.txt", 1, "2 5 1 7 1", "track_train_info.txt:1: frames 5 to 1"),
+    "other identity": (
+        "track_train_info.txt",
+        2,
+        "2 6 17 8 1",
+        r"track_train_info.txt:2: .* 0008,.* contradicts info/train_name.txt:6, which has 0007",
+    ),
+    "other camera": ("track_train_info.txt", 2, "2 6 17 7 4", "camera 4 contradicts"),
+    "other modality": ("track_train_info.txt", 2, "1 6 17 7 1", "modality 1, .* contradicts"),
+    "not a query": ("query_IDX.txt", 1, "4 5 8", "3 queries .* 4 infrared rows .* differ in row 9"),
+    "order": ("query_IDX.txt", 1, "5 4 8 9", "not in ascending order"),
+    "query word": ("query_IDX.txt", 1, "4 5 8 x", "query_IDX.txt: expected row numbers"),
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "number", "line", "message"), BROKEN_LINES.values(), ids=BROKEN_LINES.keys()
+)
+def test_a_broken_line_is_named(tmp_path, file, number, line, message):
+    hitsz_files.write_index(tmp_path, "info")
+    lines = (tmp_path / "info" / file).read_text().split("\n")
+    lines[number - 1] = line
+    (tmp_path / "info" / file).write_text("\n".join(lines))
+    with pytest.raises(
+        ValueError, match=f"info/{message}" if message.startswith(file) else message
+    ):
+        hitsz_vcm.read_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "train_name.txt",
+        "test_name.txt",
+        "track_train_info.txt",
+        "track_test_info.txt",
+        "query_IDX.txt",
+    ],
+)
+def test_a_missing_or_empty_file_is_named(tmp_path, file):
+    hitsz_files.write_index(tmp_path)
+    (tmp_path / file).write_text("\n")
+    with pytest.raises(ValueError, match=f"{file}: the file is empty"):
+        hitsz_vcm.read_index(tmp_path)
+    (tmp_path / file).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=f"{file}: not a text file"):
+        hitsz_vcm.read_index(tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(FileNotFoundError, match=file):
+        hitsz_vcm.read_index(tmp_path)
+
+
+def test_a_wrong_root_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give the root of HITSZ-VCM"):
+        hitsz_vcm.read_index(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        hitsz_vcm.read_index(tmp_path / "nowhere")
+
+
+def test_an_index_file_outside_the_root_is_refused(tmp_path):
+    root = hitsz_files.write_index(tmp_path / "root")
+    (root / "query_IDX.txt").rename(tmp_path / "elsewhere.txt")
+    (root / "query_IDX.txt").symlink_to(tmp_path / "elsewhere.txt")
+    with pytest.raises(ValueError, match=r"query_IDX.txt: leads out of the dataset's root"):
+        hitsz_vcm.read_index(root)
+
+
+def golden_rows(split: str) -> list[hitsz_files.Row]:
+    """Rows that agree with all published counts of a split; the lengths are made up."""
+    golden = hitsz_vcm.GOLDEN_COUNTS[split]
+    identities = [*range(golden["first_identity"], golden["last_identity"] + 1)]
+    surplus = len(identities) - golden["identities"]
+    identities = identities[: -surplus - 1] + identities[-1:]  # keeps the first and the last
+    rows = []
+    for code, modality in ((1, "infrared"), (2, "visible")):
+        for number in range(golden[f"{modality}_rows"]):
+            length = 12 if number < golden[f"{modality}_tracklets"] else 5
+            camera = 1 + number % golden["last_camera"]
+            identity = identities[number % len(identities)]
+            rows.append(hitsz_files.Row(code, identity, camera, 1, length))
+    spare = golden["names"] - golden["unused_names"] - sum(row.num_frames for row in rows)
+    first = rows[0]
+    rows[0] = hitsz_files.Row(first.code, first.identity, first.camera, 1, 12 + spare)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def golden_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("golden")
+    hitsz_files.write_index(root, splits={split: golden_rows(split) for split in ("train", "test")})
+    for split in ("train", "test"):
+        unused = hitsz_vcm.GOLDEN_COUNTS[split]["unused_names"]
+        with (root / f"{split}_name.txt").open("a") as file:  # write_index has added two
+            file.write("0999M1D1T1F3.jpg\n" * (unused - 2))
+    return root
+
+
+def test_an_index_of_the_published_size_is_read_in_seconds(golden_root):
+    start = time.process_time()
+    index = hitsz_vcm.read_index(golden_root)
+    assert time.process_time() - start < 10
+    assert index.counts == hitsz_vcm.GOLDEN_COUNTS
+    assert (len(index.train), len(index.test)) == (9751, 9683)
+
+
+def test_an_index_of_the_published_size_must_have_its_counts(golden_root, tmp_path):
+    for path in golden_root.glob("*.txt"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    rows = (tmp_path / "track_train_info.txt").read_text().split("\n")
+    modality, first, last, identity, camera = rows[1].split()
+    rows[1] = f"{modality} {first} {int(last) - 1} {identity} {camera}"
+    (tmp_path / "track_train_info.txt").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match="train infrared_tracklets 4290 instead of 4291"):
+        hitsz_vcm.read_index(tmp_path)
+
+
+def test_golden_counts_add_up():
+    for counts in hitsz_vcm.GOLDEN_COUNTS.values():
+        assert counts["rows"] == counts["infrared_rows"] + counts["visible_rows"]
+        assert counts["tracklets"] == counts["infrared_tracklets"] + counts["visible_tracklets"]
+    hitsz_vcm.assert_golden_counts(hitsz_vcm.GOLDEN_COUNTS)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    root = hitsz_files.write_dataset(tmp_path_factory.mktemp("source"), "split")
+    left_out = hitsz_files.SPLITS["train"][1].frames()[:3]
+    hitsz_files.write_skeletons(root / "skeletons.h5", leave_out=left_out)
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(source, tmp_path_factory):
+    return hitsz_vcm.prepare(source, tmp_path_factory.mktemp("packed"), num_workers=2)
+
+
+def test_every_record_is_what_the_source_holds(source, packed):
+    index = hitsz_vcm.read_index(source)
+    labels = {"0002": 0, "0007": 1, "0011": 2}
+    for split, tracklets in (("train", index.train), ("test", index.test)):
+        stored = records.open_records(packed, split)
+        assert len(stored) == len(tracklets)
+        for record, tracklet in zip(stored, tracklets, strict=True):
+            assert record["frames"] == [(source / name).read_bytes() for name in tracklet.frames]
+            assert record["frame_ids"] == list(tracklet.frames)
+            assert (record["height"], record["width"]) == (32, 16)
+            assert record["identity"] == tracklet.identity
+            assert record["label"] == (labels[tracklet.identity] if split == "train" else -1)
+            assert record["camera"] == tracklet.camera
+            assert record["modality"] == tracklet.modality
+            assert record["tracklet"] == tracklet.row
+            assert record["keypoints"].dtype == np.float32
+    first = records.open_records(packed, "train")[0]
+    assert not first["keypoints"][:3].any()
+    expected = hitsz_files.skeleton_of(hitsz_files.SPLITS["train"][1].frames()[3])
+    np.testing.assert_array_equal(first["keypoints"][3], expected.astype(np.float32))
+
+
+def test_the_index_agrees_with_the_records(packed):
+    for split in ("train", "test"):
+        index = records.open_index(packed, split)
+        stored = list(records.open_records(packed, split))
+        assert index.identities.tolist() == [record["identity"] for record in stored]
+        assert index.labels.tolist() == [record["label"] for record in stored]
+        assert index.cameras.tolist() == [record["camera"] for record in stored]
+        assert index.modalities.tolist() == [record["modality"] for record in stored]
+        assert index.num_frames.tolist() == [len(record["frames"]) for record in stored]
+        assert index.rows.tolist() == [record["tracklet"] for record in stored]
+    assert records.open_index(packed, "train").missing_skeletons.tolist() == [3] + [0] * 11
+
+
+def test_any_user_of_tfds_can_read_it(source, packed):
+    example = tfds.builder_from_directory(str(packed)).as_data_source(split="train")[0]
+    index = hitsz_vcm.read_index(source)
+    expected = simplejpeg.decode_jpeg((source / index.train[0].frames[0]).read_bytes())
+    assert np.stack(example["frames"]).shape == (12, 32, 16, 3)
+    difference = example["frames"][0].astype(int) - expected.astype(int)
+    assert abs(difference).max() <= 2  # another JPEG decoder
+
+
+def test_packing_leaves_no_temporary_files(source, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    packed = hitsz_vcm.prepare(source, tmp_path / "data")
+    assert all_files(tmp_path / "temporary") == []
+    assert all_files(tmp_path / "data")[:2] == [packed.parent, packed]
+    assert {path.suffix for path in packed.iterdir()} == {
+        ".json",
+        ".array_record-00000-of-00001",
+    }
+
+
+def test_several_shards_keep_the_order(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "TRACKLETS_PER_SHARD", 4)  # divides both 12 and 8
+    packed = hitsz_vcm.prepare(source, tmp_path)
+    assert len(list(packed.glob("*train*array_record*"))) == 3
+    rows = [record["tracklet"] for record in records.open_records(packed, "train")]
+    assert rows == list(range(2, 14)) == records.open_index(packed, "train").rows.tolist()
+
+
+def test_packing_again_is_quick_and_changes_nothing(source, packed):
+    before = {path: path.stat().st_mtime_ns for path in all_files(packed.parent)}
+    assert hitsz_vcm.prepare(source, packed.parent.parent) == packed
+    assert {path: path.stat().st_mtime_ns for path in all_files(packed.parent)} == before
+
+
+def test_another_source_is_refused(source, packed, tmp_path):
+    hitsz_files.write_skeletons(tmp_path / "other.h5")
+    with pytest.raises(ValueError, match=r"packed from another source \(its keypoints differ\)"):
+        hitsz_vcm.prepare(source, packed.parent.parent, keypoints=tmp_path / "other.h5")
+    splits = hitsz_files.SPLITS | {"train": hitsz_files.rows_of([5, 6])}
+    hitsz_files.write_index(tmp_path, splits=splits)
+    with pytest.raises(ValueError, match=r"another source \(its index differ"):
+        hitsz_vcm.prepare(tmp_path, packed.parent.parent, keypoints=source / "skeletons.h5")
+
+
+def test_reports_progress_and_missing_skeletons(source, tmp_path, capsys):
+    hitsz_vcm.prepare(source, tmp_path)
+    lines = capsys.readouterr().err
+    assert "train: 12 of 12 tracklets" in lines
+    assert "train: 3 of 164 frames have no skeleton" in lines
+    assert "test: 0 of 107 frames have no skeleton" in lines
+
+
+def remove_frame(root, frame):
+    (root / frame).unlink()
+
+
+def truncate_frame(root, frame):
+    content = (root / frame).read_bytes()
+    (root / frame).write_bytes(content[: len(content) // 2])
+
+
+def cut_end_marker(root, frame):
+    (root / frame).write_bytes((root / frame).read_bytes()[:-2])
+
+
+def replace_by_text(root, frame):
+    (root / frame).write_text("not an image")
+
+
+def resize_frame(root, frame):
+    (root / frame).write_bytes(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
+
+
+def link_outside(root, frame):
+    (root / frame).rename(root.parent / "outside.jpg")
+    (root / frame).symlink_to(root.parent / "outside.jpg")
+
+
+def break_skeleton(root, frame):
+    hitsz_files.write_skeletons(root / "skeletons.h5", leave_out=(frame,))
+    with hitsz_files.h5py.File(root / "skeletons.h5", "a") as file:
+        file[frame.removesuffix(".jpg")] = np.zeros((17, 2))
+
+
+BROKEN_SOURCES = {
+    "missing frame": (remove_frame, FileNotFoundError, "{frame}: no such file"),
+    "truncated frame": (truncate_frame, ValueError, "{frame}: not an intact JPEG"),
+    "frame without an end": (cut_end_marker, ValueError, "{frame}: not an intact JPEG"),
+    "text for a frame": (replace_by_text, ValueError, "{frame}: not an intact JPEG"),
+    "frame of another size": (resize_frame, ValueError, "{frame}: 8x8 pixels, but"),
+    "link out of the root": (link_outside, ValueError, "{frame}: leads out of the dataset's root"),
+    "broken skeleton": (break_skeleton, ValueError, r"0504/ir/D3/12: found \(17, 2\)"),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"), BROKEN_SOURCES.values(), ids=BROKEN_SOURCES.keys()
+)
+def test_a_broken_source_leaves_nothing(tmp_path, damage, error, message):
+    root = hitsz_files.write_dataset(tmp_path / "root")
+    frame = hitsz_files.SPLITS["test"][-1].frames()[-1]  # the last of all that is packed
+    damage(root, frame)
+    with pytest.raises(error, match=message.format(frame=frame)):
+        hitsz_vcm.prepare(root, tmp_path / "new" / "packed")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interruption_leaves_nothing_and_spares_what_was_there(source, tmp_path, monkeypatch):
+    kept = tmp_path / "kept.txt"
+    kept.write_text("of the user")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(records, "_read_frames", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        hitsz_vcm.prepare(source, tmp_path)
+    assert all_files(tmp_path) == [kept]
+
+
+def test_skeletons_are_required(tmp_path):
+    root = hitsz_files.write_index(tmp_path / "root")
+    hitsz_files.write_frames(root)
+    with pytest.raises(FileNotFoundError, match="COCO-17 keypoints of every frame"):
+        hitsz_vcm.prepare(root, tmp_path / "packed")
+    hitsz_files.write_skeletons(tmp_path / "strange.h5", {"train": hitsz_files.rows_of([999])})
+    with pytest.raises(ValueError, match="no frame of the dataset has a skeleton in it"):
+        hitsz_vcm.prepare(root, tmp_path / "packed", keypoints=tmp_path / "strange.h5")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_directory_that_is_no_packed_dataset_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a packed dataset"):
+        records.open_index(tmp_path, "train")
+    with pytest.raises(FileNotFoundError, match="not a packed dataset"):
+        records.open_records(tmp_path, "train")
+
+
+def test_an_unknown_split_is_named(packed):
+    with pytest.raises(ValueError, match="the splits are train and test"):
+        records.open_index(packed, "query")
+
+
+def test_packing_and_reading_import_neither_tensorflow_nor_jax(source, tmp_path):
+    program = f"""
+import json, sys
+from data_pipelines import hitsz_vcm, records
+packed = hitsz_vcm.prepare({str(source)!r}, {str(tmp_path)!r})
+records.open_index(packed, "train")
+len(records.open_records(packed, "train")[0]["frames"])
+print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    modules = json.loads(result.stdout.splitlines()[-1])
+    assert "tensorflow_datasets" in modules
+    assert not {"tensorflow", "jax", "jaxlib"} & set(modules)

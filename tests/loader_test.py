@@ -1,0 +1,214 @@
+"""Packed tracklets to batches."""
+
+import json
+import subprocess
+import sys
+
+import hitsz_files
+import numpy as np
+import pytest
+import simplejpeg
+
+from data_pipelines import hitsz_vcm, loader, records, sampling, schema
+
+SIZE = (hitsz_files.HEIGHT, hitsz_files.WIDTH)
+TRAINING = {
+    "clip_length": 4,
+    "frame_size": SIZE,
+    "identities_per_batch": 2,
+    "tracklets_per_identity": 3,
+    "seed": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return hitsz_files.write_dataset(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def packed(source, tmp_path_factory):
+    return hitsz_vcm.prepare(source, tmp_path_factory.mktemp("packed"), num_workers=2)
+
+
+def assert_same(one, other):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    else:
+        np.testing.assert_array_equal(one, other)
+
+
+def read_clip(source, tracklet: schema.Tracklet, chosen):
+    """Frames and keypoints of a clip, straight from the source."""
+    names = [tracklet.frames[frame] for frame in chosen]
+    frames = np.stack([simplejpeg.decode_jpeg((source / name).read_bytes()) for name in names])
+    keypoints = np.stack([hitsz_files.skeleton_of(name) for name in names]).astype(np.float32)
+    return frames, keypoints
+
+
+def test_a_training_batch_holds_what_was_sampled(source, packed):
+    tracklets = hitsz_vcm.read_index(source).train
+    index = loader.open_index(packed, "train")
+    for step, batch in enumerate(
+        loader.train_batches(packed, start_step=7, num_steps=3, **TRAINING), start=7
+    ):
+        plan = sampling.sample_batch(
+            index, seed=5, step=step, identities_per_batch=2, tracklets_per_identity=3
+        )
+        assert_same(batch["labels"], plan.labels)
+        for modality, positions in enumerate((plan.visible, plan.infrared)):
+            clips = batch[schema.MODALITIES[modality]]
+            assert clips["frames"].dtype == np.uint8
+            assert clips["keypoints"].dtype == np.float32
+            for row, position in enumerate(positions):
+                tracklet = tracklets[position]
+                assert tracklet.modality == modality
+                rng = sampling.row_generator(5, step, row, modality)
+                chosen = sampling.training_frames(len(tracklet.frames), 4, rng)
+                frames, keypoints = read_clip(source, tracklet, chosen)
+                np.testing.assert_array_equal(clips["frames"][row], frames)
+                np.testing.assert_array_equal(clips["keypoints"][row], keypoints)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_resuming_yields_the_same_batches(packed, num_threads):
+    whole = list(
+        loader.train_batches(packed, start_step=0, num_steps=6, num_threads=num_threads, **TRAINING)
+    )
+    resumed = list(loader.train_batches(packed, start_step=4, num_steps=2, **TRAINING))
+    assert len(whole) == 6
+    assert_same(whole[4], resumed[0])
+    assert_same(whole[5], resumed[1])
+    assert len({batch["visible"]["frames"].tobytes() for batch in whole}) == 6
+
+
+@pytest.mark.parametrize("process_count", [2, 3, 6])
+def test_the_shares_of_the_processes_make_the_global_batch(packed, process_count):
+    steps = {"start_step": 3, "num_steps": 1}
+    whole = next(loader.train_batches(packed, **steps, **TRAINING))
+    shares = [
+        next(
+            loader.train_batches(
+                packed,
+                process_index=process_index,
+                process_count=process_count,
+                **steps,
+                **TRAINING,
+            )
+        )
+        for process_index in range(process_count)
+    ]
+    assert_same(whole["labels"], np.concatenate([share["labels"] for share in shares]))
+    for modality in schema.MODALITIES:
+        for key in ("frames", "keypoints"):
+            joined = np.concatenate([share[modality][key] for share in shares])
+            assert_same(whole[modality][key], joined)
+
+
+def test_sizes_that_do_not_fit_are_refused(packed):
+    steps = {"start_step": 0, "num_steps": 1}
+    for process in ({"process_count": 4}, {"process_index": 2, "process_count": 2}):
+        with pytest.raises(ValueError, match=r"2 \* 3 rows of a batch cannot be shared out"):
+            loader.train_batches(packed, **process, **steps, **TRAINING)
+    with pytest.raises(ValueError, match="only 3 have tracklets of both modalities"):
+        loader.train_batches(packed, **steps, **TRAINING | {"identities_per_batch": 4})
+    with pytest.raises(FileNotFoundError, match="not a packed dataset"):
+        loader.train_batches(packed.parent, **steps, **TRAINING)
+
+
+@pytest.mark.parametrize("frame_size", [(16, 8), (48, 40), (32, 8)])
+def test_frames_and_keypoints_are_resized_together(packed, frame_size):
+    settings = {"positions": [0, 1], "clip_length": 3, "batch_size": 2}
+    stored = next(loader.test_clips(packed, frame_size=SIZE, **settings))
+    resized = next(loader.test_clips(packed, frame_size=frame_size, **settings))
+    assert resized["frames"].shape == (2, 3, *frame_size, 3)
+    scale = [frame_size[1] / SIZE[1], frame_size[0] / SIZE[0], 1]
+    np.testing.assert_allclose(resized["keypoints"], stored["keypoints"] * scale, rtol=1e-6)
+    if frame_size == (16, 8):  # area averaging by two is the mean of 2 x 2 pixels
+        blocks = stored["frames"].reshape(2, 3, 16, 2, 8, 2, 3).mean(axis=(3, 5))
+        assert abs(resized["frames"] - blocks).max() <= 1
+
+
+def test_first_clips_follow_the_positions(source, packed):
+    tracklets = hitsz_vcm.read_index(source).test
+    positions = np.array([5, 0, 7, 2, 2])
+    batches = list(
+        loader.test_clips(packed, positions=positions, clip_length=5, frame_size=SIZE, batch_size=2)
+    )
+    assert [batch["position"].tolist() for batch in batches] == [[5, 0], [7, 2], [2, -1]]
+    for batch in batches:
+        assert batch["position"].dtype == np.int32
+        for place, position in enumerate(batch["position"]):
+            frames, keypoints = np.zeros((5, *SIZE, 3)), np.zeros((5, 17, 3))
+            if position >= 0:
+                tracklet = tracklets[position]
+                chosen = sampling.test_frames(len(tracklet.frames), 5)
+                frames, keypoints = read_clip(source, tracklet, chosen)
+            np.testing.assert_array_equal(batch["frames"][place], frames)
+            np.testing.assert_array_equal(batch["keypoints"][place], keypoints)
+
+
+def test_dense_clips_cover_every_frame(source, packed):
+    tracklets = hitsz_vcm.read_index(source).test
+    batches = loader.test_clips(
+        packed,
+        positions=range(len(tracklets)),
+        clip_length=5,
+        frame_size=SIZE,
+        batch_size=4,
+        mode="dense",
+    )
+    found = [
+        (int(position), frames)
+        for batch in batches
+        for position, frames in zip(batch["position"], batch["frames"], strict=True)
+        if position >= 0
+    ]
+    expected = [
+        (position, clip)
+        for position, tracklet in enumerate(tracklets)
+        for clip in sampling.dense_clips(len(tracklet.frames), 5)
+    ]
+    assert [position for position, _ in found] == [position for position, _ in expected]
+    for (_, frames), (position, clip) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(frames, read_clip(source, tracklets[position], clip)[0])
+
+
+def test_wrong_requests_for_clips_are_named(packed):
+    settings = {"clip_length": 3, "frame_size": SIZE, "batch_size": 2}
+    with pytest.raises(IndexError, match="tracklet 8: the test split holds 8"):
+        loader.test_clips(packed, positions=[8], **settings)
+    with pytest.raises(ValueError, match="the modes are 'first' and 'dense'"):
+        loader.test_clips(packed, positions=[0], mode="all", **settings)
+    assert list(loader.test_clips(packed, positions=[], **settings)) == []
+
+
+def test_only_the_sampled_frames_are_decoded(packed, monkeypatch):
+    decoded = []
+    decode = simplejpeg.decode_jpeg
+
+    def count(*args, **kwargs):
+        decoded.append(1)
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(records.simplejpeg, "decode_jpeg", count)
+    list(loader.train_batches(packed, start_step=0, num_steps=2, **TRAINING))
+    assert len(decoded) == 2 * 2 * 6 * 4  # steps, modalities, rows, frames
+
+
+def test_loading_imports_no_tensorflow_and_starts_no_jax(packed):
+    # Grain itself imports JAX where it is installed; no device may be taken by it.
+    program = f"""
+import json, sys
+from data_pipelines import loader
+batches = loader.train_batches({str(packed)!r}, start_step=0, num_steps=1, **{TRAINING!r})
+assert next(batches)["labels"].shape == (6,)
+bridge = sys.modules.get("jax._src.xla_bridge")
+print(json.dumps(["tensorflow" in sys.modules, bool(bridge and bridge._backends)]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert json.loads(result.stdout.splitlines()[-1]) == [False, False]
