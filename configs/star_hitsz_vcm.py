@@ -2,7 +2,7 @@
 
 Command:
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/star_hitsz_vcm \
-    --config.data.dir=data/hitsz_vcm --config.init.backbone=resnet50.safetensors
+    --config.data.dir=data/hitsz_vcm/1.0.0 --config.init.backbone=resnet50.safetensors
 
 `--config.model.guidance=none` trains the baseline without skeletons. Pack the dataset with
 `launch/prepare.py` first. The dataset is licensed, so no result of this config is claimed here;
@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
 
     config.data = ml_collections.ConfigDict()
-    config.data.dir = "data/hitsz_vcm"
+    config.data.dir = "data/hitsz_vcm/1.0.0"
     config.data.frame_size = (288, 144)  # height, width in pixels
     config.data.clip_length = 12  # frames per tracklet, T
     config.data.identities_per_batch = 8  # P, over all devices

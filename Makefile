@@ -1,0 +1,30 @@
+# make demo: everything from nothing to an evaluated STAR. make test: install and run all checks.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(RUN) -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/installed
+	$(RUN) launch/prepare.py --dataset=synthetic_vcm --size=demo
+	$(RUN) launch/train.py --config=configs/star_synthetic_demo.py --workdir=runs/demo
+	$(RUN) launch/eval.py --workdir=runs/demo
+	@echo "contact sheet: data/synthetic_vcm_demo/contact_sheet.png"
+	@echo "config, metrics, checkpoints and evaluation: runs/demo"
+
+lint: $(VENV)/installed-dev
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+test: lint
+	$(RUN) -m pytest

@@ -1,0 +1,38 @@
+"""A small STAR on the generated `demo` dataset, for two CPU cores and a few minutes.
+
+Command:
+  python launch/train.py --config=configs/star_synthetic_demo.py --workdir=runs/demo
+
+`make demo` draws and packs the dataset first and evaluates afterwards.
+"""
+
+import ml_collections
+
+from configs import star_hitsz_vcm
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Everything as in `star_hitsz_vcm`, but small."""
+    config = star_hitsz_vcm.get_config()
+    config.data.dir = "data/synthetic_vcm_demo/hitsz_vcm/1.0.0"
+    config.data.frame_size = (96, 48)
+    config.data.clip_length = 4
+    config.data.num_threads = 2
+
+    config.augment.padding = 4
+
+    config.model.num_identities = 200
+    config.model.block = "basic"
+    config.model.stage_sizes = (2, 2, 2, 2)
+    config.model.width = 16
+    config.model.dtype = "float32"
+
+    config.optim.lr = 0.05
+    config.optim.backbone_lr = 0.05  # from scratch, the backbone is as new as the rest
+    config.optim.warmup_epochs = 5
+    config.optim.decay_epochs = (60, 80)
+    config.optim.epochs = 90
+
+    config.eval.every_epochs = 0
+    config.checkpoint.keep = 2
+    return config

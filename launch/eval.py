@@ -1,0 +1,45 @@
+"""Evaluates a trained STAR on its test split, in both directions.
+
+  python launch/eval.py --workdir=runs/star
+  python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --data_dir=data/hitsz_vcm
+
+Prints a table and writes <workdir>/eval/<step>.json. The last checkpoint is taken unless one is
+named; protocol, clips and batch size are those of the run's config.
+"""
+
+from pathlib import Path
+
+import command
+from absl import flags
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is taken.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
+)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "The packed dataset, if not the config's.")
+CLIPS = flags.DEFINE_enum(
+    "clips", None, ["first", "dense"], "First frame of each chunk, or all frames averaged."
+)
+
+
+def main() -> None:
+    """Evaluates as the flags say."""
+    from star_jax.evaluation.embed import evaluate_checkpoint  # starts JAX
+    from star_jax.evaluation.protocols import format_table
+
+    if WORKDIR.value and not CHECKPOINT.value:
+        workdir, step = Path(WORKDIR.value), None
+    elif CHECKPOINT.value and not WORKDIR.value:
+        checkpoint = Path(CHECKPOINT.value)
+        if not checkpoint.name.isdigit():
+            raise ValueError(f"--checkpoint={checkpoint} must end with the number of a step")
+        workdir, step = checkpoint.parent.parent, int(checkpoint.name)
+    else:
+        raise ValueError("give either --workdir or --checkpoint")
+    report, path = evaluate_checkpoint(workdir, step, data_dir=DATA_DIR.value, clips=CLIPS.value)
+    print(format_table(report))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,183 @@
+"""What happens to the frames on the device: normalisation, crop and flip, erasing, style.
+
+Every function takes a batch of tracklets, can be jitted and draws from the key it is given.
+Geometry and erasing are drawn once a tracklet, because a camera does not jump between two frames;
+`per_frame` draws them anew for every frame, as the authors' code does.
+
+Pixel convention: the centre of the top left pixel is (0, 0), so that the joint at (x, y) lies on
+`frames[..., y, x, :]` and a flip takes x to `W - 1 - x`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from star_jax.graphs import MIRROR
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# A rectangle fails to fit a 288x144 frame in one of twenty attempts; ten leave one in 1e13.
+_ERASING_ATTEMPTS = 10
+
+
+def normalise(frames: jax.Array) -> jax.Array:
+    """Scales frames of 0 to 255 to ImageNet's mean and standard deviation.
+
+    Args:
+      frames: uint8 or float32[..., 3], RGB.
+
+    Returns:
+      float32[..., 3].
+    """
+    channels = (1,) * (frames.ndim - 1) + (3,)
+    mean = jnp.array(IMAGENET_MEAN, jnp.float32).reshape(channels)
+    std = jnp.array(IMAGENET_STD, jnp.float32).reshape(channels)
+    return (frames.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def random_crop_and_flip(
+    key: jax.Array,
+    frames: jax.Array,
+    keypoints: jax.Array,
+    *,
+    padding: int = 10,
+    flip_probability: float = 0.5,
+    per_frame: bool = False,
+    move_keypoints: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """Pads the frames with black, crops them back to their size and mirrors some of them.
+
+    The keypoints follow their pixels, and in a mirrored frame left and right joints swap. A joint
+    that leaves the picture keeps its position and confidence: the skeleton's edges stay as long as
+    they were. A joint of confidence 0 was not detected and becomes exactly (0, 0, 0).
+
+    Args:
+      key: random key.
+      frames: uint8 or float32[B, T, H, W, 3], before normalisation (black is 0).
+      keypoints: float32[B, T, 17, 3]: x, y in pixels and confidence.
+      padding: pixels added on each side, the largest shift.
+      flip_probability: share of mirrored tracklets (or frames).
+      per_frame: draw for every frame instead of once a tracklet.
+      move_keypoints: False returns the keypoints as they came, as the authors' code does.
+
+    Returns:
+      Frames and keypoints of the same shapes and types.
+    """
+    num_tracklets, num_frames, height, width, _ = frames.shape
+    draws = (num_tracklets, num_frames if per_frame else 1)
+    corner_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(corner_key, (*draws, 2), 0, 2 * padding + 1)  # y, x
+    corners = jnp.broadcast_to(corners, (num_tracklets, num_frames, 2))
+    flips = jax.random.bernoulli(flip_key, flip_probability, draws)
+    flips = jnp.broadcast_to(flips, (num_tracklets, num_frames))
+
+    def crop(padded: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(padded, (corner[0], corner[1], 0), (height, width, 3))
+
+    padded = jnp.pad(frames, ((0, 0), (0, 0), (padding, padding), (padding, padding), (0, 0)))
+    cropped = jax.vmap(jax.vmap(crop))(padded, corners)
+    cropped = jnp.where(flips[..., None, None, None], cropped[..., ::-1, :], cropped)
+    if not move_keypoints:
+        return cropped, keypoints
+
+    shift = (padding - corners).astype(keypoints.dtype)[:, :, None]  # [B, T, 1, 2]: y, x
+    x = keypoints[..., 0] + shift[..., 1]
+    y = keypoints[..., 1] + shift[..., 0]
+    confidence = keypoints[..., 2]
+    moved = jnp.stack([x, y, confidence], axis=-1)
+    mirrored = jnp.stack([width - 1 - x, y, confidence], axis=-1)[..., jnp.array(MIRROR), :]
+    moved = jnp.where(flips[..., None, None], mirrored, moved)
+    return cropped, jnp.where(moved[..., 2:] > 0, moved, jnp.zeros_like(moved))
+
+
+def random_erasing(
+    key: jax.Array,
+    frames: jax.Array,
+    *,
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.4),
+    aspect: tuple[float, float] = (0.3, 3.33),
+    fill: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
+    per_frame: bool = False,
+) -> jax.Array:
+    """Fills one rectangle of some tracklets, each channel with its own constant.
+
+    Area and aspect (height over width) are uniform in their ranges and drawn again while the
+    rectangle does not fit the frame (Zhong et al., arXiv 1708.04896); where none of ten fits,
+    nothing is erased.
+
+    Args:
+      key: random key.
+      frames: float32[B, T, H, W, 3], normalised.
+      probability: share of tracklets (or frames) in which a rectangle is erased.
+      area: smallest and largest share of the frame.
+      aspect: smallest and largest height over width.
+      fill: the constants, in normalised units.
+      per_frame: draw for every frame instead of once a tracklet.
+
+    Returns:
+      float32[B, T, H, W, 3].
+    """
+    num_tracklets, num_frames, height, width, _ = frames.shape
+    draws = (num_tracklets, num_frames if per_frame else 1)
+    erase_key, area_key, aspect_key, top_key, left_key = jax.random.split(key, 5)
+
+    attempts = (*draws, _ERASING_ATTEMPTS)
+    areas = height * width * jax.random.uniform(area_key, attempts, minval=area[0], maxval=area[1])
+    aspects = jax.random.uniform(aspect_key, attempts, minval=aspect[0], maxval=aspect[1])
+    heights = jnp.round(jnp.sqrt(areas * aspects)).astype(jnp.int32)
+    widths = jnp.round(jnp.sqrt(areas / aspects)).astype(jnp.int32)
+    fits = (heights < height) & (widths < width)
+    chosen = jnp.argmax(fits, axis=-1, keepdims=True)
+    erased_height = jnp.take_along_axis(heights, chosen, axis=-1)[..., 0]
+    erased_width = jnp.take_along_axis(widths, chosen, axis=-1)[..., 0]
+    erase = jax.random.bernoulli(erase_key, probability, draws) & fits.any(axis=-1)
+
+    top = jax.random.randint(top_key, draws, 0, height - erased_height + 1)
+    left = jax.random.randint(left_key, draws, 0, width - erased_width + 1)
+    in_rows = _in_span(height, top, erased_height)[..., :, None]
+    in_columns = _in_span(width, left, erased_width)[..., None, :]
+    inside = erase[..., None, None] & in_rows & in_columns
+    constants = jnp.array(fill, frames.dtype).reshape(1, 1, 1, 1, 3)
+    return jnp.where(inside[..., None], constants, frames)
+
+
+def _in_span(size: int, start: jax.Array, length: jax.Array) -> jax.Array:
+    """Which of `size` positions lie in the span; bool[..., size] for spans [...]."""
+    offset = jnp.arange(size).reshape((1,) * start.ndim + (size,)) - start[..., None]
+    return (offset >= 0) & (offset < length[..., None])
+
+
+def style_gains(key: jax.Array, frames: jax.Array, modality: str) -> jax.Array:
+    """Changes the brightness of infrared frames and the colours of visible frames.
+
+    An infrared frame is multiplied by one number of U[0.5, 1.5]. A visible frame is multiplied by
+    one such number a channel, and its channels are then permuted. Drawn for every frame.
+
+    Args:
+      key: random key.
+      frames: float32[B, T, H, W, 3], normalised, all of one modality.
+      modality: "visible" or "infrared".
+
+    Returns:
+      float32[B, T, H, W, 3].
+
+    Raises:
+      ValueError: another modality.
+    """
+    shape = frames.shape[:2]
+    gain_key, permutation_key = jax.random.split(key)
+    if modality == "infrared":
+        gains = jax.random.uniform(gain_key, shape, frames.dtype, minval=0.5, maxval=1.5)
+        return frames * gains[..., None, None, None]
+    if modality != "visible":
+        raise ValueError(f"modality must be 'visible' or 'infrared', found {modality!r}")
+    gains = jax.random.uniform(gain_key, (*shape, 3), frames.dtype, minval=0.5, maxval=1.5)
+    channels = jnp.broadcast_to(jnp.arange(3), (*shape, 3))
+    sources = jax.random.permutation(permutation_key, channels, axis=-1, independent=True)
+    # mix[..., c, d] is the share of channel c in the new channel d. Products and sums fuse into one
+    # pass over the frames; a gather along the channels would not.
+    mix = gains[..., :, None] * jax.nn.one_hot(sources, 3, dtype=frames.dtype, axis=-2)
+    mix = mix[:, :, None, None]
+    red, green, blue = (frames[..., c : c + 1] * mix[..., c, :] for c in range(3))
+    return red + green + blue

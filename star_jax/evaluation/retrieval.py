@@ -1,0 +1,145 @@
+"""Retrieval metrics of person re-identification: CMC, mean average precision and mINP.
+
+NumPy only: the embeddings have left the device when the gallery is ranked.
+"""
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+_SIMILARITIES_PER_CHUNK = 2**21  # about 50 MB of working memory
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalResult:
+    """Scores of one ranking task, as fractions of one.
+
+    Attributes:
+      cmc: float64[G]; `cmc[k - 1]` is the share of the evaluated queries whose first match is among
+        the first k gallery entries.
+      mean_ap: mean over queries of the average precision, the mean of the precisions at the hits.
+      mean_inp: mean over queries of the inverse negative penalty, the number of matches divided by
+        the rank of the last one (Ye et al., arXiv 2001.04193).
+      num_queries: evaluated queries, those with at least one match.
+      num_gallery: gallery entries, G.
+      num_unmatched: queries without any match, in none of the means.
+      num_removed: gallery entries removed for a query of the same identity and camera, summed over
+        all queries.
+    """
+
+    cmc: np.ndarray
+    mean_ap: float
+    mean_inp: float
+    num_queries: int
+    num_gallery: int
+    num_unmatched: int
+    num_removed: int
+
+    def rank(self, k: int) -> float:
+        """The share of queries with a match among the first k; k beyond G counts as G."""
+        if k < 1:
+            raise ValueError(f"ranks count from 1, found k = {k}")
+        return float(self.cmc[min(k, self.num_gallery) - 1])
+
+
+def evaluate_retrieval(
+    similarity: npt.ArrayLike,
+    *,
+    query_ids: npt.ArrayLike,
+    gallery_ids: npt.ArrayLike,
+    query_cameras: npt.ArrayLike,
+    gallery_cameras: npt.ArrayLike,
+) -> RetrievalResult:
+    """Ranks the gallery for every query and scores the rankings.
+
+    Gallery entries of the query's identity *and* camera are removed for that query. Entries of
+    equal similarity keep the order of the gallery.
+
+    Args:
+      similarity: float[Q, G], larger is more alike.
+      query_ids: [Q], identities: strings or integers.
+      gallery_ids: [G].
+      query_cameras: [Q].
+      gallery_cameras: [G].
+
+    Returns:
+      The scores over the queries that have a match.
+
+    Raises:
+      ValueError: the shapes do not fit, a similarity is NaN, or no query has a match.
+    """
+    similarity = np.asarray(similarity)
+    similarity = similarity.astype(np.result_type(similarity, np.float32), copy=False)
+    if similarity.ndim != 2 or 0 in similarity.shape:
+        raise ValueError(f"similarity must be [Q, G] and not empty, found {similarity.shape}")
+    num_queries, num_gallery = similarity.shape
+    query_ids, gallery_ids = _as_numbers(
+        query_ids, gallery_ids, similarity.shape, ("query_ids", "gallery_ids")
+    )
+    query_cameras, gallery_cameras = _as_numbers(
+        query_cameras, gallery_cameras, similarity.shape, ("query_cameras", "gallery_cameras")
+    )
+
+    num_matches = np.zeros(num_queries, np.int64)
+    first_match = np.zeros(num_queries, np.int64)  # rank, from 1; 0 without a match
+    last_match = np.zeros(num_queries, np.int64)
+    precision_sum = np.zeros(num_queries)
+    num_removed = 0
+    rows_per_chunk = max(1, _SIMILARITIES_PER_CHUNK // num_gallery)
+    for start in range(0, num_queries, rows_per_chunk):
+        rows = slice(start, start + rows_per_chunk)
+        if np.isnan(similarity[rows]).any():
+            row, column = np.argwhere(np.isnan(similarity[rows]))[0]
+            raise ValueError(f"similarity of query {start + row} and gallery entry {column} is NaN")
+        order = np.argsort(-similarity[rows], axis=1, kind="stable")
+        same_identity = query_ids[rows, None] == gallery_ids
+        removed = same_identity & (query_cameras[rows, None] == gallery_cameras)
+        num_removed += int(removed.sum())
+        ranks = np.cumsum(np.take_along_axis(~removed, order, axis=1), axis=1)
+        hits = np.take_along_axis(same_identity & ~removed, order, axis=1)
+
+        # The hits are few: from here on one entry a hit, by query and then by rank.
+        query, position = np.nonzero(hits)
+        hit_rank = ranks[query, position]
+        matches = np.bincount(query, minlength=len(hits))
+        hit_number = 1 + np.arange(len(query)) - (np.cumsum(matches) - matches)[query]
+        first, last = hit_number == 1, hit_number == matches[query]
+        num_matches[rows] = matches
+        first_match[rows][query[first]] = hit_rank[first]
+        last_match[rows][query[last]] = hit_rank[last]
+        precision_sum[rows] = np.bincount(query, hit_number / hit_rank, minlength=len(hits))
+
+    matched = num_matches > 0
+    if not matched.any():
+        raise ValueError(
+            f"none of the {num_queries} queries has a match among the {num_gallery} gallery entries"
+            f" ({num_removed} removed, being of the query's identity and camera)"
+        )
+    first_matches = np.bincount(first_match[matched] - 1, minlength=num_gallery)
+    return RetrievalResult(
+        cmc=np.cumsum(first_matches) / matched.sum(),
+        mean_ap=float((precision_sum[matched] / num_matches[matched]).mean()),
+        mean_inp=float((num_matches[matched] / last_match[matched]).mean()),
+        num_queries=int(matched.sum()),
+        num_gallery=num_gallery,
+        num_unmatched=int((~matched).sum()),
+        num_removed=num_removed,
+    )
+
+
+def _as_numbers(
+    queries: npt.ArrayLike,
+    gallery: npt.ArrayLike,
+    shape: tuple[int, int],
+    names: tuple[str, str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers identities or cameras, so that comparing strings Q x G times is avoided."""
+    queries, gallery = np.asarray(queries), np.asarray(gallery)
+    for name, values, length in zip(names, (queries, gallery), shape, strict=True):
+        if values.shape != (length,):
+            raise ValueError(
+                f"{name} must be [{length}] as similarity is {shape}, found {values.shape}"
+            )
+    _, numbers = np.unique(np.concatenate([queries, gallery]), return_inverse=True)
+    return numbers[: len(queries)], numbers[len(queries) :]

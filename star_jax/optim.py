@@ -1,0 +1,57 @@
+"""The optimizer of the published recipe: SGD as PyTorch computes it, two groups, epoch steps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+
+def learning_rate_factor(
+    step: jax.Array, config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> jax.Array:
+    """What both learning rates are multiplied with at a step.
+
+    Linear over the warm-up epochs, then a tenth from each of the decay epochs on; constant within
+    an epoch, as in the authors' code.
+
+    Args:
+      step: int32[], steps done.
+      config: a `config.optim`.
+      steps_per_epoch: steps of an epoch.
+
+    Returns:
+      float32[].
+    """
+    epoch = step // steps_per_epoch
+    warmup = jnp.minimum((epoch + 1) / max(config.warmup_epochs, 1), 1.0)
+    decays = sum((epoch >= start).astype(jnp.float32) for start in config.decay_epochs)
+    return (warmup * 0.1 ** jnp.float32(decays)).astype(jnp.float32)
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum; weight decay is added to the gradient, as PyTorch does.
+
+    Parameters below `backbone` learn with `config.backbone_lr`, all others with `config.lr`.
+
+    Args:
+      config: a `config.optim`.
+      steps_per_epoch: steps of an epoch.
+    """
+
+    def scaled(learning_rate: float) -> optax.GradientTransformation:
+        return optax.scale_by_learning_rate(
+            lambda step: learning_rate * learning_rate_factor(step, config, steps_per_epoch)
+        )
+
+    def groups(params: dict[str, Any]) -> dict[str, str]:
+        return {name: "backbone" if name == "backbone" else "new" for name in params}
+
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.trace(config.momentum, nesterov=True),
+        optax.partition({"backbone": scaled(config.backbone_lr), "new": scaled(config.lr)}, groups),
+    )

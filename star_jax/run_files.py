@@ -1,0 +1,105 @@
+"""The small files of a run: its config, what it ran with, and its evaluations."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+# What may differ when a run continues: none of it changes the numbers of training.
+FREE_KEYS = ("data.dir", "data.num_threads", "eval.", "checkpoint.", "log_every_steps")
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "grain", "numpy")
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the workdir of a run, or checks that it is that of a run with this config.
+
+    Writes `config.json` (the full config) and `run.json` (versions, devices, git revision).
+
+    Raises:
+      ValueError: the workdir belongs to another config; names the keys that differ.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        before = flatten(read_json(path))
+        now = flatten(as_json(config))
+        differences = [
+            f"{key} was {before.get(key, 'absent')}, now {now.get(key, 'absent')}"
+            for key in sorted(set(before) | set(now))
+            if before.get(key) != now.get(key) and not key.startswith(FREE_KEYS)
+        ]
+        if differences:
+            raise ValueError(
+                f"{workdir} belongs to another config: {'; '.join(differences)}. Use another "
+                "--workdir, or the config it was begun with"
+            )
+    write_json(path, as_json(config))
+    write_json(workdir / "run.json", environment())
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its config."""
+    revision = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git_revision": revision.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def write_report(workdir: Path, report: dict[str, Any]) -> Path:
+    """Writes an evaluation to `<workdir>/eval/<step>.json` and returns the path."""
+    path = workdir / "eval" / f"{report['step']}.json"
+    write_json(path, report)
+    return path
+
+
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as JSON gives it back (tuples are lists)."""
+    return json.loads(config.to_json())
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      ValueError: naming the file, if it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove it to begin anew") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,180 @@
+"""The training loop."""
+
+import dataclasses
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from data_pipelines.loader import train_batches
+from data_pipelines.records import open_index
+from data_pipelines.sampling import steps_per_epoch
+from star_jax import checkpoint, run_files
+from star_jax.evaluation.embed import evaluate_test_split
+from star_jax.evaluation.protocols import format_table
+from star_jax.metrics import MetricsWriter, Progress
+from star_jax.models import build_model
+from star_jax.parallel import check_rows, make_mesh, put_batch, replicated
+from star_jax.steps import TrainState, initial_state, make_train_step
+from star_jax.weights import from_torchvision_resnet50, load_arrays
+
+log = logging.getLogger(__name__)
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
+    """Trains the network that `config` describes, or continues where `workdir` stands.
+
+    Args:
+      config: an experiment, as in `configs/`.
+      workdir: takes the config, checkpoints, metrics and evaluations.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      ValueError: the config does not fit the dataset, the devices or the workdir.
+      FloatingPointError: a loss is not finite.
+    """
+    workdir = Path(workdir)
+    mesh = make_mesh()
+    pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
+    check_rows(pairs, mesh, "config.data.identities_per_batch * tracklets_per_identity")
+    index = open_index(config.data.dir, "train")
+    check_identities(config, index.labels)
+    epoch = steps_per_epoch(
+        index, config.data.identities_per_batch, config.data.tracklets_per_identity
+    )
+    if not epoch:
+        raise ValueError(f"{config.data.dir}: too few training tracklets for one batch an epoch")
+    num_steps = config.optim.epochs * epoch
+    model = build_model(config.model)
+    run_files.claim(workdir, config)
+
+    state = initial_state(config, model, epoch, mesh)
+    with checkpoint.open_manager(workdir, config.checkpoint.keep) as manager:
+        restored = checkpoint.restore_state(manager, state)
+        if restored is not None:
+            state = restored
+            log.info("continuing from step %d of %d", state.step, num_steps)
+        elif config.init.backbone:
+            state = with_backbone(state, config, mesh)
+        start = int(state.step)
+        train_step = make_train_step(config, model, epoch, mesh)
+        batches = train_batches(
+            config.data.dir,
+            clip_length=config.data.clip_length,
+            frame_size=tuple(config.data.frame_size),
+            identities_per_batch=config.data.identities_per_batch,
+            tracklets_per_identity=config.data.tracklets_per_identity,
+            seed=config.seed,
+            start_step=start,
+            num_steps=num_steps - start,
+            num_threads=config.data.num_threads,
+        )
+        step_log = StepLog(config, frames_per_step=2 * pairs * config.data.clip_length)
+        with (
+            MetricsWriter(workdir, resume_step=start) as writer,
+            Progress(num_steps, start, "training") as progress,
+        ):
+            for step, batch in enumerate(batches, start=start + 1):
+                state, metrics = train_step(state, put_batch(batch, mesh))
+                # The step before is read now, so that the device works while the host writes.
+                step_log.flush(writer, progress)
+                step_log.pending = (step, metrics)
+                save_now = step % config.checkpoint.every_steps == 0 or step == num_steps
+                evaluate_now = config.eval.every_epochs and (
+                    step % (config.eval.every_epochs * epoch) == 0
+                )
+                if save_now or evaluate_now:
+                    step_log.flush(writer, progress)  # what is not finite is not saved
+                if evaluate_now:
+                    evaluate(config, model, state, mesh, workdir, writer)
+                if save_now:
+                    checkpoint.save(manager, state, config.to_dict())
+            step_log.flush(writer, progress)
+        manager.wait_until_finished()
+    return state
+
+
+def check_identities(config: ml_collections.ConfigDict, labels: np.ndarray) -> None:
+    """Raises ValueError if the classifiers do not have one class a training identity."""
+    num_identities = len(np.unique(labels))
+    if config.model.num_identities != num_identities:
+        raise ValueError(
+            f"config.model.num_identities is {config.model.num_identities}, but {config.data.dir} "
+            f"has {num_identities} training identities; pass "
+            f"--config.model.num_identities={num_identities}"
+        )
+
+
+def with_backbone(state: TrainState, config: ml_collections.ConfigDict, mesh: Any) -> TrainState:
+    """The state with the backbone of `config.init.backbone`, ImageNet weights."""
+    arrays = load_arrays(config.init.backbone)
+    variables = from_torchvision_resnet50(arrays, config.model, state.variables)
+    return dataclasses.replace(state, **jax.device_put(variables, replicated(mesh)))
+
+
+class StepLog:
+    """Reads the metrics of a step when the next one is under way: checks, shows and writes them."""
+
+    def __init__(self, config: ml_collections.ConfigDict, frames_per_step: int):
+        self.every_steps = config.log_every_steps
+        self.frames_per_step = frames_per_step
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.written_at: tuple[int, float] | None = None
+
+    def flush(self, writer: MetricsWriter, progress: Progress) -> None:
+        """Handles the pending step, if there is one.
+
+        Raises:
+          FloatingPointError: naming the losses that are not finite.
+        """
+        if self.pending is None:
+            return
+        step, arrays = self.pending
+        self.pending = None
+        metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
+        wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong:
+            raise FloatingPointError(
+                f"step {step}: {', '.join(wrong)} not finite; the last checkpoint is good. Lower "
+                "config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
+            )
+        now = time.monotonic()
+        shown = {"loss": metrics["loss/total"]}
+        if self.written_at is not None:
+            since, then = self.written_at
+            speed = (step - since) * self.frames_per_step / (now - then)
+            shown["frames/s"] = metrics["frames_per_second"] = speed
+        progress.update(step, shown)
+        if self.written_at is None or step % self.every_steps == 0:
+            writer.write(step, metrics)
+            self.written_at = (step, now)
+
+
+def evaluate(
+    config: ml_collections.ConfigDict,
+    model: Any,
+    state: TrainState,
+    mesh: Any,
+    workdir: Path,
+    writer: MetricsWriter,
+) -> None:
+    """Evaluates the state, and writes and logs the scores."""
+    step = int(state.step)
+    report = evaluate_test_split(config, model, state.variables, mesh, step)
+    run_files.write_report(workdir, report)
+    writer.write(
+        step,
+        {
+            f"{direction}/{name}": report[direction][name]
+            for direction in ("i2v", "v2i")
+            for name in ("rank1", "map")
+        },
+    )
+    log.info("step %d\n%s", step, format_table(report))
