@@ -21,7 +21,11 @@ def open_manager(workdir: str | Path, keep: int | None) -> ocp.CheckpointManager
     return ocp.CheckpointManager(
         (Path(workdir) / "checkpoints").absolute(),
         options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-        item_names=("variables", "optimizer", "config"),
+        item_handlers={
+            "variables": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "config": ocp.JsonCheckpointHandler(),
+        },
     )
 
 

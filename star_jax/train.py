@@ -54,6 +54,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     num_steps = config.optim.epochs * epoch
     model = build_model(config.model)
     run_files.claim(workdir, config)
+    if jax.config.jax_compilation_cache_dir is None:  # a restart need not compile again
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
 
     state = initial_state(config, model, epoch, mesh)
     with checkpoint.open_manager(workdir, config.checkpoint.keep) as manager:
