@@ -53,13 +53,14 @@ def main() -> None:
     print(f"packed dataset: {packed}\ntrain on it with --config.data.dir={packed}")
 
 
-def draw(source: Path, contact_sheet: Path) -> None:
+def draw(source: Path, picture: Path) -> None:
     """Draws the generated dataset and a picture to judge it by."""
     from data_pipelines import synthetic_vcm
+    from data_pipelines.contact_sheet import contact_sheet
 
     synthetic_vcm.generate(source, size=SIZE.value, seed=SEED.value, processes=NUM_WORKERS.value)
-    synthetic_vcm.contact_sheet(source, contact_sheet)
-    print(f"contact sheet: {contact_sheet}")
+    contact_sheet(source, picture)
+    print(f"contact sheet: {picture}")
 
 
 if __name__ == "__main__":

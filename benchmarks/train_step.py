@@ -1,0 +1,66 @@
+"""Time and memory of a training step on made-up data: no dataset, no loading.
+
+  python -m benchmarks.train_step --config=configs/star_synthetic_demo.py
+
+Prints the seconds of the first call (compilation), the median, fastest and slowest of the timed
+steps, frames per second (clean frames of both modalities) and the peak memory of the process.
+"""
+
+import resource
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from star_jax.models import build_model
+from star_jax.parallel import make_mesh, put_batch
+from star_jax.steps import initial_state, make_train_step
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
+STEPS = flags.DEFINE_integer("steps", 20, "Timed steps.", lower_bound=1)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = CONFIG.value
+    data = config.data
+    mesh = make_mesh()
+    model = build_model(config.model)
+    rng = np.random.default_rng(config.seed)
+    pairs = data.identities_per_batch * data.tracklets_per_identity
+
+    def clips() -> dict[str, np.ndarray]:
+        height, width = data.frame_size
+        frames = rng.integers(0, 256, (pairs, data.clip_length, height, width, 3), np.uint8)
+        keypoints = rng.random((pairs, data.clip_length, 17, 3)) * [width, height, 1]
+        return {"frames": frames, "keypoints": keypoints.astype(np.float32)}
+
+    labels = np.repeat(np.arange(data.identities_per_batch), data.tracklets_per_identity)
+    batch = {"visible": clips(), "infrared": clips(), "labels": labels.astype(np.int32)}
+    batch = put_batch(batch, mesh)
+    state = initial_state(config, model, 1, mesh)
+    train_step = make_train_step(config, model, 1, mesh)
+
+    def timed() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, metrics = train_step(state, batch)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - start
+
+    print(f"first step {timed():.1f} s, on {jax.device_count()} {jax.devices()[0].device_kind}")
+    times = np.array([timed() for _ in range(STEPS.value)])
+    frames = 2 * pairs * data.clip_length
+    print(
+        f"{STEPS.value} steps: median {1000 * np.median(times):.0f} ms "
+        f"({1000 * times.min():.0f} to {1000 * times.max():.0f}), "
+        f"{frames / np.median(times):.0f} frames/s"
+    )
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,194 @@
+"""The synthetic dataset's knobs and sizes, and the plan: who is seen where and for how long."""
+
+import dataclasses
+
+import numpy as np
+
+from data_pipelines.schema import INFRARED, VISIBLE
+
+SPLITS = ("train", "test")
+FOLDERS = {VISIBLE: "rgb", INFRARED: "ir"}
+TRACKLET_FRAMES = 24  # a walk is cut into tracklets of so many frames, the last one shorter
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """How much is drawn for one split.
+
+    Attributes:
+      identities: how many.
+      cameras: the cameras are 1 to this number.
+      visible_tracklets: least and most visible tracklets of an identity.
+      infrared_tracklets: likewise.
+      cameras_per_modality: how many cameras see an identity in each modality, at most half of all.
+      long_tracklets: so many tracklets per identity and modality have 12 frames or more for sure.
+    """
+
+    identities: int
+    cameras: int
+    visible_tracklets: tuple[int, int]
+    infrared_tracklets: tuple[int, int]
+    cameras_per_modality: int
+    long_tracklets: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticConfig:
+    """All knobs of the generated dataset.
+
+    Attributes:
+      train: how much training data.
+      test: how much test data.
+      height: of a stored frame, pixels.
+      width: of a stored frame, pixels.
+      difficulty: scales what makes pictures hard: noise, blur, darkness, the shares below, the
+        spread of viewpoints, the background's contrast. 0 is a studio; 1 the default.
+      skeleton_variation: scales what makes skeletons tell little of the identity: how bones'
+        apparent lengths, gait and the box's aspect vary from tracklet to tracklet.
+      occluded_share: share of the tracklets that something passes in front of, at difficulty 1.
+      low_light_share: share of the dark tracklets, at difficulty 1.
+      low_resolution_share: share of the coarse tracklets, at difficulty 1.
+      motion_blur_share: share of the smeared tracklets, at difficulty 1.
+      box_jitter: how far the detector's box strays, as a share of the frame, at difficulty 1.
+      keypoint_error: standard deviation of a joint in plain sight, as a share of the height.
+      swapped_share: share of the frames in which the pose estimator swaps left and right legs
+        (and, drawn apart, arms).
+      missed_share: share of the frames without a skeleton; of those half hidden, ten times as many.
+    """
+
+    train: SplitConfig
+    test: SplitConfig
+    height: int = 144
+    width: int = 72
+    difficulty: float = 1.0
+    skeleton_variation: float = 1.0
+    occluded_share: float = 0.3
+    low_light_share: float = 0.12
+    low_resolution_share: float = 0.12
+    motion_blur_share: float = 0.12
+    box_jitter: float = 0.02
+    keypoint_error: float = 0.012
+    swapped_share: float = 0.03
+    missed_share: float = 0.01
+
+
+SIZES = {
+    "tiny": SyntheticConfig(
+        train=SplitConfig(6, 6, (2, 3), (2, 2), 2, 2),
+        test=SplitConfig(6, 12, (1, 2), (1, 2), 1, 1),
+        height=96,
+        width=48,
+    ),
+    "demo": SyntheticConfig(
+        train=SplitConfig(200, 6, (2, 3), (2, 3), 2, 2),
+        test=SplitConfig(60, 12, (2, 3), (2, 3), 2, 1),
+    ),
+    "full": SyntheticConfig(
+        train=SplitConfig(500, 6, (8, 17), (6, 14), 3, 2),
+        test=SplitConfig(427, 12, (8, 18), (8, 16), 3, 2),
+        height=288,
+        width=144,
+    ),
+}
+
+
+def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """Returns random numbers that depend on nothing but what they are for."""
+    return np.random.default_rng([seed, *purpose.encode(), *numbers])
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedTracklet:
+    """One row of a split's index, before anything is drawn.
+
+    Attributes:
+      split: "train" or "test".
+      row: 1-based row of the split's index.
+      identity: its number.
+      modality: VISIBLE or INFRARED.
+      camera: its number.
+      track: 1-based number of the tracklet of this identity, modality and camera.
+      first_frame: number of the first frame; numbers run on through a camera's tracklets, since the
+        path of a frame does not name its track.
+      num_frames: frames.
+    """
+
+    split: str
+    row: int
+    identity: int
+    modality: int
+    camera: int
+    track: int
+    first_frame: int
+    num_frames: int
+
+    @property
+    def frames(self) -> range:
+        """The numbers of its frames."""
+        return range(self.first_frame, self.first_frame + self.num_frames)
+
+    @property
+    def folder(self) -> str:
+        """Where its frames lie below the dataset's root."""
+        modality = FOLDERS[self.modality]
+        return f"{self.split.capitalize()}/{self.identity:04}/{modality}/D{self.camera}"
+
+
+def plan(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
+    """Decides which tracklets there are, in the order of the index: training first."""
+    planned: list[PlannedTracklet] = []
+    identity = 0
+    for split in SPLITS:
+        sizes: SplitConfig = getattr(config, split)
+        if 2 * sizes.cameras_per_modality > sizes.cameras:
+            raise ValueError(
+                f"{split}: {sizes.cameras_per_modality} cameras for each modality need "
+                f"{2 * sizes.cameras_per_modality} cameras, but there are {sizes.cameras}"
+            )
+        row = 0
+        for _ in range(sizes.identities):
+            identity += 1
+            rng = generator(seed, "plan", identity)
+            cameras = rng.permutation(sizes.cameras) + 1  # no camera serves both modalities
+            for modality, bounds in (
+                (VISIBLE, sizes.visible_tracklets),
+                (INFRARED, sizes.infrared_tracklets),
+            ):
+                own, cameras = np.split(cameras, [sizes.cameras_per_modality])
+                lengths = _plan_lengths(rng, sorted(own.tolist()), bounds, sizes.long_tracklets)
+                for camera, tracklets in lengths.items():
+                    first_frame = 1
+                    for track, num_frames in enumerate(tracklets, start=1):
+                        row += 1
+                        planned.append(
+                            PlannedTracklet(
+                                split,
+                                row,
+                                identity,
+                                modality,
+                                camera,
+                                track,
+                                first_frame,
+                                num_frames,
+                            )
+                        )
+                        first_frame += num_frames
+    return planned
+
+
+def _plan_lengths(
+    rng: np.random.Generator, cameras: list[int], bounds: tuple[int, int], long_tracklets: int
+) -> dict[int, list[int]]:
+    """Deals an identity's tracklets to cameras; each camera's last is what is left of a walk."""
+    total = int(rng.integers(bounds[0], bounds[1] + 1))
+    cameras = cameras[:total]
+    lengths: dict[int, list[int]] = {}
+    long_left = long_tracklets
+    for position, camera in enumerate(cameras):
+        count = total // len(cameras) + (position < total % len(cameras))
+        whole = count - 1
+        long_left -= whole
+        shortest = 12 if long_left > 0 else 4
+        long_left -= 1
+        lengths[camera] = [TRACKLET_FRAMES] * whole + [int(rng.integers(shortest, 25))]
+    return lengths
