@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Everything as in `star_hitsz_vcm`, but small."""
     config = star_hitsz_vcm.get_config()
     config.data.dir = "data/synthetic_vcm_demo/hitsz_vcm/1.0.0"
-    config.data.frame_size = (96, 48)
+    config.data.frame_size = (64, 48)
     config.data.clip_length = 4
     config.data.num_threads = 2
 
@@ -30,8 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.lr = 0.05
     config.optim.backbone_lr = 0.05  # from scratch, the backbone is as new as the rest
     config.optim.warmup_epochs = 5
-    config.optim.decay_epochs = (60, 80)
-    config.optim.epochs = 90
+    config.optim.decay_epochs = (50, 64)
+    config.optim.epochs = 70
 
     config.eval.every_epochs = 0
     config.checkpoint.keep = 2

@@ -46,20 +46,26 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 def environment() -> dict[str, Any]:
     """What the numbers of a run depend on besides its config."""
-    revision = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "git_revision": revision.stdout.strip() or "unknown",
+        "git_revision": git_revision(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
     }
+
+
+def git_revision() -> str:
+    """The revision of this code, marked `-dirty` if it was changed; "unknown" without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    folder = Path(__file__).parent
+    try:
+        return (
+            subprocess.check_output(command, cwd=folder, stderr=subprocess.DEVNULL).decode().strip()
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def write_report(workdir: Path, report: dict[str, Any]) -> Path:

@@ -54,7 +54,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     num_steps = config.optim.epochs * epoch
     model = build_model(config.model)
     run_files.claim(workdir, config)
-    if jax.config.jax_compilation_cache_dir is None:  # a restart need not compile again
+    # A restart need not compile again.
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
 
     state = initial_state(config, model, epoch, mesh)
