@@ -62,6 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.backbone_lr = 0.01  # of the stems and the four stages
     config.optim.momentum = 0.9
     config.optim.weight_decay = 5e-4
+    config.optim.clip_norm = 0.0  # of all gradients together; 0 does not clip, as the authors
     config.optim.warmup_epochs = 10
     config.optim.decay_epochs = (60, 120)  # each time to a tenth
     config.optim.epochs = 130

@@ -1,7 +1,7 @@
 """Evaluates a trained STAR on its test split, in both directions.
 
   python launch/eval.py --workdir=runs/star
-  python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --data_dir=data/hitsz_vcm
+  python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/1.0.0
 
 Prints a table and writes <workdir>/eval/<step>.json. The last checkpoint is taken unless one is
 named; protocol, clips and batch size are those of the run's config.
@@ -16,7 +16,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkp
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
 )
-DATA_DIR = flags.DEFINE_string("data_dir", None, "The packed dataset, if not the config's.")
+DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "The packed dataset, if not the config's.")
 CLIPS = flags.DEFINE_enum(
     "clips", None, ["first", "dense"], "First frame of each chunk, or all frames averaged."
 )
@@ -36,7 +36,9 @@ def main() -> None:
         workdir, step = checkpoint.parent.parent, int(checkpoint.name)
     else:
         raise ValueError("give either --workdir or --checkpoint")
-    report, path = evaluate_checkpoint(workdir, step, data_dir=DATA_DIR.value, clips=CLIPS.value)
+    report, path = evaluate_checkpoint(
+        workdir, step, dataset_dir=DATASET_DIR.value, clips=CLIPS.value
+    )
     print(format_table(report))
     print(f"written to {path}")
 

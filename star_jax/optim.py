@@ -35,6 +35,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """SGD with Nesterov momentum; weight decay is added to the gradient, as PyTorch does.
 
+    Gradients longer than `config.clip_norm`, if that is not 0, are first scaled down to it.
     Parameters below `backbone` learn with `config.backbone_lr`, all others with `config.lr`.
 
     Args:
@@ -50,7 +51,9 @@ def make_optimizer(
     def groups(params: dict[str, Any]) -> dict[str, str]:
         return {name: "backbone" if name == "backbone" else "new" for name in params}
 
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
+        clip,
         optax.add_decayed_weights(config.weight_decay),
         optax.trace(config.momentum, nesterov=True),
         optax.partition({"backbone": scaled(config.backbone_lr), "new": scaled(config.lr)}, groups),

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from star_jax.models import build_model
 from star_jax.models.guidance import NUM_HEADS, POWERS
@@ -100,9 +102,10 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return load_file(path)
+        try:
+            return safetensors.numpy.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file ({error})") from error
     if path.suffix not in (".pth", ".pt"):
         raise ValueError(f"{path}: give a .safetensors or a .pth file")
     try:
@@ -115,8 +118,11 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: not a file of plain arrays ({error})") from error
-    content = content.get("state_dict", content)
-    return {name.removeprefix("module."): array.numpy() for name, array in content.items()}
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+        raise ValueError(f"{path}: holds something else than arrays by name; save a state dict")
+    return {name.removeprefix("module."): array.detach().numpy() for name, array in content.items()}
 
 
 AUTHORS_STEMS = {
@@ -128,6 +134,11 @@ AUTHORS_STEMS = {
 def transpose(array: Any) -> Any:
     """A linear layer's weight, [out, in], as a kernel, [in, out]."""
     return array.T
+
+
+def squeeze(array: Any) -> Any:
+    """An array without its first axis, of length 1."""
+    return array.squeeze(0)
 
 
 def unchanged(array: Any) -> Any:
@@ -153,7 +164,7 @@ def linear_entries(path: str, name: str) -> Iterator[Entry]:
 def convolution_entry(path: str, name: str, *, projection: bool) -> Entry:
     """A convolution's kernel; a 1x1 one is a matrix here."""
     if projection:
-        return f"params/{path}/dense/kernel", (f"{name}.weight",), lambda x: x[:, :, 0, 0].T
+        return f"params/{path}/dense/kernel", (f"{name}.weight",), lambda x: x.squeeze((2, 3)).T
     return f"params/{path}/kernel", (f"{name}.weight",), lambda x: x.transpose(2, 3, 1, 0)
 
 
@@ -203,8 +214,8 @@ def skeleton_entries(channels: int) -> Iterator[Entry]:
     for i in (1, 2):
         path, name = f"params/keypoint_graph/gat{i}", f"gat.conv{i}"
         yield f"{path}/projection/kernel", (f"{name}.lin.weight",), transpose
-        yield f"{path}/sender", (f"{name}.att_src",), lambda x: x[0]
-        yield f"{path}/receiver", (f"{name}.att_dst",), lambda x: x[0]
+        yield f"{path}/sender", (f"{name}.att_src",), squeeze
+        yield f"{path}/receiver", (f"{name}.att_dst",), squeeze
         yield f"{path}/bias", (f"{name}.bias",), unchanged
     yield from norm_entries("skeleton_norm", "pose_bottleneck")
     yield from linear_entries("skeleton_classifier", "pose_classifier")
@@ -234,9 +245,8 @@ def attention_entries(path: str, name: str, channels: int) -> Iterator[Entry]:
     """An attention, whose three input projections PyTorch keeps as one matrix."""
     heads = (NUM_HEADS, channels // NUM_HEADS)
     for i, part in enumerate(("query", "key", "value")):
-        rows = slice(i * channels, (i + 1) * channels)
-        kernel = lambda x, rows=rows: x[rows].T.reshape(channels, *heads)  # noqa: E731
-        bias = lambda x, rows=rows: x[rows].reshape(heads)  # noqa: E731
+        kernel = lambda x, i=i: x.reshape(3, channels, channels)[i].T.reshape(-1, *heads)  # noqa: E731
+        bias = lambda x, i=i: x.reshape(3, *heads)[i]  # noqa: E731
         yield f"params/{path}/{part}/kernel", (f"{name}.in_proj_weight",), kernel
         yield f"params/{path}/{part}/bias", (f"{name}.in_proj_bias",), bias
     out = f"params/{path}/out"

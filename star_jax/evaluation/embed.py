@@ -77,14 +77,14 @@ def evaluate_test_split(
 
 
 def evaluate_checkpoint(
-    workdir: Path, step: int | None, *, data_dir: str | None = None, clips: str | None = None
+    workdir: Path, step: int | None, *, dataset_dir: str | None = None, clips: str | None = None
 ) -> tuple[dict[str, Any], Path]:
     """Evaluates a checkpoint of a run.
 
     Args:
       workdir: of the run.
       step: of the checkpoint; the last one if None.
-      data_dir: the packed dataset, if not the config's.
+      dataset_dir: the packed dataset, if not the config's.
       clips: "first" or "dense", if not the config's.
 
     Returns:
@@ -103,8 +103,8 @@ def evaluate_checkpoint(
             raise FileNotFoundError(f"{workdir}: no checkpoint {step or ''} (there are: {found})")
         step = steps[-1] if step is None else step
         config = checkpoint.restore_config(manager, step)
-        if data_dir is not None:
-            config.data.dir = data_dir
+        if dataset_dir is not None:
+            config.data.dir = dataset_dir
         if clips is not None:
             config.eval.clips = clips
         mesh = make_mesh()

@@ -1,0 +1,98 @@
+"""The optimizer against PyTorch's update rule written in NumPy, and the published schedule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import star_hitsz_vcm
+from star_jax.optim import learning_rate_factor, make_optimizer
+
+STEPS_PER_EPOCH = 268  # of HITSZ-VCM
+
+
+def optim_config(**changes):
+    config = star_hitsz_vcm.get_config().optim
+    config.update(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("epoch", "rate"),
+    [
+        (0, 0.01),
+        (4, 0.05),
+        (9, 0.1),
+        (10, 0.1),
+        (59, 0.1),
+        (60, 0.01),
+        (119, 0.01),
+        (120, 0.001),
+        (129, 0.001),
+    ],
+)
+def test_schedule_is_the_published_one(epoch, rate):
+    config = optim_config()
+    assert (config.warmup_epochs, tuple(config.decay_epochs), config.lr) == (10, (60, 120), 0.1)
+    for step in (epoch * STEPS_PER_EPOCH, (epoch + 1) * STEPS_PER_EPOCH - 1):
+        factor = learning_rate_factor(jnp.int32(step), config, STEPS_PER_EPOCH)
+        assert factor.shape == () and factor.dtype == jnp.float32
+        np.testing.assert_allclose(config.lr * factor, rate, rtol=1e-5)
+
+
+def test_schedule_without_warmup_and_decay_is_constant():
+    config = optim_config(warmup_epochs=0, decay_epochs=())
+    for step in (0, 1, 1000):
+        assert learning_rate_factor(jnp.int32(step), config, 10) == 1
+
+
+def sgd_by_pytorchs_rule(params, gradients, rates, momentum, weight_decay):
+    """`torch.optim.SGD(nesterov=True, dampening=0)` of one parameter, in float64."""
+    buffer = None
+    for gradient, rate in zip(gradients, rates, strict=True):
+        decayed = gradient + weight_decay * params
+        buffer = decayed if buffer is None else momentum * buffer + decayed
+        params = params - rate * (decayed + momentum * buffer)
+    return params
+
+
+def test_updates_are_pytorchs():
+    # Two steps an epoch: the warm-up ends with step 3, the rates fall at steps 6 and 10.
+    config = optim_config(
+        lr=0.1, backbone_lr=0.02, weight_decay=0.05, warmup_epochs=2, decay_epochs=(3, 5)
+    )
+    factors = [0.5, 0.5, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+    rng = np.random.default_rng(0)
+    shapes = {"backbone": {"stem": {"kernel": (3, 4)}}, "global_norm": {"scale": (5,)}}
+    draw = lambda: jax.tree.map(  # noqa: E731
+        lambda shape: rng.normal(size=shape).astype(np.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    start = params = draw()
+    gradients = [draw() for _ in factors]
+
+    optimizer = make_optimizer(config, steps_per_epoch=2)
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+
+    for rate, path in ((0.02, ("backbone", "stem", "kernel")), (0.1, ("global_norm", "scale"))):
+        leaf = lambda tree, path=path: leaf_at(tree, path)  # noqa: E731
+        expected = sgd_by_pytorchs_rule(
+            leaf(start).astype(float),
+            [leaf(gradient) for gradient in gradients],
+            [rate * factor for factor in factors],
+            momentum=0.9,
+            weight_decay=0.05,
+        )
+        np.testing.assert_allclose(leaf(params), expected, rtol=1e-5, atol=1e-6)
+
+
+def leaf_at(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree

@@ -1,0 +1,103 @@
+"""The files of a run: whose workdir it is, and what it ran with."""
+
+import json
+
+import jax
+import pytest
+
+from configs import star_synthetic_demo
+from star_jax import run_files
+
+
+def demo_config(**changes):
+    config = star_synthetic_demo.get_config()
+    settled = {"seed": 0, "optim.lr": 0.05, "data.frame_size": (96, 48), "losses.triplet": 1.0}
+    config.update_from_flattened_dict({**settled, **changes})
+    return config
+
+
+def test_claim_writes_the_config_and_the_environment(tmp_path):
+    workdir = tmp_path / "runs" / "first"
+    config = demo_config()
+    run_files.claim(workdir, config)
+    written = json.loads((workdir / "config.json").read_text())
+    assert written == json.loads(config.to_json())
+    assert written["data"]["frame_size"] == [96, 48]
+    environment = json.loads((workdir / "run.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert len(environment["devices"]) == jax.device_count()
+    assert environment["processes"] == 1
+    assert environment["git_revision"]
+    assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "run.json"]
+
+
+def test_claim_accepts_the_same_config_again(tmp_path):
+    run_files.claim(tmp_path, demo_config())
+    run_files.claim(tmp_path, demo_config())
+
+
+def test_claim_accepts_and_writes_what_does_not_change_training(tmp_path):
+    run_files.claim(tmp_path, demo_config())
+    changes = {
+        "data.dir": "elsewhere",
+        "data.num_threads": 5,
+        "eval.batch_size": 7,
+        "eval.clips": "dense",
+        "checkpoint.keep": 9,
+        "log_every_steps": 3,
+    }
+    run_files.claim(tmp_path, demo_config(**changes))
+    written = run_files.flatten(run_files.read_json(tmp_path / "config.json"))
+    assert {key: written[key] for key in changes} == changes
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before"),
+    [
+        ("optim.lr", 0.25, "0.05"),
+        ("seed", 7, "0"),
+        ("data.frame_size", (64, 48), r"\[96, 48\]"),
+        ("losses.triplet", 2.0, "1.0"),
+    ],
+)
+def test_claim_refuses_another_config_and_names_the_key(tmp_path, key, value, before):
+    run_files.claim(tmp_path, demo_config())
+    files = {path: path.read_text() for path in tmp_path.iterdir()}
+    now = str(value).translate({ord("("): r"\[", ord(")"): r"\]"})
+    with pytest.raises(ValueError, match=rf"{key} was {before}, now {now}\. Use another --workdir"):
+        run_files.claim(tmp_path, demo_config(**{key: value}))
+    assert files == {path: path.read_text() for path in tmp_path.iterdir()}
+
+
+def test_claim_names_every_difference_and_absent_keys(tmp_path):
+    config = demo_config()
+    del config.losses.defense
+    run_files.claim(tmp_path, config)
+    with pytest.raises(ValueError, match=r"losses.defense was absent, now .*; seed was 0, now 3"):
+        run_files.claim(tmp_path, demo_config(seed=3))
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 0', "\xff"])
+def test_claim_names_a_broken_file(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json: no JSON object .*remove it to begin anew"):
+        run_files.claim(tmp_path, demo_config())
+
+
+def test_report_is_written_by_step(tmp_path):
+    report = {"step": 120, "mean_ap": 0.5}
+    path = run_files.write_report(tmp_path, report)
+    assert path == tmp_path / "eval" / "120.json"
+    assert json.loads(path.read_text()) == report
+    run_files.write_report(tmp_path, {"step": 120, "mean_ap": 0.75})
+    assert [p.name for p in path.parent.iterdir()] == ["120.json"]
+    assert run_files.read_json(path)["mean_ap"] == 0.75
+
+
+def test_flatten_joins_keys_by_dots():
+    assert run_files.flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {
+        "a.b.c": 1,
+        "a.d": [2],
+        "e": None,
+    }

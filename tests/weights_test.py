@@ -1,0 +1,342 @@
+"""Weights from elsewhere: what is taken, what is refused, and by which name."""
+
+import builtins
+import functools
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from configs import star_hitsz_vcm
+from star_jax.models import build_model
+from star_jax.weights import from_authors, from_torchvision_resnet50, load_arrays
+
+# The authors' names and shapes, of which the tiny network takes one block a stage and a
+# 32nd of the width.
+SHRINK = 32
+LATER_BLOCK = re.compile(r"\.layer\d\.[1-9]")
+NUM_IDENTITIES, WIDTH, C = 5, 64 // SHRINK, 2048 // SHRINK
+
+
+def model_config(**changes):
+    config = star_hitsz_vcm.get_config().model
+    small = {"num_identities": NUM_IDENTITIES, "stage_sizes": (1, 1, 1, 1), "width": WIDTH}
+    config.update({**small, **changes})
+    return config
+
+
+@functools.cache
+def state_dict():
+    """A made-up state dict of the tiny network with the authors' names."""
+    shapes = json.loads((Path(__file__).parent / "golden" / "state_dict.json").read_text())
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, shape in shapes.items():
+        if LATER_BLOCK.search(name):
+            continue
+        if name.startswith("fc1") or "weight_ih" in name:
+            shape = [size // SHRINK if size > 64 else size for size in shape]
+        else:
+            shape = [size // SHRINK if size >= 64 else size for size in shape]
+        if "_classifier" in name:
+            shape[0] = NUM_IDENTITIES
+        arrays[name] = rng.normal(size=shape).astype(np.float32)
+    return arrays
+
+
+def torchvision_state_dict():
+    prefix = "base_resnet.base."
+    arrays = {k.removeprefix(prefix): v for k, v in state_dict().items() if k.startswith(prefix)}
+    return {**arrays, "fc.weight": np.zeros((1000, C)), "fc.bias": np.zeros(1000)}
+
+
+def shapes_of(tree):
+    return jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)
+
+
+def needed(config):
+    frames, keypoints = np.zeros((2, 2, 64, 48, 3), np.float32), np.ones((2, 2, 17, 3), np.float32)
+    model = build_model(config)
+    return jax.eval_shape(
+        lambda: model.init(jax.random.key(0), frames, keypoints, modality="paired")
+    )
+
+
+# --- the authors' network -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", ["none", "frame", "sequence", "both"])
+def test_the_authors_state_dict_fills_every_network(guidance):
+    config = model_config(guidance=guidance)
+    assert shapes_of(from_authors(state_dict(), config)) == shapes_of(needed(config))
+
+
+def test_the_authors_arrays_go_to_their_places():
+    arrays, variables = state_dict(), from_authors(state_dict(), model_config())
+    params, stats = variables["params"], variables["batch_stats"]
+
+    def same(actual, expected):
+        np.testing.assert_array_equal(actual, expected)
+
+    backbone = params["backbone"]
+    for stem, prefix in (
+        ("visible", "visible_module.visible"),
+        ("infrared", "thermal_module.thermal"),
+    ):
+        kernel = backbone[f"stem_{stem}"]["conv"]["kernel"]
+        same(kernel[2, 5, 1], arrays[f"{prefix}.conv1.weight"][:, 1, 2, 5])
+        running = stats["backbone"][f"stem_{stem}"]["bn"]
+        same(running["mean"], arrays[f"{prefix}.bn1.running_mean"])
+        same(running["var"], arrays[f"{prefix}.bn1.running_var"])
+    block, prefix = backbone["stage3"]["block0"], "base_resnet.base.layer3.0"
+    same(block["conv1"]["dense"]["kernel"], arrays[f"{prefix}.conv1.weight"][:, :, 0, 0].T)
+    same(block["conv2"]["kernel"][0, 2], arrays[f"{prefix}.conv2.weight"][:, :, 0, 2].T)
+    same(block["bn3"]["bias"], arrays[f"{prefix}.bn3.bias"])
+    same(block["downsample_bn"]["scale"], arrays[f"{prefix}.downsample.1.weight"])
+
+    same(stats["frame_norm"]["bias"], arrays["local_bottleneck.bias"])
+    same(params["frame_classifier"]["kernel"], arrays["local_classifier.weight"].T)
+    same(params["global_classifier"]["kernel"], arrays["global_classifier.weight"].T)
+
+    lstm, name = params["edge_sequence"]["lstm"], "lstm_edge"
+    for direction, suffix in enumerate(("", "_reverse")):
+        same(lstm["input_kernel"][direction], arrays[f"{name}.weight_ih_l0{suffix}"].T)
+        same(lstm["recurrent_kernel"][direction], arrays[f"{name}.weight_hh_l0{suffix}"].T)
+        biases = (arrays[f"{name}.bias_{part}_l0{suffix}"] for part in ("ih", "hh"))
+        same(lstm["bias"][direction], sum(biases))
+    gat = params["keypoint_graph"]["gat1"]
+    same(gat["sender"], arrays["gat.conv1.att_src"][0])
+    same(gat["receiver"], arrays["gat.conv1.att_dst"][0])
+    guidance = params["frame_guidance"]["features_to_edges"]
+    projections = arrays["time_guide.reverse_cross_attn.in_proj_weight"]
+    for i, part in enumerate(("query", "key", "value")):
+        rows = projections[i * C : (i + 1) * C]
+        same(guidance[part]["kernel"].reshape(C, C), rows.T)
+    weigh = params["guided_pooling"]["weigh"]
+    for i in range(5):
+        same(weigh["kernel"][:, i], arrays[f"GuidedAggModule.fc_layers.{i}.weight"].T)
+        same(weigh["bias"][i], arrays[f"GuidedAggModule.fc_layers.{i}.bias"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "thermal_module.thermal.conv1.weight",
+        "base_resnet.base.layer2.0.bn2.running_var",
+        "lstm_edge.bias_hh_l0_reverse",
+        "global_bottleneck.bias",
+    ],
+)
+def test_a_missing_array_is_named(name):
+    arrays = {key: array for key, array in state_dict().items() if key != name}
+    with pytest.raises(ValueError, match=f"^the state dict lacks {name}$"):
+        from_authors(arrays, model_config())
+
+
+@pytest.mark.parametrize(
+    "name", ["head.weight", "base_resnet.base.layer2.1.conv1.weight", "fc2.weight"]
+)
+def test_an_unknown_array_is_named(name):
+    arrays = {**state_dict(), name: np.zeros(3)}
+    with pytest.raises(
+        ValueError, match=rf"arrays that no part of the network takes: \['{name}'\]"
+    ):
+        from_authors(arrays, model_config())
+
+
+WRONG_SHAPES = {
+    "global_classifier.weight": (NUM_IDENTITIES + 1, C),
+    "pose_bottleneck.running_mean": (2 * C - 1,),
+    "base_resnet.base.layer1.0.conv2.weight": (WIDTH, WIDTH, 1, 1),
+    "base_resnet.base.layer1.0.conv1.weight": (WIDTH, WIDTH),
+    "time_guide.cross_attn.in_proj_weight": (C, C),
+    "lstm_edge.weight_hh_l0": (2 * C, C),
+    "fc1.weight": (),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SHAPES)
+def test_an_array_of_another_shape_is_named(name):
+    arrays = {**state_dict(), name: np.zeros(WRONG_SHAPES[name], np.float32)}
+    with pytest.raises(ValueError, match=name):
+        from_authors(arrays, model_config())
+
+
+LARGER_SHAPES = {
+    "base_resnet.base.layer1.0.conv1.weight": (WIDTH, WIDTH, 3, 3),
+    "time_guide.cross_attn.in_proj_weight": (4 * C, C),
+    "gat.conv1.att_src": (2, 2, 16),
+}
+
+
+@pytest.mark.parametrize("name", LARGER_SHAPES)
+def test_an_array_larger_than_needed_is_named(name):
+    arrays = {**state_dict(), name: np.zeros(LARGER_SHAPES[name], np.float32)}
+    with pytest.raises(ValueError, match=name):
+        from_authors(arrays, model_config())
+
+
+# --- an ImageNet ResNet -------------------------------------------------------------------------
+
+
+@functools.cache
+def fresh_variables():
+    config = model_config()
+    fill = lambda x: np.full(x.shape, 0.25, np.float32)  # noqa: E731
+    return jax.tree.map(fill, needed(config))
+
+
+def test_a_torchvision_resnet_fills_both_stems_and_keeps_the_rest():
+    arrays, before = torchvision_state_dict(), fresh_variables()
+    variables = from_torchvision_resnet50(arrays, model_config(), before)
+    assert shapes_of(variables) == shapes_of(before)
+    for collection, names in variables.items():
+        for name in set(names) - {"backbone"}:
+            jax.tree.map(np.testing.assert_array_equal, names[name], before[collection][name])
+    params, stats = (variables[collection]["backbone"] for collection in ("params", "batch_stats"))
+    for stem in ("stem_visible", "stem_infrared"):
+        kernel = arrays["conv1.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(params[stem]["conv"]["kernel"], kernel)
+        np.testing.assert_array_equal(stats[stem]["bn"]["mean"], arrays["bn1.running_mean"])
+    last = params["stage4"]["block0"]["conv3"]["dense"]["kernel"]
+    np.testing.assert_array_equal(last, arrays["layer4.0.conv3.weight"][:, :, 0, 0].T)
+    assert not any((leaf == 0.25).all() for leaf in jax.tree.leaves((params, stats)))
+
+
+def test_a_torchvision_resnet_of_basic_blocks():
+    config = model_config(block="basic")
+    rng = np.random.default_rng(0)
+    arrays = {"conv1.weight": rng.normal(size=(WIDTH, 3, 7, 7))}
+
+    def norm(name, channels):
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            arrays[f"{name}.{part}"] = rng.normal(size=channels)
+        arrays[f"{name}.num_batches_tracked"] = np.array(7)
+
+    norm("bn1", WIDTH)
+    before = WIDTH
+    for stage in range(1, 5):
+        name, width = f"layer{stage}.0", WIDTH * 2 ** (stage - 1)
+        arrays[f"{name}.conv1.weight"] = rng.normal(size=(width, before, 3, 3))
+        arrays[f"{name}.conv2.weight"] = rng.normal(size=(width, width, 3, 3))
+        norm(f"{name}.bn1", width)
+        norm(f"{name}.bn2", width)
+        if stage > 1:
+            arrays[f"{name}.downsample.0.weight"] = rng.normal(size=(width, before, 1, 1))
+            norm(f"{name}.downsample.1", width)
+        before = width
+    variables = from_torchvision_resnet50(arrays, config, needed(config))
+    assert shapes_of(variables) == shapes_of(needed(config))
+
+
+def test_a_torchvision_resnet_that_does_not_fit_is_refused():
+    arrays = torchvision_state_dict()
+    lacking = {name: array for name, array in arrays.items() if name != "layer3.0.conv2.weight"}
+    with pytest.raises(ValueError, match=r"lacks layer3\.0\.conv2\.weight$"):
+        from_torchvision_resnet50(lacking, model_config(), fresh_variables())
+    deeper = {**arrays, "layer3.1.conv1.weight": np.zeros((8, 8, 1, 1))}
+    with pytest.raises(ValueError, match=r"no part of the network takes: \['layer3\.1\.conv1"):
+        from_torchvision_resnet50(deeper, model_config(), fresh_variables())
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+ARRAYS = {
+    "conv1.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "bn1.bias": np.array([1.5], np.float32),
+}
+
+
+def assert_arrays(actual):
+    assert set(actual) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(actual[name], array)
+
+
+def test_safetensors(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(ARRAYS, path)
+    assert_arrays(load_arrays(path))
+    assert_arrays(load_arrays(str(path)))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for name in ("weights.safetensors", "weights.pth"):
+        with pytest.raises(FileNotFoundError, match=f"no weights at .*{name}"):
+            load_arrays(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        load_arrays(tmp_path)
+
+
+def test_another_kind_of_file_is_refused(tmp_path):
+    path = tmp_path / "weights.npz"
+    np.savez(path, **ARRAYS)
+    with pytest.raises(ValueError, match=r"weights\.npz: give a \.safetensors or a \.pth file"):
+        load_arrays(path)
+
+
+def test_a_broken_safetensors_file_is_named(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"not a safetensors file")
+    with pytest.raises(ValueError, match=r"weights\.safetensors"):
+        load_arrays(path)
+
+
+def test_a_pth_without_pytorch_says_what_to_do(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"")
+    plain_import = builtins.__import__
+
+    def without_torch(name, *args, **kwargs):
+        if name == "torch":
+            raise ImportError("No module named 'torch'")
+        return plain_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    with pytest.raises(ImportError, match=r"weights\.pth: reading a \.pth needs PyTorch"):
+        load_arrays(path)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_pth(tmp_path, nested, prefix):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "weights.pth"
+    tensors = {f"{prefix}{name}": torch.from_numpy(array) for name, array in ARRAYS.items()}
+    torch.save({"state_dict": tensors, "epoch": 3} if nested else tensors, path)
+    assert_arrays(load_arrays(path))
+
+
+class Malicious:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_malicious_pth_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    path, trace = tmp_path / "weights.pth", tmp_path / "trace"
+    torch.save({"conv1.weight": Malicious(trace)}, path)
+    with pytest.raises(ValueError, match=r"weights\.pth: not a file of plain arrays"):
+        load_arrays(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists(), "the file is not malicious"
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], "text"])
+def test_a_pth_of_anything_but_arrays_is_named(tmp_path, content):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"weights\.pth"):
+        load_arrays(path)
