@@ -27,11 +27,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.width = 16
     config.model.dtype = "float32"
 
+    # Features that start from nothing have no scale of their own: at full weight this loss shrinks
+    # them until training breaks down.
+    config.losses.defense = 0.01
+
     config.optim.lr = 0.05
     config.optim.backbone_lr = 0.05  # from scratch, the backbone is as new as the rest
+    config.optim.clip_norm = 5.0
     config.optim.warmup_epochs = 5
-    config.optim.decay_epochs = (50, 64)
-    config.optim.epochs = 70
+    config.optim.decay_epochs = (35, 45)
+    config.optim.epochs = 50
 
     config.eval.every_epochs = 0
     config.checkpoint.keep = 2
