@@ -82,7 +82,7 @@ SIZES = {
     "demo": SyntheticConfig(
         train=SplitConfig(200, 6, (2, 3), (2, 3), 2, 2),
         test=SplitConfig(60, 12, (2, 3), (2, 3), 2, 1),
-        difficulty=0.6,
+        difficulty=0.4,
     ),
     "full": SyntheticConfig(
         train=SplitConfig(500, 6, (8, 17), (6, 14), 3, 2),

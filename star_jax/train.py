@@ -81,7 +81,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
         )
         step_log = StepLog(config, frames_per_step=2 * pairs * config.data.clip_length)
         with (
-            MetricsWriter(workdir, resume_step=start) as writer,
+            MetricsWriter(workdir, enabled=jax.process_index() == 0, resume_step=start) as writer,
             Progress(num_steps, start, "training") as progress,
         ):
             for step, batch in enumerate(batches, start=start + 1):

@@ -219,7 +219,12 @@ class Backbone(nn.Module):
         x = self.stem(frames.astype(self.dtype), modality, train)
         stage1, stage2, stage3, stage4 = self.stages
         x = stage2(stage1(x, train=train), train=train)
-        pool = lambda y: y.astype(jnp.float32).mean((1, 2)).reshape(rows, time, -1)  # noqa: E731
+
+        def pool(y: jax.Array) -> jax.Array:
+            # Fused into a bfloat16 convolution, XLA of JAX 0.12 makes NaN of this mean on a CPU.
+            y = jax.lax.optimization_barrier(y)
+            return y.astype(jnp.float32).mean((1, 2)).reshape(rows, time, -1)
+
         features = pool(stage4(stage3(x, train=train), train=train))
         if style is None:
             return features, None
