@@ -96,3 +96,15 @@ def leaf_at(tree, path):
     for key in path:
         tree = tree[key]
     return tree
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 2.0, 100.0])
+def test_long_gradients_are_scaled_down_to_the_clip_norm(clip_norm):
+    options = {"lr": 1.0, "backbone_lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+    config = optim_config(clip_norm=clip_norm, warmup_epochs=0, decay_epochs=(), **options)
+    optimizer = make_optimizer(config, steps_per_epoch=1)
+    gradient = {"backbone": jnp.array([3.0, 0.0]), "head": jnp.array([0.0, 4.0])}  # of length 5
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    length = np.linalg.norm(np.concatenate([updates["backbone"], updates["head"]]))
+    np.testing.assert_allclose(length, 2.0 if clip_norm == 2.0 else 5.0, rtol=1e-6)
+    np.testing.assert_allclose(updates["head"][1] / updates["backbone"][0], 4 / 3, rtol=1e-6)

@@ -39,6 +39,8 @@ def config(dataset_dir: pathlib.Path) -> ml_collections.ConfigDict:
     config.model.num_identities = 6
     config.model.stage_sizes = (1, 1, 1, 1)
     config.model.width = 4
+    config.optim.lr = config.optim.backbone_lr = 0.05
+    config.optim.clip_norm = 0.0
     config.optim.epochs = 12
     config.optim.warmup_epochs = 2
     config.optim.decay_epochs = (10,)
