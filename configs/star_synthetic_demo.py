@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.padding = 4
     config.augment.erasing_probability = 0.25  # a small network in few steps does not overfit
 
-    config.model.num_identities = 200
+    config.model.num_identities = 300
     config.model.block = "basic"
     config.model.stage_sizes = (1, 1, 1, 1)
     config.model.width = 16
@@ -36,9 +36,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.lr = 0.1
     config.optim.backbone_lr = 0.1  # from scratch, the backbone is as new as the rest
     config.optim.clip_norm = 5.0
-    config.optim.warmup_epochs = 5
-    config.optim.decay_epochs = (42, 54)
-    config.optim.epochs = 60
+    config.optim.warmup_epochs = 3
+    config.optim.decay_epochs = (24, 31)
+    config.optim.epochs = 34
 
     config.eval.every_epochs = 0
     config.checkpoint.keep = 2
