@@ -22,10 +22,10 @@ import cv2
 import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
-import tqdm
 
 from data_pipelines import files, schema
 from data_pipelines import keypoints as keypoints_lib
+from data_pipelines.progress import with_progress
 
 SPLITS = ("train", "test")
 TRACKLETS_PER_SHARD = 512
@@ -160,7 +160,7 @@ class TrackletBuilder(tfds.core.ShardBasedBuilder):
         ):
             frames_ahead = _map_ahead(pool, read, tracklets, ahead=2 * self._num_workers)
             pairs = zip(tracklets, frames_ahead, strict=True)
-            for tracklet, (frames, height, width) in _progress(pairs, len(tracklets), split):
+            for tracklet, (frames, height, width) in with_progress(pairs, len(tracklets), split):
                 keypoints = source.read(tracklet)
                 label = labels.get(tracklet.identity, -1)
                 columns["identities"].append(tracklet.identity)
@@ -270,17 +270,6 @@ def _map_ahead(
     finally:
         for future in futures:
             future.cancel()
-
-
-def _progress(items: Iterable, total: int, name: str) -> Iterator:
-    """Yields the items, with a progress bar on a terminal and a line each tenth elsewhere."""
-    if sys.stderr.isatty():
-        yield from tqdm.tqdm(items, desc=name, total=total, unit=" tracklets")
-        return
-    for count, item in enumerate(items, start=1):
-        yield item
-        if count % max(1, total // 10) == 0 or count == total:
-            print(f"{name}: {count} of {total} tracklets", file=sys.stderr, flush=True)
 
 
 def _open_builder(dataset_dir: str | os.PathLike[str]) -> tfds.core.DatasetBuilder:

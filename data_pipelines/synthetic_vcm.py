@@ -13,18 +13,17 @@ import json
 import multiprocessing
 import os
 import pathlib
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import h5py
 import numpy as np
 import simplejpeg
-import tqdm
 
 from data_pipelines import drawing, people, scenes
+from data_pipelines.progress import with_progress
 from data_pipelines.schema import INFRARED, NUM_JOINTS, VISIBLE
 from data_pipelines.synthetic_plan import (
     FOLDERS,
@@ -40,7 +39,6 @@ VERSION = 1  # of the drawings: raise it whenever the same config and seed give 
 _MARKER = "generator.json"
 _CODES = {VISIBLE: 2, INFRARED: 1}  # in the index files
 _JPEG_QUALITY = 92
-Result = TypeVar("Result")
 
 
 # --- drawing one tracklet -----------------------------------------------------------------------
@@ -282,7 +280,7 @@ def _write_tracklets(
         table = None
         file = stack.enter_context(open(root / "attributes.csv", "w", newline=""))
         for tracklet, (keypoints, attributes) in zip(
-            planned, _with_progress(results, len(planned)), strict=True
+            planned, with_progress(results, len(planned), "drawing"), strict=True
         ):
             group = skeletons.require_group(
                 f"{tracklet.identity:04}/{FOLDERS[tracklet.modality]}/D{tracklet.camera}"
@@ -307,14 +305,3 @@ def _draw_to_disk(
         (folder / f"{number}.jpg").write_bytes(jpeg)
     found = zip(planned.frames, drawn.keypoints, drawn.detected, strict=True)
     return {number: skeleton for number, skeleton, seen in found if seen}, drawn.attributes
-
-
-def _with_progress(results: Iterable[Result], total: int) -> Iterator[Result]:
-    """Passes results on and reports progress: a bar on terminals, ten plain lines elsewhere."""
-    if sys.stderr.isatty():
-        yield from tqdm.tqdm(results, "drawing", total, unit="tracklet")
-        return
-    for done, result in enumerate(results, start=1):
-        yield result
-        if done * 10 // total > (done - 1) * 10 // total:
-            print(f"drawing: {done} of {total} tracklets", file=sys.stderr, flush=True)

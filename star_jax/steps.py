@@ -198,6 +198,7 @@ def make_train_step(
     )
 
 
+@functools.cache  # evaluations during training share one compiled program
 def make_embed_step(model: Star, modality: str, mesh: Mesh) -> Callable[..., jax.Array]:
     """The jitted embedding step of a modality.
 

@@ -1,0 +1,20 @@
+"""How far a long pass over tracklets is."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import tqdm
+
+Item = TypeVar("Item")
+
+
+def with_progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+    """Passes the items on and tells of them: a bar on a terminal, a line each tenth elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm.tqdm(items, label, total, unit=" tracklets")
+        return
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done * 10 // total > (done - 1) * 10 // total:
+            print(f"{label}: {done} of {total} tracklets", file=sys.stderr, flush=True)
