@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import files, records, schema
 
+SPLITS = ("train", "test")
 MIN_FRAMES = 12  # protocol hitsz_vcm/v1 drops shorter tracklets
 
 # What the public index files hold. Rows and identities count every tracklet; "tracklets" only
@@ -97,7 +98,7 @@ def read_index(root: str | os.PathLike[str], min_frames: int = MIN_FRAMES) -> Hi
     info = _info_folder(root)
     splits = {}
     counts = {}
-    for split in records.SPLITS:
+    for split in SPLITS:
         names_file = f"{info}{split}_name.txt"
         rows_file = f"{info}track_{split}_info.txt"
         names = _read_names(root, names_file)
@@ -106,7 +107,7 @@ def read_index(root: str | os.PathLike[str], min_frames: int = MIN_FRAMES) -> Hi
         splits[split] = tracklets
         counts[split] = _count(tracklets, len(names), last_name)
     _check_queries(root, f"{info}query_IDX.txt", splits["test"])
-    if all(counts[split]["names"] == GOLDEN_COUNTS[split]["names"] for split in records.SPLITS):
+    if all(counts[split]["names"] == GOLDEN_COUNTS[split]["names"] for split in SPLITS):
         assert_golden_counts(counts)
     kept = {
         split: [tracklet for tracklet in tracklets if len(tracklet.frames) >= min_frames]
@@ -140,12 +141,8 @@ def assert_golden_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
 class HitszVcm(records.TrackletBuilder):
     """HITSZ-VCM, video visible-infrared person re-identification, one record a tracklet."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Tracklets of 12 frames or more."}  # noqa: RUF012
-
-    def _index_files(self) -> Sequence[str]:
-        info = _info_folder(self._source)
-        return [info + name for name in _INDEX_FILES]
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {"2.0.0": "Each frame has its own height and width."}  # noqa: RUF012
 
     def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
         index = read_index(self._source)
@@ -159,7 +156,7 @@ def prepare(
     keypoints: str | os.PathLike[str] | None = None,
     num_workers: int | None = None,
 ) -> pathlib.Path:
-    """Packs HITSZ-VCM into `<data_dir>/hitsz_vcm/1.0.0`, all of it or nothing.
+    """Packs HITSZ-VCM into `<data_dir>/hitsz_vcm/2.0.0`, all of it or nothing.
 
     Over a finished dataset of the same source it returns at once.
 

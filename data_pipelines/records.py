@@ -8,27 +8,35 @@ import abc
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
+import datetime
+import fcntl
 import functools
 import hashlib
 import itertools
+import json
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import cv2
 import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
-from data_pipelines import files, schema
+from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
+from data_pipelines import schema
 from data_pipelines.progress import with_progress
 
-SPLITS = ("train", "test")
 TRACKLETS_PER_SHARD = 512
+ORIGIN = "origin.json"
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -40,8 +48,8 @@ def features() -> tfds.features.FeaturesDict:
             "keypoints": tfds.features.Tensor(
                 shape=(None, schema.NUM_JOINTS, 3), dtype=np.float32, encoding="bytes"
             ),
-            "height": tfds.features.Scalar(np.int32),
-            "width": tfds.features.Scalar(np.int32),
+            "height": tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes"),
+            "width": tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes"),
             "identity": tfds.features.Text(),
             "label": tfds.features.Scalar(np.int32),
             "camera": tfds.features.Scalar(np.int32),
@@ -59,11 +67,18 @@ class _LocalDatasetInfo(tfds.core.DatasetInfo):
         """Does not look for a packed copy online, and makes no temporary folder for it."""
 
 
-class TrackletBuilder(tfds.core.ShardBasedBuilder):
+class _Shard(NamedTuple):
+    name: str
+    split: str
+    tracklets: Sequence[schema.Tracklet]
+    labels: Mapping[str, int]  # of the split's identities; empty if they have none
+
+
+class TrackletBuilder(FileReaderBuilder):
     """Packs the tracklets of a dataset; a subclass says how its index is read.
 
-    It derives from `ShardBasedBuilder` because `GeneratorBasedBuilder` sorts records in temporary
-    files as soon as a split exceeds 1 GB, and needs TensorFlow for those.
+    Shards are packed in `.<version>.packing` beside the place where the dataset will be, and kept
+    there when packing stops, so that the next attempt goes on after the last finished one.
     """
 
     def __init__(
@@ -71,6 +86,7 @@ class TrackletBuilder(tfds.core.ShardBasedBuilder):
         *,
         source: str | os.PathLike[str],
         keypoints: str | os.PathLike[str] | None = None,
+        without_skeletons: bool = False,
         num_workers: int | None = None,
         **kwargs: Any,
     ):
@@ -79,17 +95,17 @@ class TrackletBuilder(tfds.core.ShardBasedBuilder):
         Args:
           source: the dataset's root.
           keypoints: the skeletons (see `keypoints.open_keypoints`); None looks in the root.
+          without_skeletons: pack no skeletons, for a network that does without.
           num_workers: threads that read and check frames; None takes one a core.
           **kwargs: of `tfds.core.DatasetBuilder`, for instance `data_dir`.
         """
         self._source = pathlib.Path(source)
         self._keypoints = keypoints
+        self._without_skeletons = without_skeletons
         self._num_workers = num_workers or os.cpu_count() or 1
         super().__init__(file_format="array_record", **kwargs)
-
-    @abc.abstractmethod
-    def _index_files(self) -> Sequence[str]:
-        """Returns the index files, relative to the source."""
+        directory = pathlib.Path(self.data_dir)
+        self._staging = directory.with_name(f".{directory.name}.packing")
 
     @abc.abstractmethod
     def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
@@ -105,105 +121,294 @@ class TrackletBuilder(tfds.core.ShardBasedBuilder):
         )
 
     @functools.cached_property
+    def tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
+        """The tracklets of every split, as the source's index has them."""
+        return self._read_tracklets()
+
+    @functools.cached_property
     def _keypoints_path(self) -> pathlib.Path:
         return pathlib.Path(self._keypoints or keypoints_lib.find_keypoints(self._source))
 
+    def open_keypoints(self) -> keypoints_lib.Keypoints:
+        """Opens the skeletons, for a `with` statement."""
+        if self._without_skeletons:
+            return _NoSkeletons()
+        return keypoints_lib.open_keypoints(self._keypoints_path)
+
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of the index files and of the skeletons, which tell one source from another."""
+        """SHA-256 of the index and of the skeletons, which tell one source from another."""
         digest = hashlib.sha256()
-        for name in self._index_files():
-            content = files.read_inside(self._source, name)
-            digest.update(hashlib.sha256(content).digest())
+        for split, tracklets in self.tracklets.items():
+            for tracklet in tracklets:
+                digest.update(f"{split} {tracklet}\n".encode())
         return {
             "index": digest.hexdigest(),
-            "keypoints": keypoints_lib.fingerprint(self._keypoints_path),
+            "keypoints": "none"
+            if self._without_skeletons
+            else keypoints_lib.fingerprint(self._keypoints_path),
         }
 
-    def _shard_iterators_per_split(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, list[Callable[[], Iterator[tuple[int, schema.Record]]]]]:
-        del dl_manager  # the data is licensed: users bring it, nothing is downloaded
-        splits = self._read_tracklets()
-        identities = sorted({tracklet.identity for tracklet in splits["train"]})
-        labels = {identity: label for label, identity in enumerate(identities)}
-        self._require_a_skeleton(itertools.chain.from_iterable(splits.values()))
-        self.info.metadata["fingerprint"] = self.fingerprint
-        shards = {}
-        for split, tracklets in splits.items():
-            examples = self._examples(split, tracklets, labels if split == "train" else {})
-            # The shards of a split are written one after the other, from one iterator; the last
-            # takes what is left and so brings it to its end.
-            take_shard = functools.partial(itertools.islice, examples, TRACKLETS_PER_SHARD)
-            full_shards = (len(tracklets) - 1) // TRACKLETS_PER_SHARD
-            shards[split] = [take_shard] * full_shards + [functools.partial(iter, examples)]
-        return shards
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        """Fills the temporary folder that TFDS renames once this and its own files are there."""
+        del dl_manager, download_config  # the data is licensed: users bring it
+        self._require_a_skeleton()
+        temporary = pathlib.Path(self.data_dir)
+        shards = self._plan_shards()
+        with _claimed(self._staging, self.fingerprint):
+            try:
+                facts = self._pack(shards)
+                split_infos = []
+                self.info.metadata["fingerprint"] = self.fingerprint
+                for split in self.tracklets:
+                    names = [shard.name for shard in shards if shard.split == split]
+                    for name in names:
+                        os.replace(self._staging / name, temporary / name)
+                    self.info.metadata[split] = _joined([facts[name]["columns"] for name in names])
+                    split_infos.append(
+                        tfds.core.SplitInfo(
+                            name=split,
+                            shard_lengths=[len(facts[name]["columns"]["rows"]) for name in names],
+                            num_bytes=sum(facts[name]["bytes"] for name in names),
+                            filename_template=self._get_filename_template(split),
+                        )
+                    )
+                self.info.set_splits(tfds.core.SplitDict(split_infos))
+                self._write_origin(temporary, facts)
+            except BaseException:
+                if not list(self._staging.glob("*.facts.json")):  # nothing is finished
+                    shutil.rmtree(self._staging)
+                raise
+            shutil.rmtree(self._staging)
 
-    def _require_a_skeleton(self, tracklets: Iterable[schema.Tracklet]) -> None:
-        with keypoints_lib.open_keypoints(self._keypoints_path) as source:
-            for tracklet in tracklets:
+    def _require_a_skeleton(self) -> None:
+        if self._without_skeletons:
+            return
+        with self.open_keypoints() as source:
+            for tracklet in itertools.chain.from_iterable(self.tracklets.values()):
                 if not keypoints_lib.without_skeleton(source.read(tracklet)).all():
                     return
         raise ValueError(
             f"{self._keypoints_path}: no frame of the dataset has a skeleton in it, not even "
-            f"{tracklet.frames[0]}; estimate COCO-17 keypoints for these very frames"
+            f"{tracklet.frames[0]}; make skeletons of these very frames with "
+            "launch/extract_skeletons.py"
         )
 
-    def _examples(
-        self, split: str, tracklets: Sequence[schema.Tracklet], labels: Mapping[str, int]
-    ) -> Iterator[tuple[int, schema.Record]]:
-        columns: dict[str, list[Any]] = collections.defaultdict(list)
-        read = functools.partial(_read_frames, self._source)
+    def _plan_shards(self) -> list[_Shard]:
+        shards = []
+        for split, tracklets in self.tracklets.items():
+            template = self._get_filename_template(split)
+            identities = sorted({tracklet.identity for tracklet in tracklets})
+            labels = {identity: label for label, identity in enumerate(identities)}
+            num_shards = -(-len(tracklets) // TRACKLETS_PER_SHARD)
+            for number in range(num_shards):
+                path = template.sharded_filepath(shard_index=number, num_shards=num_shards)
+                start = number * TRACKLETS_PER_SHARD
+                shards.append(
+                    _Shard(
+                        name=path.name,
+                        split=split,
+                        tracklets=tracklets[start : start + TRACKLETS_PER_SHARD],
+                        labels={} if split == "test" else labels,
+                    )
+                )
+        return shards
+
+    def _pack(self, shards: Sequence[_Shard]) -> dict[str, dict[str, Any]]:
+        """Packs the shards that are not in the staging folder yet; returns the facts of all."""
+        facts = {shard.name: _read_facts(self._staging / shard.name) for shard in shards}
+        missing = [shard for shard in shards if facts[shard.name] is None]
+        if len(missing) < len(shards):
+            _tell(f"{len(shards) - len(missing)} of {len(shards)} shards are packed already")
+        tracklets = [tracklet for shard in missing for tracklet in shard.tracklets]
+        read = functools.partial(frames_lib.read_frames, self._source)
         with (
-            keypoints_lib.open_keypoints(self._keypoints_path) as source,
+            self.open_keypoints() as source,
             concurrent.futures.ThreadPoolExecutor(self._num_workers) as pool,
         ):
-            frames_ahead = _map_ahead(pool, read, tracklets, ahead=2 * self._num_workers)
-            pairs = zip(tracklets, frames_ahead, strict=True)
-            for tracklet, (frames, height, width) in with_progress(pairs, len(tracklets), split):
-                keypoints = source.read(tracklet)
-                label = labels.get(tracklet.identity, -1)
-                columns["identities"].append(tracklet.identity)
-                columns["labels"].append(label)
-                columns["cameras"].append(tracklet.camera)
-                columns["modalities"].append(tracklet.modality)
-                columns["num_frames"].append(len(frames))
-                columns["rows"].append(tracklet.row)
-                columns["missing_skeletons"].append(
-                    int(keypoints_lib.without_skeleton(keypoints).sum())
-                )
-                yield (
-                    len(columns["rows"]) - 1,
-                    schema.Record(
-                        frames=frames,
-                        keypoints=keypoints,
-                        height=height,
-                        width=width,
-                        identity=tracklet.identity,
-                        label=label,
-                        camera=tracklet.camera,
-                        modality=tracklet.modality,
-                        tracklet=tracklet.row,
-                        frame_ids=list(tracklet.frames),
-                    ),
-                )
-        # TFDS writes the metadata after the records and renames the whole directory after that.
-        self.info.metadata[split] = dict(columns)
-        print(
-            f"{split}: {sum(columns['missing_skeletons'])} of {sum(columns['num_frames'])} frames "
-            "have no skeleton",
-            file=sys.stderr,
+            frames_ahead = map_ahead(pool, read, tracklets, ahead=2 * self._num_workers)
+            frames = with_progress(frames_ahead, len(tracklets), "packing")
+            for shard in missing:
+                facts[shard.name] = self._write_shard(shard, frames, source)
+            next(frames, None)  # there are no more; it brings the progress to its end
+        return facts
+
+    def _write_shard(
+        self,
+        shard: _Shard,
+        frames: Iterator[frames_lib.Frames],
+        source: keypoints_lib.Keypoints,
+    ) -> dict[str, Any]:
+        """Writes a shard and then its facts, which say that it is whole."""
+        columns: dict[str, list[Any]] = collections.defaultdict(list)
+        path = self._staging / shard.name
+        partial = path.with_name(f"{shard.name}.partial")
+        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        try:
+            for tracklet in shard.tracklets:
+                record = _record(tracklet, next(frames), source, shard.labels)
+                writer.write(self.info.features.serialize_example(record))
+                for name, value in _columns(tracklet, record).items():
+                    columns[name].append(value)
+        finally:
+            writer.close()
+        facts = {
+            "bytes": partial.stat().st_size,
+            "sha256": _sha256(partial),
+            "columns": dict(columns),
+        }
+        os.replace(partial, path)
+        _write_json(path.with_name(f"{shard.name}.facts.json"), facts)
+        return facts
+
+    def _write_origin(self, directory: pathlib.Path, facts: Mapping[str, Mapping]) -> None:
+        """Writes where the records come from, what they hold, and their checksums."""
+        splits = {split: _counts(self.info.metadata[split]) for split in self.tracklets}
+        for split, counts in splits.items():
+            missing, frames = counts["frames_without_skeleton"], counts["frames"]
+            _tell(f"{split}: {missing} of {frames} frames have no skeleton")
+        _write_json(
+            directory / ORIGIN,
+            {
+                "dataset": self.name,
+                "version": str(self.version),
+                "source": str(self._source.absolute()),
+                "keypoints": "none"
+                if self._without_skeletons
+                else str(self._keypoints_path.absolute()),
+                "packed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "fingerprint": self.fingerprint,
+                "splits": splits,
+                "files": {
+                    name: {"bytes": fact["bytes"], "sha256": fact["sha256"]}
+                    for name, fact in facts.items()
+                },
+            },
         )
+
+
+class _NoSkeletons:
+    """Skeletons of a dataset that has none."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        pass
+
+    def read(self, tracklet: schema.Tracklet) -> np.ndarray:
+        """Returns zeros, float32[n, 17, 3]."""
+        return np.zeros((len(tracklet.frames), schema.NUM_JOINTS, 3), np.float32)
+
+
+def _record(
+    tracklet: schema.Tracklet,
+    frames: frames_lib.Frames,
+    source: keypoints_lib.Keypoints,
+    labels: Mapping[str, int],
+) -> schema.Record:
+    return schema.Record(
+        frames=frames.jpegs,
+        keypoints=source.read(tracklet),
+        height=frames.heights,
+        width=frames.widths,
+        identity=tracklet.identity,
+        label=labels.get(tracklet.identity, -1),
+        camera=tracklet.camera,
+        modality=tracklet.modality,
+        tracklet=tracklet.row,
+        frame_ids=list(tracklet.frames),
+    )
+
+
+def _columns(tracklet: schema.Tracklet, record: schema.Record) -> dict[str, Any]:
+    """What `schema.Index` says of a tracklet."""
+    return {
+        "identities": record["identity"],
+        "labels": record["label"],
+        "cameras": record["camera"],
+        "modalities": record["modality"],
+        "num_frames": len(record["frames"]),
+        "rows": record["tracklet"],
+        "missing_skeletons": int(keypoints_lib.without_skeleton(record["keypoints"]).sum()),
+        "queries": tracklet.query,
+        "galleries": tracklet.gallery,
+    }
+
+
+def _joined(parts: Sequence[Mapping[str, list]]) -> dict[str, list]:
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
+def _counts(columns: Mapping[str, list]) -> dict[str, int]:
+    infrared = columns["modalities"].count(schema.INFRARED)
+    return {
+        "tracklets": len(columns["rows"]),
+        "visible_tracklets": len(columns["rows"]) - infrared,
+        "infrared_tracklets": infrared,
+        "frames": sum(columns["num_frames"]),
+        "frames_without_skeleton": sum(columns["missing_skeletons"]),
+        "identities": len(set(columns["identities"])),
+        "cameras": len(set(columns["cameras"])),
+    }
+
+
+@contextlib.contextmanager
+def _claimed(staging: pathlib.Path, fingerprint: Mapping[str, str]) -> Iterator[None]:
+    """Makes the staging folder this process' own; empties it if it is that of another source."""
+    staging.mkdir(parents=True, exist_ok=True)
+    with open(staging / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{staging}: another process packs this dataset; let it finish"
+            ) from error
+        claim = staging / "fingerprint.json"
+        if not claim.exists() or json.loads(claim.read_text()) != fingerprint:
+            for path in staging.iterdir():
+                if path.name != "lock":
+                    path.unlink()
+            _write_json(claim, fingerprint)
+        yield
+
+
+def _read_facts(shard: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the facts of a finished shard; None if it is not finished, or damaged."""
+    path = shard.with_name(f"{shard.name}.facts.json")
+    if not (path.exists() and shard.exists()):
+        return None
+    facts = json.loads(path.read_text())
+    return facts if _sha256(shard) == facts["sha256"] else None
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
 
 
 def prepare(builder: TrackletBuilder) -> pathlib.Path:
     """Packs a dataset, all of it or nothing; returns at once if it is already packed.
 
+    An interrupted packing goes on where it stopped.
+
     Returns:
-      The directory of the packed dataset, `<data_dir>/<name>/<version>`.
+      The directory of the packed dataset, `<data_dir>/<name>/<version>`. Beside the records it
+      holds `origin.json`: source, counts, checksums.
 
     Raises:
-      ValueError: the directory holds another source, or a frame or a skeleton is broken.
+      ValueError: the directory holds another source, another process packs it, or a frame or a
+        skeleton is broken.
       FileNotFoundError: an index file, a frame or the skeletons are missing.
     """
     directory = pathlib.Path(builder.data_dir)
@@ -233,29 +438,7 @@ def prepare(builder: TrackletBuilder) -> pathlib.Path:
     return directory
 
 
-def _read_frames(root: pathlib.Path, tracklet: schema.Tracklet) -> tuple[list[bytes], int, int]:
-    """Returns a tracklet's JPEG files, checked by decoding them, and their height and width."""
-    frames = []
-    sizes = []
-    for name in tracklet.frames:
-        frame = files.read_inside(root, name)
-        try:
-            height, width, _ = simplejpeg.decode_jpeg(frame).shape
-        except ValueError as error:
-            raise ValueError(
-                f"{name}: not an intact JPEG ({error}); replace it by a good copy"
-            ) from error
-        frames.append(frame)
-        sizes.append((height, width))
-        if sizes[-1] != sizes[0]:
-            raise ValueError(
-                f"{name}: {height}x{width} pixels, but {tracklet.frames[0]} of the same tracklet "
-                f"has {sizes[0][0]}x{sizes[0][1]}"
-            )
-    return frames, *sizes[0]
-
-
-def _map_ahead(
+def map_ahead(
     pool: concurrent.futures.Executor, function: Callable, items: Iterable, ahead: int
 ) -> Iterator:
     """Yields function(item) in order, computing at most `ahead` results in advance."""
@@ -286,19 +469,24 @@ def open_index(dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
 
     Args:
       dataset_dir: what `prepare` returned.
-      split: "train" or "test".
+      split: "train", "test" or what else was packed.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: there is no such split.
+      ValueError: there is no such split, or the records are of another version.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r}: the splits are {' and '.join(SPLITS)}")
-    columns = dict(_open_builder(dataset_dir).info.metadata[split])
-    identities = np.array(columns.pop("identities"))
+    metadata = _open_builder(dataset_dir).info.metadata
+    splits = [name for name in metadata if name != "fingerprint"]
+    if split not in splits:
+        raise ValueError(f"split {split!r}: {dataset_dir} has {' and '.join(splits)}")
+    columns = dict(metadata[split])
+    if columns.keys() != {field.name for field in dataclasses.fields(schema.Index)}:
+        raise ValueError(
+            f"{dataset_dir}: packed by another version of star_jax; prepare the dataset again"
+        )
+    dtypes = {"identities": str, "queries": bool, "galleries": bool}
     return schema.Index(
-        identities=identities,
-        **{name: np.array(values, np.int32) for name, values in columns.items()},
+        **{name: np.array(values, dtypes.get(name, np.int32)) for name, values in columns.items()}
     )
 
 
@@ -326,7 +514,7 @@ def open_records(dataset_dir: str | os.PathLike[str], split: str) -> Sequence[sc
 
     Args:
       dataset_dir: what `prepare` returned.
-      split: "train" or "test".
+      split: "train", "test" or what else was packed.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
@@ -355,14 +543,17 @@ def decode_clip(record: schema.Record, chosen: np.ndarray, frames: np.ndarray) -
     Returns:
       float32[T, 17, 3].
     """
-    height, width = frames.shape[1:3]
-    scale = np.array([width / record["width"], height / record["height"], 1], np.float32)
-    for frame, source in zip(frames, chosen, strict=True):
+    size = frames.shape[1:3]
+    heights, widths = record["height"][chosen], record["width"][chosen]
+    for frame, source, stored in zip(
+        frames, chosen, zip(heights, widths, strict=True), strict=True
+    ):
         jpeg = record["frames"][source]
-        if (height, width) == (record["height"], record["width"]):
+        if stored == size:
             simplejpeg.decode_jpeg(jpeg, buffer=frame)
         else:
-            shrinks = height * width < record["height"] * record["width"]
+            shrinks = size[0] * size[1] < stored[0] * stored[1]
             method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            cv2.resize(simplejpeg.decode_jpeg(jpeg), (width, height), frame, interpolation=method)
-    return record["keypoints"][chosen] * scale
+            cv2.resize(simplejpeg.decode_jpeg(jpeg), size[::-1], frame, interpolation=method)
+    scale = np.stack([size[1] / widths, size[0] / heights, np.ones(len(chosen))], axis=-1)
+    return record["keypoints"][chosen] * scale[:, None].astype(np.float32)

@@ -20,7 +20,10 @@ class Tracklet:
       identity: the identity as written on disk, for instance "0001".
       camera: the camera's number.
       frames: paths of the frames in order of time, relative to the dataset's root.
-      row: 1-based row in the source index, for traceability.
+      row: 1-based row in the source index, for traceability. A visible and an infrared training
+        tracklet of the same row are an aligned pair: frame by frame the same moments.
+      query: whether it is searched with in the test split.
+      gallery: whether it is searched for in the test split.
     """
 
     modality: int
@@ -28,6 +31,8 @@ class Tracklet:
     camera: int
     frames: tuple[str, ...]
     row: int
+    query: bool = True
+    gallery: bool = True
 
 
 class Record(TypedDict):
@@ -35,8 +40,8 @@ class Record(TypedDict):
 
     frames: list[bytes]  # n JPEG files
     keypoints: np.ndarray  # float32[n, 17, 3]: x, y in pixels of the stored frame, confidence
-    height: int
-    width: int
+    height: np.ndarray  # int32[n], pixels; detectors' crops may differ from frame to frame
+    width: np.ndarray  # int32[n]
     identity: str
     label: int  # dense index over the sorted training identities, -1 in the test split
     camera: int
@@ -64,6 +69,8 @@ class TrainBatch(TypedDict):
 class Index:
     """What is known of the n tracklets of a packed split without reading a record.
 
+    Two training tracklets, one of each modality, that share a row are an aligned pair.
+
     Attributes:
       identities: str[n], as written on disk.
       labels: int32[n], dense over the sorted training identities, -1 in the test split.
@@ -72,6 +79,8 @@ class Index:
       num_frames: int32[n].
       rows: int32[n], 1-based row in the source index.
       missing_skeletons: int32[n], frames without a skeleton.
+      queries: bool[n], whether the test protocol searches with the tracklet.
+      galleries: bool[n], whether it is searched for.
     """
 
     identities: np.ndarray
@@ -81,3 +90,5 @@ class Index:
     num_frames: np.ndarray
     rows: np.ndarray
     missing_skeletons: np.ndarray
+    queries: np.ndarray
+    galleries: np.ndarray

@@ -1,7 +1,10 @@
 """HITSZ-VCM: reading its index and packing it."""
 
+import hashlib
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -251,7 +254,8 @@ def test_every_record_is_what_the_source_holds(source, packed):
         for record, tracklet in zip(stored, tracklets, strict=True):
             assert record["frames"] == [(source / name).read_bytes() for name in tracklet.frames]
             assert record["frame_ids"] == list(tracklet.frames)
-            assert (record["height"], record["width"]) == (32, 16)
+            assert record["height"].tolist() == [32] * len(tracklet.frames)
+            assert record["width"].tolist() == [16] * len(tracklet.frames)
             assert record["identity"] == tracklet.identity
             assert record["label"] == (labels[tracklet.identity] if split == "train" else -1)
             assert record["camera"] == tracklet.camera
@@ -274,6 +278,8 @@ def test_the_index_agrees_with_the_records(packed):
         assert index.modalities.tolist() == [record["modality"] for record in stored]
         assert index.num_frames.tolist() == [len(record["frames"]) for record in stored]
         assert index.rows.tolist() == [record["tracklet"] for record in stored]
+        assert index.queries.all()
+        assert index.galleries.all()
     assert records.open_index(packed, "train").missing_skeletons.tolist() == [3] + [0] * 11
 
 
@@ -325,7 +331,7 @@ def test_another_source_is_refused(source, packed, tmp_path):
 def test_reports_progress_and_missing_skeletons(source, tmp_path, capsys):
     hitsz_vcm.prepare(source, tmp_path)
     lines = capsys.readouterr().err
-    assert "train: 12 of 12 tracklets" in lines
+    assert "packing: 20 of 20 tracklets" in lines
     assert "train: 3 of 164 frames have no skeleton" in lines
     assert "test: 0 of 107 frames have no skeleton" in lines
 
@@ -347,10 +353,6 @@ def replace_by_text(root, frame):
     (root / frame).write_text("not an image")
 
 
-def resize_frame(root, frame):
-    (root / frame).write_bytes(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))
-
-
 def link_outside(root, frame):
     (root / frame).rename(root.parent / "outside.jpg")
     (root / frame).symlink_to(root.parent / "outside.jpg")
@@ -367,7 +369,6 @@ BROKEN_SOURCES = {
     "truncated frame": (truncate_frame, ValueError, "{frame}: not an intact JPEG"),
     "frame without an end": (cut_end_marker, ValueError, "{frame}: not an intact JPEG"),
     "text for a frame": (replace_by_text, ValueError, "{frame}: not an intact JPEG"),
-    "frame of another size": (resize_frame, ValueError, "{frame}: 8x8 pixels, but"),
     "link out of the root": (link_outside, ValueError, "{frame}: leads out of the dataset's root"),
     "broken skeleton": (break_skeleton, ValueError, r"0504/ir/D3/12: found \(17, 2\)"),
 }
@@ -376,11 +377,21 @@ BROKEN_SOURCES = {
 @pytest.mark.parametrize(
     ("damage", "error", "message"), BROKEN_SOURCES.values(), ids=BROKEN_SOURCES.keys()
 )
-def test_a_broken_source_leaves_nothing(tmp_path, damage, error, message):
+def test_a_broken_source_is_named_and_nothing_looks_whole(tmp_path, damage, error, message):
     root = hitsz_files.write_dataset(tmp_path / "root")
     frame = hitsz_files.SPLITS["test"][-1].frames()[-1]  # the last of all that is packed
     damage(root, frame)
     with pytest.raises(error, match=message.format(frame=frame)):
+        hitsz_vcm.prepare(root, tmp_path / "packed")
+    assert os.listdir(tmp_path / "packed" / "hitsz_vcm") == [".2.0.0.packing"]
+    with pytest.raises(FileNotFoundError, match="not a packed dataset"):
+        records.open_index(tmp_path / "packed" / "hitsz_vcm" / ".2.0.0.packing", "train")
+
+
+def test_a_first_frame_that_is_broken_leaves_nothing(tmp_path):
+    root = hitsz_files.write_dataset(tmp_path / "root")
+    remove_frame(root, hitsz_files.SPLITS["train"][1].frames()[0])
+    with pytest.raises(FileNotFoundError, match="no such file"):
         hitsz_vcm.prepare(root, tmp_path / "new" / "packed")
     assert not (tmp_path / "new").exists()
 
@@ -392,10 +403,144 @@ def test_an_interruption_leaves_nothing_and_spares_what_was_there(source, tmp_pa
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records, "_read_frames", interrupt)
+    monkeypatch.setattr(records.frames_lib, "read_frames", interrupt)
     with pytest.raises(KeyboardInterrupt):
         hitsz_vcm.prepare(source, tmp_path)
     assert all_files(tmp_path) == [kept]
+
+
+def assert_same_records(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Compares packed datasets; the bytes differ, as protobuf writes maps in any order."""
+    for split in ("train", "test"):
+        stored = [records.open_records(packed, split) for packed in (one, other)]
+        for records_of_both in zip(*stored, strict=True):
+            texts = [repr({**r, "keypoints": r["keypoints"].tolist()}) for r in records_of_both]
+            assert texts[0] == texts[1]
+        indexes = [repr(records.open_index(packed, split)) for packed in (one, other)]
+        assert indexes[0] == indexes[1]
+
+
+def test_packing_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "TRACKLETS_PER_SHARD", 3)
+    root = hitsz_files.write_dataset(tmp_path / "root")
+    whole = hitsz_vcm.prepare(root, tmp_path / "whole")
+    frame = hitsz_files.SPLITS["test"][1].frames()[0]  # of the fifth shard of seven
+    content = (root / frame).read_bytes()
+    remove_frame(root, frame)
+    with pytest.raises(FileNotFoundError):
+        hitsz_vcm.prepare(root, tmp_path / "packed")
+    (root / frame).write_bytes(content)
+    read = []
+    read_frames = records.frames_lib.read_frames
+
+    def note(source, tracklet):
+        read.append(tracklet)
+        return read_frames(source, tracklet)
+
+    monkeypatch.setattr(records.frames_lib, "read_frames", note)
+    packed = hitsz_vcm.prepare(root, tmp_path / "packed")
+    assert "4 of 7 shards are packed already" in capsys.readouterr().err
+    assert sorted(read, key=lambda tracklet: tracklet.row) == hitsz_vcm.read_index(root).test
+    assert os.listdir(packed.parent) == ["2.0.0"]
+    assert_same_records(whole, packed)
+
+
+def test_a_killed_packing_goes_on_and_damaged_shards_are_packed_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "TRACKLETS_PER_SHARD", 3)
+    root = hitsz_files.write_dataset(tmp_path / "root")
+    whole = hitsz_vcm.prepare(root, tmp_path / "whole")
+    program = f"""
+import os, signal
+from data_pipelines import hitsz_vcm, records
+records.TRACKLETS_PER_SHARD = 3
+read_frames = records.frames_lib.read_frames
+test = hitsz_vcm.read_index({str(root)!r}).test
+def die(source, tracklet):
+    if tracklet == test[-1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_frames(source, tracklet)
+records.frames_lib.read_frames = die
+hitsz_vcm.prepare({str(root)!r}, {str(tmp_path / "packed")!r}, num_workers=1)
+"""
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    assert result.returncode == -signal.SIGKILL
+    folder = tmp_path / "packed" / "hitsz_vcm"
+    assert not (folder / "2.0.0").exists()
+    finished = sorted((folder / ".2.0.0.packing").glob("*.array_record-*-of-0000?"))
+    assert len(finished) >= 4
+    damaged = bytearray(finished[0].read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    finished[0].write_bytes(damaged)
+    packed = hitsz_vcm.prepare(root, tmp_path / "packed")
+    assert f"{len(finished) - 1} of 7 shards are packed already" in capsys.readouterr().err
+    assert_same_records(whole, packed)
+
+
+def test_unfinished_work_of_another_source_is_not_used(tmp_path):
+    root = hitsz_files.write_dataset(tmp_path / "root")
+    frame = hitsz_files.SPLITS["test"][-1].frames()[-1]
+    content = (root / frame).read_bytes()
+    remove_frame(root, frame)
+    with pytest.raises(FileNotFoundError):
+        hitsz_vcm.prepare(root, tmp_path / "packed")
+    (root / frame).write_bytes(content)
+    left_out = hitsz_files.SPLITS["train"][1].frames()
+    hitsz_files.write_skeletons(root / "skeletons.h5", leave_out=left_out)
+    packed = hitsz_vcm.prepare(root, tmp_path / "packed")
+    assert not records.open_records(packed, "train")[0]["keypoints"].any()
+
+
+def test_two_processes_do_not_pack_the_same(source, tmp_path):
+    staging = tmp_path / "hitsz_vcm" / ".2.0.0.packing"
+    with (
+        records._claimed(staging, {}),
+        pytest.raises(ValueError, match="another process packs this dataset"),
+    ):
+        hitsz_vcm.prepare(source, tmp_path)
+
+
+def test_the_origin_is_kept_beside_the_records(source, packed):
+    origin = json.loads((packed / "origin.json").read_text())
+    assert origin["source"] == str(source)
+    assert origin["splits"]["train"] == {
+        "tracklets": 12,
+        "visible_tracklets": 6,
+        "infrared_tracklets": 6,
+        "frames": 164,
+        "frames_without_skeleton": 3,
+        "identities": 3,
+        "cameras": 3,
+    }
+    stored = {path.name for path in packed.glob("*array_record*")}
+    assert origin["files"].keys() == stored
+    for name, facts in origin["files"].items():
+        content = (packed / name).read_bytes()
+        assert facts == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_records_of_an_older_version_are_refused(source, tmp_path):
+    packed = hitsz_vcm.prepare(source, tmp_path)
+    metadata = json.loads((packed / "metadata.json").read_text())
+    del metadata["train"]["queries"]
+    (packed / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="packed by another version of star_jax"):
+        records.open_index(packed, "train")
+
+
+def test_frames_of_a_tracklet_may_differ_in_size(tmp_path):
+    root = hitsz_files.write_dataset(tmp_path / "root")
+    tracklet = hitsz_vcm.read_index(root).train[0]
+    pixels = np.full((64, 16, 3), 200, np.uint8)
+    (root / tracklet.frames[1]).write_bytes(simplejpeg.encode_jpeg(pixels))
+    packed = hitsz_vcm.prepare(root, tmp_path / "packed")
+    record = records.open_records(packed, "train")[0]
+    assert record["height"][:3].tolist() == [32, 64, 32]
+    frames = np.empty((3, 32, 16, 3), np.uint8)
+    keypoints = records.decode_clip(record, np.arange(3), frames)
+    assert abs(frames[1].astype(int) - 200).max() <= 1
+    np.testing.assert_array_equal(keypoints[[0, 2]], record["keypoints"][[0, 2]])
+    scale = np.array([1, 0.5, 1], np.float32)
+    np.testing.assert_allclose(keypoints[1], record["keypoints"][1] * scale)
 
 
 def test_skeletons_are_required(tmp_path):
@@ -417,7 +562,7 @@ def test_a_directory_that_is_no_packed_dataset_is_named(tmp_path):
 
 
 def test_an_unknown_split_is_named(packed):
-    with pytest.raises(ValueError, match="the splits are train and test"):
+    with pytest.raises(ValueError, match="has train and test"):
         records.open_index(packed, "query")
 
 
