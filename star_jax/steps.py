@@ -124,8 +124,8 @@ def augmented_pairs(
 
 def random_style_sources(key: jax.Array, num_pairs: int, clip_length: int) -> StyleSources:
     """Draws whose style each frame takes: a permutation within, and one across, the modalities."""
-    frames = jnp.arange(num_pairs * 2 * clip_length).reshape(num_pairs, 2, clip_length)
-    modalities = frames[:, 0].ravel(), frames[:, 1].ravel()
+    frames = jnp.arange(num_pairs * clip_length * 2)
+    modalities = frames[0::2], frames[1::2]
 
     def drawn(name: str) -> list[jax.Array]:
         named = stream(key, name)
@@ -135,8 +135,7 @@ def random_style_sources(key: jax.Array, num_pairs: int, clip_length: int) -> St
         ]
 
     def in_order(visible: jax.Array, infrared: jax.Array) -> jax.Array:
-        both = [x.reshape(num_pairs, clip_length) for x in (visible, infrared)]
-        return jnp.stack(both, axis=1).ravel()
+        return jnp.stack([visible, infrared], axis=1).ravel()
 
     same, other = drawn("same"), drawn("other")
     return StyleSources(same=in_order(*same), other=in_order(other[1], other[0]))

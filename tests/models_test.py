@@ -167,10 +167,20 @@ class BackboneTwin:
         return np.maximum(x + y, 0)
 
     def __call__(self, frames, same, other):
-        """Of a paired batch."""
+        """Of a paired batch, its frames in the order of pair, time and modality."""
         names = ("stem_visible", "stem_infrared")
-        x = np.concatenate([self.stem(row, names[r % 2]) for r, row in enumerate(frames)])
-        pool = lambda y: y.mean((1, 2)).reshape(*frames.shape[:2], -1)  # noqa: E731
+        rows, time = frames.shape[:2]
+        order = [
+            (2 * pair + m, t) for pair in range(rows // 2) for t in range(time) for m in (0, 1)
+        ]
+        x = np.concatenate([self.stem(frames[r, t][None], names[r % 2]) for r, t in order])
+
+        def pool(y):
+            pooled = np.empty((rows, time, y.shape[-1]))
+            for place, mean in zip(order, y.mean((1, 2)), strict=True):
+                pooled[place] = mean
+            return pooled
+
         x = self.stage(self.stage(x, 1), 2)
         clean = self.stage(self.stage(x, 3), 4)
         y = self.stage(transfer_style_by_loops(x, same), 3)
@@ -180,7 +190,7 @@ class BackboneTwin:
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_backbone(block):
     frames = random(0, 2, 2, 64, 48, 3)
-    style = StyleSources(same=jnp.array([1, 0, 3, 2]), other=jnp.array([3, 2, 0, 1]))
+    style = StyleSources(same=jnp.array([2, 1, 0, 3]), other=jnp.array([3, 2, 1, 0]))
     module = Backbone(block, (1, 1, 1, 1), 2)
     variables = random_variables(module, frames, modality="paired", train=False)
     apply = jax.jit(functools.partial(module.apply, modality="paired", train=False))

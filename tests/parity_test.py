@@ -106,8 +106,8 @@ def training_pass(path):
         for both in zip(visible, infrared, strict=True)
     )
     labels = jnp.array([0, 0, 1, 1])
-    index = np.arange(pairs * 2 * time).reshape(pairs, 2, time)
-    style = StyleSources(same=jnp.array(index.ravel()), other=jnp.array(index[:, ::-1].ravel()))
+    index = np.arange(pairs * time * 2)
+    style = StyleSources(same=jnp.array(index), other=jnp.array(index ^ 1))
 
     everything = state_dict(seed, num_identities)
     fixed = {k: v for k, v in everything.items() if k.endswith(("tracked", "mean", "var"))}

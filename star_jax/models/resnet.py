@@ -144,9 +144,11 @@ class Stage(nn.Module):
 class StyleSources:
     """Which frame lends its style to which, over the flattened frames of a paired batch.
 
+    The frames are numbered by pair, then time, then modality: `(pair * T + t) * 2 + modality`.
+
     Attributes:
-      same: int32[B * 2 * T], after stage 2: for each frame one of its own modality.
-      other: int32[B * 2 * T], after stage 3: for each frame one of the other modality.
+      same: int32[B * T * 2], after stage 2: for each frame one of its own modality.
+      other: int32[B * T * 2], after stage 3: for each frame one of the other modality.
     """
 
     same: jax.Array
@@ -223,7 +225,10 @@ class Backbone(nn.Module):
         def pool(y: jax.Array) -> jax.Array:
             # Fused into a bfloat16 convolution, XLA of JAX 0.12 makes NaN of this mean on a CPU.
             y = jax.lax.optimization_barrier(y)
-            return y.astype(jnp.float32).mean((1, 2)).reshape(rows, time, -1)
+            pooled = y.astype(jnp.float32).mean((1, 2))
+            if modality == "paired":
+                pooled = pooled.reshape(rows // 2, time, 2, -1).swapaxes(1, 2)
+            return pooled.reshape(rows, time, -1)
 
         features = pool(stage4(stage3(x, train=train), train=train))
         if style is None:
@@ -234,7 +239,11 @@ class Backbone(nn.Module):
         return features, pool(y)
 
     def stem(self, frames: jax.Array, modality: str, train: bool) -> jax.Array:
-        """Each modality's stem on its frames: float[R, T, H, W, 3] to float[R * T, h, w, width]."""
+        """Each modality's stem on its frames: float[R, T, H, W, 3] to float[R * T, h, w, width].
+
+        Frames are ordered as `StyleSources` says: whether a batch is split over devices by pairs,
+        or pairs by time, each device has its share of both modalities in one piece.
+        """
         flat = lambda x: x.reshape(-1, *frames.shape[2:])  # noqa: E731
         if modality == "visible":
             return self.stem_visible(flat(frames), train=train)
@@ -242,10 +251,9 @@ class Backbone(nn.Module):
             return self.stem_infrared(flat(frames), train=train)
         if modality != "paired":
             raise ValueError(f"modality is {modality!r}: use 'visible', 'infrared' or 'paired'")
-        rows, time = frames.shape[:2]
+        rows = len(frames)
         if rows % 2:
             raise ValueError(f"a paired batch has {rows} rows: give visible and infrared in turns")
         visible = self.stem_visible(flat(frames[0::2]), train=train)
         infrared = self.stem_infrared(flat(frames[1::2]), train=train)
-        pairs = [x.reshape(rows // 2, time, *x.shape[1:]) for x in (visible, infrared)]
-        return jnp.stack(pairs, axis=1).reshape(rows * time, *visible.shape[1:])
+        return jnp.stack([visible, infrared], axis=1).reshape(-1, *visible.shape[1:])
