@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.dir = "data/hitsz_vcm/1.0.0"
+    config.data.sampling = "hitsz_vcm"  # or bupt_campus: aligned pairs
     config.data.frame_size = (288, 144)  # height, width in pixels
     config.data.clip_length = 12  # frames per tracklet, T
     config.data.identities_per_batch = 8  # P, over all devices
@@ -66,6 +67,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.warmup_epochs = 10
     config.optim.decay_epochs = (60, 120)  # each time to a tenth
     config.optim.epochs = 130
+
+    config.parallel = ml_collections.ConfigDict()
+    config.parallel.fsdp = 1  # over so many devices parameters and optimizer state are split
 
     config.eval = ml_collections.ConfigDict()
     config.eval.protocol = "hitsz_vcm/v1"

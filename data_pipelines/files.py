@@ -30,3 +30,23 @@ def resolve_inside(root: str | os.PathLike[str], relative: str) -> pathlib.Path:
 def read_inside(root: str | os.PathLike[str], relative: str) -> bytes:
     """Returns the content of the file at `root/relative`; raises as `resolve_inside` does."""
     return resolve_inside(root, relative).read_bytes()
+
+
+def read_lines(root: str | os.PathLike[str], relative: str) -> list[str]:
+    """Returns the lines of the text file at `root/relative`, without blanks around them.
+
+    A byte order mark, Windows line ends and blank lines at the end are tolerated.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is empty or no text, or its path leads out of the root.
+    """
+    content = read_inside(root, relative)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{relative}: not a text file ({error})") from error
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    if lines == [""]:
+        raise ValueError(f"{relative}: the file is empty")
+    return lines

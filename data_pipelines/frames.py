@@ -1,12 +1,42 @@
-"""The frames of a tracklet, read from the files that a dataset holds."""
+"""The frames of a tracklet, read from the files that a dataset holds: JPEG, PNG or one video.
 
+Frames are kept as JPEG. A JPEG file stays as it is; frames of other files are encoded once, at a
+quality that hardly costs anything. EXIF's orientation of a picture is not applied, that of a video
+is.
+"""
+
+import collections
+import contextlib
+import itertools
 import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import simplejpeg
 
 from data_pipelines import files, schema
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv")
+MAX_PIXELS = 1 << 26  # of a picture: a few bytes can claim a size that fills the memory
+_QUALITY = 95
+_PNG = b"\x89PNG\r\n\x1a\n"
+# FFmpeg tells formats by content and knows some that name other files or addresses to read.
+_VIDEO_START = re.compile(
+    rb"....(ftyp|moov|mdat|wide|free|skip)|RIFF....AVI |\x1a\x45\xdf\xa3", re.DOTALL
+)
+_VIDEO_FRAME = re.compile(
+    rf"(.+(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))#([0-9]+)", re.DOTALL | re.IGNORECASE
+)
+_LEAST_SHARE = 0.9  # of the frames that a video announces: some files announce an estimate
+
+# What OpenCV and FFmpeg dislike about a file, the errors below say once and with its name.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class Frames(NamedTuple):
@@ -26,9 +56,13 @@ class Frames(NamedTuple):
 def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Frames:
     """Reads a tracklet's frames and checks each by decoding it.
 
+    A frame is the path of a JPEG or PNG file, or `path/to/walk.mp4#12`: frame 12 of a video,
+    counted from 0. Of PNG files, 16 bits are scaled to 8, palettes and greys become RGB, and
+    transparency is dropped. A video is decoded once, from its start.
+
     Args:
       root: of the dataset.
-      tracklet: whose frames.
+      tracklet: whose frames; those of a video in ascending order.
 
     Raises:
       FileNotFoundError: a frame is missing.
@@ -36,23 +70,176 @@ def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Fram
     """
     jpegs = []
     sizes = []
-    for name in tracklet.frames:
-        jpeg = files.read_inside(root, name)
-        sizes.append(_decode(jpeg, name).shape[:2])
+    for jpeg, pixels in _decoded(root, tracklet.frames):
+        if jpeg is None:
+            jpeg = simplejpeg.encode_jpeg(pixels, _QUALITY, "RGB", "444")
         jpegs.append(jpeg)
+        sizes.append(pixels.shape[:2])
     heights, widths = np.array(sizes, np.int32).T
     return Frames(jpegs, heights, widths)
 
 
 def read_images(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> list[np.ndarray]:
     """Decodes a tracklet's frames: uint8[H, W, 3] each, RGB; raises as `read_frames` does."""
-    return [_decode(files.read_inside(root, name), name) for name in tracklet.frames]
+    return [pixels for _, pixels in _decoded(root, tracklet.frames)]
 
 
-def _decode(jpeg: bytes, name: str) -> np.ndarray:
+def frame_errors(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> list[str]:
+    """Says of each frame that cannot be read why; of a video, once.
+
+    Returns:
+      One message a frame or video, empty if all is well.
+    """
+    errors = []
+    for video, names in _by_video(tracklet.frames):
+        for part in [names] if video else [[name] for name in names]:
+            try:
+                collections.deque(_decoded(root, part), maxlen=0)
+            except (ValueError, OSError) as error:
+                errors.append(str(error))
+    return errors
+
+
+def count_frames(root: str | os.PathLike[str], video: str) -> int:
+    """Counts the frames of a video by decoding it, since what files announce may be wrong.
+
+    Args:
+      root: of the dataset.
+      video: its path below the root.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no video, has no frame or ends early, or its path leads out of the root.
+    """
+    with _open_video(root, video) as capture:
+        count = 0
+        while capture.grab():
+            count += 1
+        announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if not count:
+        raise ValueError(f"{video}: no frame of the video can be decoded; replace it")
+    if count < _LEAST_SHARE * announced:
+        raise ValueError(
+            f"{video}: the video ends early, {count} of {announced} frames can be decoded; replace "
+            f"it by a good copy or, if it was trimmed, encode it anew (ffmpeg -i {video} new.mp4)"
+        )
+    return count
+
+
+def _decoded(
+    root: str | os.PathLike[str], names: Sequence[str]
+) -> Iterator[tuple[bytes | None, np.ndarray]]:
+    """Yields for each frame its JPEG file, if it is one, and its pixels, uint8[H, W, 3], RGB."""
+    for video, own in _by_video(names):
+        if video:
+            for pixels in _read_video(root, video, [int(name.rpartition("#")[2]) for name in own]):
+                yield None, pixels
+        else:
+            for name in own:
+                yield _read_still(root, name)
+
+
+def _by_video(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Groups the names of frames by the video they are of, "" if of none."""
+
+    def video_of(name: str) -> str:
+        match = _VIDEO_FRAME.fullmatch(name)
+        return match[1] if match else ""
+
+    for video, own in itertools.groupby(names, video_of):
+        yield video, list(own)
+
+
+def _read_still(root: str | os.PathLike[str], name: str) -> tuple[bytes | None, np.ndarray]:
+    content = files.read_inside(root, name)
+    if not content:
+        raise ValueError(f"{name}: the file is empty; replace it by a good copy")
+    if content.startswith(_PNG):
+        return None, _decode_png(content, name)
+    return content, _decode_jpeg(content, name)
+
+
+def _decode_jpeg(content: bytes, name: str) -> np.ndarray:
+    with _intact_jpeg(name):
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+    _check_size(height, width, name)
+    if colours in ("CMYK", "YCCK"):
+        raise ValueError(f"{name}: its colours are {colours}, those of print; convert it to RGB")
+    with _intact_jpeg(name):
+        return simplejpeg.decode_jpeg(content)
+
+
+@contextlib.contextmanager
+def _intact_jpeg(name: str) -> Iterator[None]:
     try:
-        return simplejpeg.decode_jpeg(jpeg)
+        yield
     except ValueError as error:
         raise ValueError(
             f"{name}: not an intact JPEG ({error}); replace it by a good copy"
         ) from error
+
+
+def _decode_png(content: bytes, name: str) -> np.ndarray:
+    if len(content) >= 24:
+        width, height = struct.unpack(">II", content[16:24])
+        _check_size(height, width, name)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise ValueError(f"{name}: not an intact PNG; replace it by a good copy")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"{name}: {width} x {height} pixels are more than a frame can have ({MAX_PIXELS}); "
+            "frames are expected to show a person cut out"
+        )
+
+
+def _read_video(
+    root: str | os.PathLike[str], video: str, numbers: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Yields the frames of these ascending numbers, uint8[H, W, 3], RGB."""
+    with _open_video(root, video) as capture:
+        grabbed = 0
+        for number in numbers:
+            if number < grabbed:
+                raise ValueError(f"{video}: frame {number} is asked for after frame {grabbed - 1}")
+            for _ in range(number + 1 - grabbed):
+                if not capture.grab():
+                    raise ValueError(
+                        f"{video}: the video ends after {grabbed} frames, before frame {number}; "
+                        "was it changed? Prepare the dataset again"
+                    )
+                grabbed += 1
+            decoded, pixels = capture.retrieve()
+            if not decoded:
+                raise ValueError(f"{video}: frame {number} cannot be decoded; replace the video")
+            yield cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+@contextlib.contextmanager
+def _open_video(root: str | os.PathLike[str], video: str) -> Iterator[cv2.VideoCapture]:
+    path = files.resolve_inside(root, video)
+    with open(path, "rb") as file:
+        if not _VIDEO_START.match(file.read(12)):
+            raise ValueError(
+                f"{video}: not a video in MP4, AVI or Matroska form; replace it by a good copy"
+            )
+    # Tracklets are read in parallel, so one thread a video is enough.
+    capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    try:
+        if not capture.isOpened():
+            raise ValueError(
+                f"{video}: not an intact video, it cannot be opened; replace it by a good copy"
+            )
+        yield capture
+    except cv2.error as error:
+        raise ValueError(f"{video}: the video cannot be decoded ({error.err})") from error
+    finally:
+        capture.release()

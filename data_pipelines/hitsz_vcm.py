@@ -8,11 +8,11 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
-from data_pipelines import files, records, schema
+from data_pipelines import checks, files, records, schema
 
 SPLITS = ("train", "test")
 MIN_FRAMES = 12  # protocol hitsz_vcm/v1 drops shorter tracklets
@@ -52,7 +52,7 @@ GOLDEN_COUNTS: Mapping[str, Mapping[str, int]] = {
     },
 }
 
-_INDEX_FILES = (
+INDEX_FILES = (
     "train_name.txt",
     "test_name.txt",
     "track_train_info.txt",
@@ -80,7 +80,16 @@ class HitszIndex:
     counts: Mapping[str, Mapping[str, int]]
 
 
-def read_index(root: str | os.PathLike[str], min_frames: int = MIN_FRAMES) -> HitszIndex:
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+def read_index(
+    root: str | os.PathLike[str],
+    min_frames: int = MIN_FRAMES,
+    *,
+    report: Callable[[str], None] = _refuse,
+) -> HitszIndex:
     """Reads and checks the five index files of HITSZ-VCM; opens no image.
 
     The text files may lie in the root or in `info`; the folders of identities in the root, in
@@ -89,11 +98,14 @@ def read_index(root: str | os.PathLike[str], min_frames: int = MIN_FRAMES) -> Hi
     Args:
       root: of the dataset.
       min_frames: shorter tracklets are dropped.
+      report: is told of each line that is wrong; by default the first is raised. If it returns,
+        rows that are wrong are left out.
 
     Raises:
       FileNotFoundError: an index file is missing.
-      ValueError: a line is malformed or contradicts another file (the message names file and
-        line), or the index has the length of the published one but not its counts.
+      ValueError: a file is empty or no text, a line is malformed or contradicts another file (the
+        message names file and line), or the index has the length of the published one but not its
+        counts.
     """
     info = _info_folder(root)
     splits = {}
@@ -101,14 +113,14 @@ def read_index(root: str | os.PathLike[str], min_frames: int = MIN_FRAMES) -> Hi
     for split in SPLITS:
         names_file = f"{info}{split}_name.txt"
         rows_file = f"{info}track_{split}_info.txt"
-        names = _read_names(root, names_file)
-        frames_folder = _frames_folder(root, split, {name[0] for name in names})
-        tracklets, last_name = _read_rows(root, rows_file, names, names_file, frames_folder)
+        names = _read_names(root, names_file, report)
+        frames_folder = _frames_folder(root, split, {name[0] for name in names if name})
+        tracklets, last_name = _read_rows(root, rows_file, names, names_file, frames_folder, report)
         splits[split] = tracklets
         counts[split] = _count(tracklets, len(names), last_name)
-    _check_queries(root, f"{info}query_IDX.txt", splits["test"])
+    _check_queries(root, f"{info}query_IDX.txt", splits["test"], report)
     if all(counts[split]["names"] == GOLDEN_COUNTS[split]["names"] for split in SPLITS):
-        assert_golden_counts(counts)
+        check_golden_counts(counts, report)
     kept = {
         split: [tracklet for tracklet in tracklets if len(tracklet.frames) >= min_frames]
         for split, tracklets in splits.items()
@@ -119,12 +131,10 @@ def read_index(root: str | os.PathLike[str], min_frames: int = MIN_FRAMES) -> Hi
     return HitszIndex(train=kept["train"], test=kept["test"], counts=counts)
 
 
-def assert_golden_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
-    """Checks `HitszIndex.counts` against the published dataset's.
-
-    Raises:
-      ValueError: a count differs; the message names all that do.
-    """
+def check_golden_counts(
+    counts: Mapping[str, Mapping[str, int]], report: Callable[[str], None] = _refuse
+) -> None:
+    """Tells `report` which of `HitszIndex.counts` differ from the published dataset's, if any."""
     differences = [
         f"{split} {name} {counts[split][name]} instead of {golden}"
         for split, golden_split in GOLDEN_COUNTS.items()
@@ -132,7 +142,7 @@ def assert_golden_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
         if counts[split][name] != golden
     ]
     if differences:
-        raise ValueError(
+        report(
             f"the index files are not those of HITSZ-VCM: {', '.join(differences)}; "
             "fetch them again"
         )
@@ -145,7 +155,7 @@ class HitszVcm(records.TrackletBuilder):
     RELEASE_NOTES = {"2.0.0": "Each frame has its own height and width."}  # noqa: RUF012
 
     def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
-        index = read_index(self._source)
+        index = read_index(self.source)
         return {"train": index.train, "test": index.test}
 
 
@@ -179,15 +189,62 @@ def prepare(
     )
 
 
+def check(
+    source: str | os.PathLike[str],
+    *,
+    keypoints: str | os.PathLike[str] | None = None,
+    published: bool = True,
+    num_workers: int | None = None,
+) -> checks.Findings:
+    """Reads all that packing would read, and more, and packs nothing.
+
+    Checked are the index, its counts, every frame that a tracklet of any length has, the skeletons,
+    that every identity has tracklets of both modalities, and that no camera shows a test identity
+    in both.
+
+    Args:
+      source: see `prepare`.
+      keypoints: see `prepare`.
+      published: whether the counts must be those of the published dataset.
+      num_workers: see `prepare`.
+    """
+    findings = checks.Findings()
+    with findings.catch():
+        index = read_index(source, min_frames=1, report=findings.report)
+        if published:
+            check_golden_counts(index.counts, findings.report)
+        findings.tables.append(
+            [
+                ("index", *SPLITS, *(f"{split}, published" for split in SPLITS)),
+                *(
+                    (
+                        name.replace("_", " "),
+                        *(
+                            table[split][name]
+                            for table in (index.counts, GOLDEN_COUNTS)
+                            for split in SPLITS
+                        ),
+                    )
+                    for name in GOLDEN_COUNTS["train"]
+                ),
+            ]
+        )
+        builder = HitszVcm(source=source, keypoints=keypoints, num_workers=num_workers)
+        checks.check_tracklets(
+            findings, builder, {"train": index.train, "test": index.test}, MIN_FRAMES
+        )
+    return findings
+
+
 def _info_folder(root: str | os.PathLike[str]) -> str:
     root = pathlib.Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such directory; give the root of HITSZ-VCM")
     for folder in ("", "info/"):
-        if any((root / (folder + name)).exists() for name in _INDEX_FILES):
+        if any((root / (folder + name)).exists() for name in INDEX_FILES):
             return folder
     raise FileNotFoundError(
-        f"{root}: none of {', '.join(_INDEX_FILES)} there or in info; give the root of HITSZ-VCM"
+        f"{root}: none of {', '.join(INDEX_FILES)} there or in info; give the root of HITSZ-VCM"
     )
 
 
@@ -200,80 +257,80 @@ def _frames_folder(root: str | os.PathLike[str], split: str, identities: set[str
     return ""  # an index without frames can be read; packing will name the first missing one
 
 
-def _read_lines(root: str | os.PathLike[str], name: str) -> list[str]:
-    content = files.read_inside(root, name)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not a text file ({error})") from error
-    lines = [line.strip() for line in text.rstrip().split("\n")]
-    if lines == [""]:
-        raise ValueError(f"{name}: the file is empty")
-    return lines
-
-
-def _read_names(root: str | os.PathLike[str], file: str) -> list[tuple[str, str, str, str]]:
-    """Returns identity, modality, camera and frame, as they are written, of every frame's name."""
-    names = []
-    for number, line in enumerate(_read_lines(root, file), start=1):
+def _read_names(
+    root: str | os.PathLike[str], file: str, report: Callable[[str], None]
+) -> list[tuple[str, str, str, str] | None]:
+    """Returns identity, modality, camera and frame, as they are written; None for a bad line."""
+    names: list[tuple[str, str, str, str] | None] = []
+    for number, line in enumerate(files.read_lines(root, file), start=1):
         match = _NAME.fullmatch(line)
         if match is None:
-            raise ValueError(
-                f"{file}:{number}: found {line!r}, expected a name like 0001M2D3T1F1.jpg"
-            )
-        names.append((match[1], match[2], match[3], match[4]))
+            report(f"{file}:{number}: found {line!r}, expected a name like 0001M2D3T1F1.jpg")
+        names.append(match and (match[1], match[2], match[3], match[4]))
     return names
 
 
 def _read_rows(
     root: str | os.PathLike[str],
     file: str,
-    names: list[tuple[str, str, str, str]],
+    names: list[tuple[str, str, str, str] | None],
     names_file: str,
     frames_folder: str,
+    report: Callable[[str], None],
 ) -> tuple[list[schema.Tracklet], int]:
     """Returns all tracklets of a split and the number of the last name that one of them uses."""
     tracklets = []
     last_name = 0
-    for number, line in enumerate(_read_lines(root, file), start=1):
+    for number, line in enumerate(files.read_lines(root, file), start=1):
         match = _ROW.fullmatch(line)
         if match is None:
-            raise ValueError(
+            report(
                 f"{file}:{number}: found {line!r}, expected modality (1 or 2), first and last "
                 "frame, identity and camera, such as '2 1 24 0001 3'"
             )
+            continue
         first, last = int(match[2]), int(match[3])
         if not 1 <= first <= last <= len(names):
-            raise ValueError(
+            report(
                 f"{file}:{number}: frames {first} to {last} are no range within the "
                 f"{len(names)} lines of {names_file}"
             )
+            continue
         modality, identity, camera = _MODALITIES[match[1]], match[4].zfill(4), int(match[5])
         frames = []
-        for offset, (pid, code, device, frame) in enumerate(names[first - 1 : last]):
+        for line_number, name in enumerate(names[first - 1 : last], start=first):
+            if name is None:  # told already
+                break
+            pid, code, device, frame = name
             if (pid, code, int(device)) != (identity, match[1], camera):
-                raise ValueError(
+                report(
                     f"{file}:{number}: identity {identity}, modality {match[1]}, camera {camera} "
-                    f"contradicts {names_file}:{first + offset}, which has {pid}, {code}, {device}"
+                    f"contradicts {names_file}:{line_number}, which has {pid}, {code}, {device}"
                 )
+                break
             frames.append(f"{frames_folder}{pid}/{_FOLDERS[modality]}/D{device}/{frame}.jpg")
-        tracklets.append(schema.Tracklet(modality, identity, camera, tuple(frames), row=number))
+        else:
+            tracklets.append(schema.Tracklet(modality, identity, camera, tuple(frames), number))
         last_name = max(last_name, last)
     return tracklets, last_name
 
 
 def _check_queries(
-    root: str | os.PathLike[str], file: str, tracklets: Sequence[schema.Tracklet]
+    root: str | os.PathLike[str],
+    file: str,
+    tracklets: Sequence[schema.Tracklet],
+    report: Callable[[str], None],
 ) -> None:
-    words = " ".join(_read_lines(root, file)).split()
+    words = " ".join(files.read_lines(root, file)).split()
     if not all(re.fullmatch("[0-9]+", word) for word in words):
-        raise ValueError(f"{file}: expected row numbers of track_test_info.txt and nothing else")
+        report(f"{file}: expected row numbers of track_test_info.txt and nothing else")
+        return
     queries = [int(word) for word in words]
     infrared = [tracklet.row for tracklet in tracklets if tracklet.modality == schema.INFRARED]
     if queries != infrared:
         strays = sorted(set(queries) ^ set(infrared))
         detail = f"they differ in row {strays[0]}" if strays else "they are not in ascending order"
-        raise ValueError(
+        report(
             f"{file}: the {len(queries)} queries are not exactly the {len(infrared)} infrared rows "
             f"of track_test_info.txt: {detail}"
         )
@@ -295,8 +352,8 @@ def _count(tracklets: Sequence[schema.Tracklet], names: int, last_name: int) -> 
         "infrared_tracklets": infrared_long,
         "visible_tracklets": len(long) - infrared_long,
         "identities": len(identities),
-        "first_identity": min(identities),
-        "last_identity": max(identities),
-        "first_camera": min(cameras),
-        "last_camera": max(cameras),
+        "first_identity": min(identities, default=0),
+        "last_identity": max(identities, default=0),
+        "first_camera": min(cameras, default=0),
+        "last_camera": max(cameras, default=0),
     }

@@ -10,8 +10,9 @@ from typing import Any, Literal, TypedDict
 import grain
 import numpy as np
 
-from data_pipelines import sampling, schema
+from data_pipelines import schema
 from data_pipelines.records import decode_clip, open_index, open_records
+from data_pipelines.sampling import BatchPlan, dense_clips, find_recipe, row_generator
 
 MAX_THREADS = 16  # the default; each holds a batch, 48 MB at 384 frames of 288 x 144
 
@@ -21,7 +22,7 @@ class TestBatch(TypedDict):
 
     frames: Any  # uint8[B, T, H, W, 3], RGB
     keypoints: Any  # float32[B, T, 17, 3]: x, y in pixels of the H x W frame, confidence
-    position: Any  # int32[B], the tracklet in the index of the test split
+    position: Any  # int32[B], the tracklet in the index of the split
 
 
 def train_batches(
@@ -34,14 +35,13 @@ def train_batches(
     seed: int,
     start_step: int,
     num_steps: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    sampling: str = "hitsz_vcm",
+    rows: range | None = None,
     num_threads: int | None = None,
 ) -> Iterator[schema.TrainBatch]:
     """Yields the training batches of `num_steps` steps from `start_step` on.
 
-    The global batch of P * K rows is the same for any number of processes; each gets its
-    contiguous share of B = P * K / process_count rows.
+    The global batch of P * K rows is the same on all processes; each loads its part of B rows.
 
     Args:
       dataset_dir: what `prepare` returned.
@@ -52,28 +52,23 @@ def train_batches(
       seed: of the run, not negative.
       start_step: number of the first batch.
       num_steps: how many batches.
-      process_index: this process, from 0.
-      process_count: how many processes train together.
+      sampling: how tracklets and frames are drawn, a key of `sampling.RECIPES`.
+      rows: of the global batch, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: P * K rows cannot be shared out evenly, or fewer than P identities have
-        tracklets of both modalities.
+      ValueError: fewer than P identities have tracklets of both modalities, or the dataset cannot
+        be sampled in this way.
     """
-    num_rows = identities_per_batch * tracklets_per_identity
-    if num_rows % process_count or not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process {process_index} of {process_count}: the {identities_per_batch} * "
-            f"{tracklets_per_identity} rows of a batch cannot be shared out evenly"
-        )
-    share = num_rows // process_count
-    rows = range(process_index * share, (process_index + 1) * share)
+    recipe = find_recipe(sampling)
+    if rows is None:
+        rows = range(identities_per_batch * tracklets_per_identity)
     index = open_index(dataset_dir, "train")
     records = open_records(dataset_dir, "train")
 
-    def plan(step: int) -> sampling.BatchPlan:
-        return sampling.sample_batch(
+    def plan(step: int) -> BatchPlan:
+        return recipe.sample_batch(
             index,
             seed=seed,
             step=step,
@@ -82,11 +77,12 @@ def train_batches(
         )
 
     def load_clips(step: int, positions: np.ndarray, modality: int) -> schema.Clips:
-        clips = _empty_clips(share, clip_length, frame_size)
+        clips = _empty_clips(len(rows), clip_length, frame_size)
+        stream = schema.VISIBLE if recipe.aligned else modality
         for place, row in enumerate(rows):
             record = records[int(positions[row])]
-            rng = sampling.row_generator(seed, step, row, modality)
-            chosen = sampling.training_frames(len(record["frames"]), clip_length, rng)
+            rng = row_generator(seed, step, row, stream)
+            chosen = recipe.training_frames(len(record["frames"]), clip_length, rng)
             clips["keypoints"][place] = decode_clip(record, chosen, clips["frames"][place])
         return clips
 
@@ -109,47 +105,59 @@ def test_clips(
     clip_length: int,
     frame_size: tuple[int, int],
     batch_size: int,
+    split: str = "test",
     mode: Literal["first", "dense"] = "first",
+    sampling: str = "hitsz_vcm",
+    rows: range | None = None,
     num_threads: int | None = None,
 ) -> Iterator[TestBatch]:
-    """Yields clips of test tracklets, in the order of `positions`, in batches of one size.
+    """Yields clips of tracklets to embed, in the order of `positions`, in batches of one size.
 
     Args:
       dataset_dir: what `prepare` returned.
-      positions: which tracklets of the test split.
+      positions: which tracklets of the split.
       clip_length: frames of a clip, T.
       frame_size: height and width to which frames are resized where they differ.
       batch_size: clips in a batch, B; the last batch is filled with zeros.
-      mode: "first" takes one clip a tracklet (`sampling.test_frames`), "dense" all consecutive
-        ones (`sampling.dense_clips`), so that a position comes up several times.
+      split: of the dataset.
+      mode: "first" takes one clip a tracklet, "dense" all consecutive ones
+        (`sampling.dense_clips`), so that a position comes up several times.
+      sampling: which frames make the one clip, a key of `sampling.RECIPES`.
+      rows: of each batch, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: the mode is unknown.
+      ValueError: the mode or the sampling is unknown.
       IndexError: a position is not in the split.
     """
     if mode not in ("first", "dense"):
         raise ValueError(f"mode {mode!r}: the modes are 'first' and 'dense'")
-    num_frames = open_index(dataset_dir, "test").num_frames
-    records = open_records(dataset_dir, "test")
+    recipe = find_recipe(sampling)
+    num_frames = open_index(dataset_dir, split).num_frames
+    records = open_records(dataset_dir, split)
     clips: list[tuple[int, np.ndarray]] = []
     for position in positions:
         if not 0 <= position < len(num_frames):
-            raise IndexError(f"tracklet {position}: the test split holds {len(num_frames)}")
+            raise IndexError(f"tracklet {position}: the {split} split holds {len(num_frames)}")
         length = int(num_frames[position])
         if mode == "first":
-            clips.append((position, sampling.test_frames(length, clip_length)))
+            clips.append((position, recipe.test_frames(length, clip_length)))
         else:
-            clips.extend((position, clip) for clip in sampling.dense_clips(length, clip_length))
+            clips.extend((position, clip) for clip in dense_clips(length, clip_length))
+
+    if rows is None:
+        rows = range(batch_size)
 
     def load_batch(number: int) -> TestBatch:
         batch = TestBatch(
-            **_empty_clips(batch_size, clip_length, frame_size),
-            position=np.full(batch_size, -1, np.int32),
+            **_empty_clips(len(rows), clip_length, frame_size),
+            position=np.full(len(rows), -1, np.int32),
         )
+        first = number * batch_size
+        own_clips = clips[first + rows.start : first + rows.stop]
         record = None
-        for place, (position, chosen) in enumerate(clips[number * batch_size :][:batch_size]):
+        for place, (position, chosen) in enumerate(own_clips):
             if record is None or position != batch["position"][place - 1]:
                 record = records[int(position)]
             batch["keypoints"][place] = decode_clip(record, chosen, batch["frames"][place])

@@ -37,6 +37,9 @@ from data_pipelines.progress import with_progress
 
 TRACKLETS_PER_SHARD = 512
 ORIGIN = "origin.json"
+# One tracklet at a time is read. JPEG files do not compress: records would shrink by 4 %, and be
+# written 7 times more slowly and read 1.6 times more slowly.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -99,10 +102,10 @@ class TrackletBuilder(FileReaderBuilder):
           num_workers: threads that read and check frames; None takes one a core.
           **kwargs: of `tfds.core.DatasetBuilder`, for instance `data_dir`.
         """
-        self._source = pathlib.Path(source)
+        self.source = pathlib.Path(source)
         self._keypoints = keypoints
-        self._without_skeletons = without_skeletons
-        self._num_workers = num_workers or os.cpu_count() or 1
+        self.without_skeletons = without_skeletons
+        self.num_workers = num_workers or os.cpu_count() or 1
         super().__init__(file_format="array_record", **kwargs)
         directory = pathlib.Path(self.data_dir)
         self._staging = directory.with_name(f".{directory.name}.packing")
@@ -127,11 +130,11 @@ class TrackletBuilder(FileReaderBuilder):
 
     @functools.cached_property
     def _keypoints_path(self) -> pathlib.Path:
-        return pathlib.Path(self._keypoints or keypoints_lib.find_keypoints(self._source))
+        return pathlib.Path(self._keypoints or keypoints_lib.find_keypoints(self.source))
 
     def open_keypoints(self) -> keypoints_lib.Keypoints:
         """Opens the skeletons, for a `with` statement."""
-        if self._without_skeletons:
+        if self.without_skeletons:
             return _NoSkeletons()
         return keypoints_lib.open_keypoints(self._keypoints_path)
 
@@ -145,9 +148,14 @@ class TrackletBuilder(FileReaderBuilder):
         return {
             "index": digest.hexdigest(),
             "keypoints": "none"
-            if self._without_skeletons
+            if self.without_skeletons
             else keypoints_lib.fingerprint(self._keypoints_path),
         }
+
+    def _log_download_bytes(self) -> None:
+        """Nothing is downloaded, so nothing is said of it."""
+
+    _log_download_done = _log_download_bytes
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         """Fills the temporary folder that TFDS renames once this and its own files are there."""
@@ -156,6 +164,9 @@ class TrackletBuilder(FileReaderBuilder):
         temporary = pathlib.Path(self.data_dir)
         shards = self._plan_shards()
         with _claimed(self._staging, self.fingerprint):
+            for stale in temporary.parent.glob("incomplete.*"):  # of a killed process
+                if stale != temporary:
+                    shutil.rmtree(stale)
             try:
                 facts = self._pack(shards)
                 split_infos = []
@@ -182,7 +193,7 @@ class TrackletBuilder(FileReaderBuilder):
             shutil.rmtree(self._staging)
 
     def _require_a_skeleton(self) -> None:
-        if self._without_skeletons:
+        if self.without_skeletons:
             return
         with self.open_keypoints() as source:
             for tracklet in itertools.chain.from_iterable(self.tracklets.values()):
@@ -216,17 +227,20 @@ class TrackletBuilder(FileReaderBuilder):
 
     def _pack(self, shards: Sequence[_Shard]) -> dict[str, dict[str, Any]]:
         """Packs the shards that are not in the staging folder yet; returns the facts of all."""
-        facts = {shard.name: _read_facts(self._staging / shard.name) for shard in shards}
-        missing = [shard for shard in shards if facts[shard.name] is None]
+        facts = {}
+        for shard in shards:
+            if known := _read_facts(self._staging / shard.name):
+                facts[shard.name] = known
+        missing = [shard for shard in shards if shard.name not in facts]
         if len(missing) < len(shards):
-            _tell(f"{len(shards) - len(missing)} of {len(shards)} shards are packed already")
+            tell(f"{len(shards) - len(missing)} of {len(shards)} shards are packed already")
         tracklets = [tracklet for shard in missing for tracklet in shard.tracklets]
-        read = functools.partial(frames_lib.read_frames, self._source)
+        read = functools.partial(frames_lib.read_frames, self.source)
         with (
             self.open_keypoints() as source,
-            concurrent.futures.ThreadPoolExecutor(self._num_workers) as pool,
+            concurrent.futures.ThreadPoolExecutor(self.num_workers) as pool,
         ):
-            frames_ahead = map_ahead(pool, read, tracklets, ahead=2 * self._num_workers)
+            frames_ahead = map_ahead(pool, read, tracklets, ahead=2 * self.num_workers)
             frames = with_progress(frames_ahead, len(tracklets), "packing")
             for shard in missing:
                 facts[shard.name] = self._write_shard(shard, frames, source)
@@ -243,7 +257,7 @@ class TrackletBuilder(FileReaderBuilder):
         columns: dict[str, list[Any]] = collections.defaultdict(list)
         path = self._staging / shard.name
         partial = path.with_name(f"{shard.name}.partial")
-        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
         try:
             for tracklet in shard.tracklets:
                 record = _record(tracklet, next(frames), source, shard.labels)
@@ -266,15 +280,15 @@ class TrackletBuilder(FileReaderBuilder):
         splits = {split: _counts(self.info.metadata[split]) for split in self.tracklets}
         for split, counts in splits.items():
             missing, frames = counts["frames_without_skeleton"], counts["frames"]
-            _tell(f"{split}: {missing} of {frames} frames have no skeleton")
+            tell(f"{split}: {missing} of {frames} frames have no skeleton")
         _write_json(
             directory / ORIGIN,
             {
                 "dataset": self.name,
                 "version": str(self.version),
-                "source": str(self._source.absolute()),
+                "source": str(self.source.absolute()),
                 "keypoints": "none"
-                if self._without_skeletons
+                if self.without_skeletons
                 else str(self._keypoints_path.absolute()),
                 "packed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "fingerprint": self.fingerprint,
@@ -387,7 +401,8 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
+    """Prints a line of news for the user."""
     print(message, file=sys.stderr, flush=True)
 
 

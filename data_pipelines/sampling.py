@@ -1,8 +1,10 @@
 """Which tracklets and which frames make a batch: pure functions of (seed, step), NumPy only.
 
 Nothing here keeps a state, so a run resumes exactly at any step and on any number of processes.
+Datasets are sampled in different ways in the literature: see `RECIPES`.
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +69,24 @@ def test_frames(num_frames: int, clip_length: int) -> np.ndarray:
     return np.minimum(np.arange(clip_length) * chunk, num_frames - 1)
 
 
+def sorted_training_frames(
+    num_frames: int, clip_length: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws `clip_length` frames, each at most once if the tracklet has so many.
+
+    Returns:
+      int64[clip_length], ascending.
+    """
+    _check_clip(num_frames, clip_length)
+    return np.sort(rng.choice(num_frames, clip_length, replace=num_frames < clip_length))
+
+
+def spread_test_frames(num_frames: int, clip_length: int) -> np.ndarray:
+    """Takes frames at equal distances from the first on, rounded down; int64[clip_length]."""
+    _check_clip(num_frames, clip_length)
+    return np.linspace(0, num_frames, clip_length, endpoint=False).astype(np.int64)
+
+
 def dense_clips(num_frames: int, clip_length: int) -> np.ndarray:
     """Cuts all frames into consecutive clips; the last is filled with its own frames, in a cycle.
 
@@ -119,15 +139,8 @@ def sample_batch(
     Raises:
       ValueError: fewer than P identities have tracklets of both modalities.
     """
-    labels = trainable_labels(index)
-    if identities_per_batch > len(labels):
-        excluded = len(np.unique(index.labels)) - len(labels)
-        raise ValueError(
-            f"a batch of {identities_per_batch} identities: only {len(labels)} have tracklets of "
-            f"both modalities ({excluded} have not)"
-        )
     rng = _generator(seed, step, 0, _TRACKLETS)
-    chosen = rng.choice(labels, identities_per_batch, replace=False)
+    chosen = _draw_labels(index, identities_per_batch, rng)
 
     def draw(label: int, modality: int) -> np.ndarray:
         candidates = np.flatnonzero((index.labels == label) & (index.modalities == modality))
@@ -140,9 +153,112 @@ def sample_batch(
     )
 
 
+def _draw_labels(index: schema.Index, count: int, rng: np.random.Generator) -> np.ndarray:
+    labels = trainable_labels(index)
+    if count > len(labels):
+        excluded = len(np.unique(index.labels)) - len(labels)
+        raise ValueError(
+            f"a batch of {count} identities: only {len(labels)} have tracklets of "
+            f"both modalities ({excluded} have not)"
+        )
+    return rng.choice(labels, count, replace=False)
+
+
+def aligned_pairs(index: schema.Index) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the positions of the visible and the infrared tracklet of each pair, int64[pairs].
+
+    Raises:
+      ValueError: a training tracklet is in no pair, or those of a pair differ in identity, camera
+        or number of frames.
+    """
+    visible, infrared = (
+        positions[np.argsort(index.rows[positions], kind="stable")]
+        for positions in (
+            np.flatnonzero(index.modalities == modality)
+            for modality in (schema.VISIBLE, schema.INFRARED)
+        )
+    )
+    for name in ("rows", "labels", "cameras", "num_frames"):
+        values = getattr(index, name)
+        if not np.array_equal(values[visible], values[infrared]):
+            raise ValueError(
+                f"sampling bupt_campus takes aligned pairs, but the {name} of visible and infrared "
+                "training tracklets differ; sample this dataset as hitsz_vcm"
+            )
+    return visible, infrared
+
+
+def sample_pairs(
+    index: schema.Index,
+    *,
+    seed: int,
+    step: int,
+    identities_per_batch: int,
+    tracklets_per_identity: int,
+) -> BatchPlan:
+    """Draws the aligned pairs of the global training batch number `step`.
+
+    P identities are drawn without replacement, and for each of them K cameras and one pair of each
+    camera. An identity that fewer cameras have seen gives each of them in turn.
+
+    Args:
+      index: of the training split.
+      seed: of the run, not negative.
+      step: of training, not negative.
+      identities_per_batch: P.
+      tracklets_per_identity: K.
+
+    Raises:
+      ValueError: there are fewer than P identities, or tracklets that are in no pair.
+    """
+    visible, infrared = aligned_pairs(index)
+    labels, cameras = index.labels[visible], index.cameras[visible]
+    rng = _generator(seed, step, 0, _TRACKLETS)
+    chosen = _draw_labels(index, identities_per_batch, rng)
+    pairs = []
+    for label in chosen:
+        own_cameras = rng.permutation(np.unique(cameras[labels == label]))
+        for camera in np.resize(own_cameras, tracklets_per_identity):
+            pairs.append(rng.choice(np.flatnonzero((labels == label) & (cameras == camera))))
+    return BatchPlan(
+        visible=visible[pairs],
+        infrared=infrared[pairs],
+        labels=np.repeat(chosen, tracklets_per_identity).astype(np.int32),
+    )
+
+
+class Recipe(NamedTuple):
+    """How a dataset is sampled.
+
+    Attributes:
+      sample_batch: index, seed, step, P and K to the `BatchPlan`, as `sample_batch`.
+      training_frames: number of frames, T and random numbers to int64[T].
+      test_frames: number of frames and T to int64[T].
+      aligned: whether both modalities of a row draw their frames with the same random numbers.
+    """
+
+    sample_batch: Callable[..., BatchPlan]
+    training_frames: Callable[[int, int, np.random.Generator], np.ndarray]
+    test_frames: Callable[[int, int], np.ndarray]
+    aligned: bool
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "hitsz_vcm": Recipe(sample_batch, training_frames, test_frames, aligned=False),
+    "bupt_campus": Recipe(sample_pairs, sorted_training_frames, spread_test_frames, aligned=True),
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Returns the recipe of a name; raises ValueError if there is none."""
+    if name not in RECIPES:
+        raise ValueError(f"sampling {name!r} is unknown; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
 def steps_per_epoch(
     index: schema.Index, identities_per_batch: int, tracklets_per_identity: int
 ) -> int:
-    """Returns the batches that the tracklets of the rarer modality fill."""
+    """Returns the batches that the tracklets of the rarer modality, or all pairs, fill."""
     counts = np.bincount(index.modalities, minlength=len(schema.MODALITIES))
     return int(counts.min()) // (identities_per_batch * tracklets_per_identity)

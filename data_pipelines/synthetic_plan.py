@@ -6,8 +6,8 @@ import numpy as np
 
 from data_pipelines.schema import INFRARED, VISIBLE
 
-SPLITS = ("train", "test")
-FOLDERS = {VISIBLE: "rgb", INFRARED: "ir"}
+SPLITS = ("train", "test", "auxiliary")  # a split's position seeds its drawings
+PAIR_CAMERAS = 6  # pairs are seen by cameras 1 to this number
 TRACKLET_FRAMES = 24  # a walk is cut into tracklets of so many frames, the last one shorter
 
 
@@ -106,11 +106,11 @@ def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedTracklet:
-    """One row of a split's index, before anything is drawn.
+    """A tracklet before anything is drawn.
 
     Attributes:
-      split: "train" or "test".
-      row: 1-based row of the split's index.
+      split: one of SPLITS.
+      row: 1-based number in its split; the two tracklets of a pair share it.
       identity: its number.
       modality: VISIBLE or INFRARED.
       camera: its number.
@@ -118,6 +118,8 @@ class PlannedTracklet:
       first_frame: number of the first frame; numbers run on through a camera's tracklets, since the
         path of a frame does not name its track.
       num_frames: frames.
+      paired: whether it is one of an aligned pair: the same walk at the same moments, seen in both
+        modalities by the same camera.
     """
 
     split: str
@@ -128,24 +130,19 @@ class PlannedTracklet:
     track: int
     first_frame: int
     num_frames: int
+    paired: bool = False
 
     @property
     def frames(self) -> range:
         """The numbers of its frames."""
         return range(self.first_frame, self.first_frame + self.num_frames)
 
-    @property
-    def folder(self) -> str:
-        """Where its frames lie below the dataset's root."""
-        modality = FOLDERS[self.modality]
-        return f"{self.split.capitalize()}/{self.identity:04}/{modality}/D{self.camera}"
-
 
 def plan(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
-    """Decides which tracklets there are, in the order of the index: training first."""
+    """Decides which tracklets there are, in order: training first."""
     planned: list[PlannedTracklet] = []
     identity = 0
-    for split in SPLITS:
+    for split in ("train", "test"):
         sizes: SplitConfig = getattr(config, split)
         if 2 * sizes.cameras_per_modality > sizes.cameras:
             raise ValueError(
@@ -180,6 +177,45 @@ def plan(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
                             )
                         )
                         first_frame += num_frames
+    return planned
+
+
+def plan_pairs(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
+    """Decides which aligned pairs there are of the people of `plan`: training first.
+
+    As many pairs are planned of an identity as visible tracklets, by the cameras of both
+    modalities. As many further people as in the test split are auxiliary: one pair of each.
+    """
+    planned: list[PlannedTracklet] = []
+    identity = 0
+    for split in SPLITS:
+        sizes = config.train if split == "train" else config.test
+        bounds = (1, 1) if split == "auxiliary" else sizes.visible_tracklets
+        row = 0
+        for _ in range(sizes.identities):
+            identity += 1
+            rng = generator(seed, "plan", identity)
+            cameras = rng.permutation(PAIR_CAMERAS)[: 2 * sizes.cameras_per_modality] + 1
+            lengths = _plan_lengths(rng, sorted(cameras.tolist()), bounds, sizes.long_tracklets)
+            for camera, tracklets in lengths.items():
+                first_frame = 1
+                for track, num_frames in enumerate(tracklets, start=1):
+                    row += 1
+                    planned += [
+                        PlannedTracklet(
+                            split,
+                            row,
+                            identity,
+                            modality,
+                            camera,
+                            track,
+                            first_frame,
+                            num_frames,
+                            paired=True,
+                        )
+                        for modality in (VISIBLE, INFRARED)
+                    ]
+                    first_frame += num_frames
     return planned
 
 

@@ -1,7 +1,8 @@
-"""A generated stand-in for HITSZ-VCM: drawn people who walk, in exactly that dataset's layout.
+"""A generated stand-in for the public datasets: drawn people who walk, in exactly their layouts.
 
-Neither public dataset may be redistributed, so the tests and the demo draw their own. The knobs are
-the fields of `SyntheticConfig` and the presets `SIZES`, both in `synthetic_plan`.
+Neither HITSZ-VCM nor BUPTCampus may be redistributed, so the tests and the demo draw their own. The
+knobs are the fields of `SyntheticConfig` and the presets `SIZES`, both in `synthetic_plan`; how
+files are laid out is in `synthetic_layouts`.
 """
 
 import concurrent.futures
@@ -14,7 +15,7 @@ import multiprocessing
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -24,20 +25,19 @@ import simplejpeg
 
 from data_pipelines import drawing, people, scenes
 from data_pipelines.progress import with_progress
-from data_pipelines.schema import INFRARED, NUM_JOINTS, VISIBLE
+from data_pipelines.schema import NUM_JOINTS
+from data_pipelines.synthetic_layouts import LAYOUTS, Layout
 from data_pipelines.synthetic_plan import (
-    FOLDERS,
     SIZES,
     SPLITS,
     PlannedTracklet,
     SyntheticConfig,
     generator,
-    plan,
 )
 
 VERSION = 1  # of the drawings: raise it whenever the same config and seed give other pixels
 _MARKER = "generator.json"
-_CODES = {VISIBLE: 2, INFRARED: 1}  # in the index files
+_MODALITIES = ("rgb", "ir")  # by number, in attributes.csv
 _JPEG_QUALITY = 92
 
 
@@ -121,6 +121,10 @@ def draw_tracklet(config: SyntheticConfig, seed: int, planned: PlannedTracklet) 
     left = (np.abs((pan + 1) % 2 - 1) * (scene.shape[1] - width)).astype(int)
     lift = rng.integers(scene.shape[0] - height + 1)
 
+    if planned.paired:  # up to here all is the pair's; sensors and pose estimates err on their own
+        rng = generator(
+            seed, "errors", SPLITS.index(planned.split), planned.identity, planned.row, modality
+        )
     outfit = drawing.dress(person, modality, float(yaw))
     frames = np.empty((n, config.height, config.width, 3), np.uint8)
     covered = np.zeros((n, NUM_JOINTS), bool)
@@ -156,7 +160,7 @@ def draw_tracklet(config: SyntheticConfig, seed: int, planned: PlannedTracklet) 
         "split": planned.split,
         "row": planned.row,
         "identity": f"{planned.identity:04}",
-        "modality": FOLDERS[modality],
+        "modality": _MODALITIES[modality],
         "camera": planned.camera,
         "frames": n,
         "yaw_degrees": round(float(np.rad2deg(yaw) + 180) % 360 - 180, 1),
@@ -189,8 +193,9 @@ def generate(
     size: str | SyntheticConfig = "demo",
     seed: int = 0,
     processes: int | None = None,
+    layout: str = "hitsz_vcm",
 ) -> None:
-    """Draws a dataset in the layout of HITSZ-VCM, with skeletons.h5 and attributes.csv beside it.
+    """Draws a dataset laid out as a public one is, with skeletons.h5 and attributes.csv beside it.
 
     The root appears only when everything is written. A root that already holds this very dataset is
     left as it is.
@@ -200,15 +205,18 @@ def generate(
       size: a key of SIZES, or a config of one's own.
       seed: the same config and seed give the same files, whatever the number of processes.
       processes: how many draw; all cores if None.
+      layout: a key of LAYOUTS: whose files the dataset has. The people are the same in all.
 
     Raises:
-      ValueError: the size is unknown.
+      ValueError: the size or the layout is unknown.
       FileExistsError: the root holds anything else.
     """
     if isinstance(size, str):
         if size not in SIZES:
             raise ValueError(f"size {size!r} is unknown; choose one of {', '.join(SIZES)}")
         size = SIZES[size]
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
     root = pathlib.Path(root)
     facts = {
         "generator": "synthetic_vcm",
@@ -216,6 +224,8 @@ def generate(
         "seed": seed,
         "config": dataclasses.asdict(size),
     }
+    if layout != "hitsz_vcm":  # which is the layout where none is named
+        facts["layout"] = layout
     marker = json.dumps(facts, indent=2) + "\n"
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         if (root / _MARKER).is_file() and (root / _MARKER).read_text() == marker:
@@ -223,53 +233,29 @@ def generate(
             return
         raise FileExistsError(
             f"{root}: exists and is not this dataset (its {_MARKER} is missing or differs in "
-            "version, seed or config); choose another folder or delete it"
+            "version, seed, config or layout); choose another folder or delete it"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.partial-") as partial:
         drawn = pathlib.Path(partial) / "drawn"
         drawn.mkdir()
-        planned = plan(size, seed)
-        _write_index(drawn, planned)
-        _write_tracklets(drawn, size, seed, planned, processes or os.cpu_count() or 1)
+        planned = LAYOUTS[layout].plan(size, seed)
+        LAYOUTS[layout].write_index(drawn, planned)
+        draw = functools.partial(_draw_to_disk, drawn, LAYOUTS[layout], size, seed)
+        _write_tracklets(drawn, draw, planned, processes or os.cpu_count() or 1)
         (drawn / _MARKER).write_text(marker)
         drawn.replace(root)
 
 
-def _write_index(root: pathlib.Path, planned: list[PlannedTracklet]) -> None:
-    (root / "info").mkdir()
-    for split in SPLITS:
-        names: list[str] = []
-        rows: list[str] = []
-        queries: list[str] = []
-        for tracklet in planned:
-            if tracklet.split != split:
-                continue
-            code, pid, camera = _CODES[tracklet.modality], tracklet.identity, tracklet.camera
-            first = len(names) + 1
-            names += [
-                f"{pid:04}M{code}D{camera}T{tracklet.track}F{frame}.jpg"
-                for frame in tracklet.frames
-            ]
-            rows.append(f"{code} {first} {len(names)} {pid:04} {camera}")
-            if tracklet.modality == INFRARED:
-                queries.append(str(tracklet.row))
-        (root / "info" / f"{split}_name.txt").write_text("\n".join(names) + "\n")
-        (root / "info" / f"track_{split}_info.txt").write_text("\n".join(rows) + "\n")
-    (root / "info" / "query_IDX.txt").write_text(" ".join(queries) + "\n")  # the test split's
-
-
 def _write_tracklets(
     root: pathlib.Path,
-    config: SyntheticConfig,
-    seed: int,
+    draw: Callable[[PlannedTracklet], tuple[dict[str, np.ndarray], dict[str, Any]]],
     planned: list[PlannedTracklet],
     processes: int,
 ) -> None:
-    draw = functools.partial(_draw_to_disk, root, config, seed)
     with contextlib.ExitStack() as stack:
         if processes == 1:
-            results: Iterator[tuple[dict[int, np.ndarray], dict[str, Any]]] = map(draw, planned)
+            results: Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]] = map(draw, planned)
         else:
             # Spawned, since forking a process that has started JAX's threads may hang it.
             pool = concurrent.futures.ProcessPoolExecutor(
@@ -279,14 +265,10 @@ def _write_tracklets(
         skeletons = stack.enter_context(h5py.File(root / "skeletons.h5", "w"))
         table = None
         file = stack.enter_context(open(root / "attributes.csv", "w", newline=""))
-        for tracklet, (keypoints, attributes) in zip(
-            planned, with_progress(results, len(planned), "drawing"), strict=True
-        ):
-            group = skeletons.require_group(
-                f"{tracklet.identity:04}/{FOLDERS[tracklet.modality]}/D{tracklet.camera}"
-            )
-            for frame, skeleton in keypoints.items():
-                group[str(frame)] = skeleton
+        for keypoints, attributes in with_progress(results, len(planned), "drawing"):
+            for key, skeleton in keypoints.items():
+                folder, _, name = key.rpartition("/")
+                skeletons.require_group(folder)[name] = skeleton
             if table is None:
                 table = csv.DictWriter(file, list(attributes))
                 table.writeheader()
@@ -294,14 +276,20 @@ def _write_tracklets(
 
 
 def _draw_to_disk(
-    root: pathlib.Path, config: SyntheticConfig, seed: int, planned: PlannedTracklet
-) -> tuple[dict[int, np.ndarray], dict[str, Any]]:
-    """Writes a tracklet's frames; returns the skeletons by frame number, and the attributes."""
+    root: pathlib.Path,
+    layout: Layout,
+    config: SyntheticConfig,
+    seed: int,
+    planned: PlannedTracklet,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Writes a tracklet's frames; returns the skeletons by their keys, and the attributes."""
     drawn = draw_tracklet(config, seed, planned)
-    folder = root / planned.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, frame in zip(planned.frames, drawn.frames, strict=True):
-        jpeg = simplejpeg.encode_jpeg(frame, _JPEG_QUALITY, colorspace="RGB")
-        (folder / f"{number}.jpg").write_bytes(jpeg)
-    found = zip(planned.frames, drawn.keypoints, drawn.detected, strict=True)
-    return {number: skeleton for number, skeleton, seen in found if seen}, drawn.attributes
+    paths = [layout.frame_path(planned, number) for number in planned.frames]
+    for path, frame in zip(paths, drawn.frames, strict=True):
+        for name, picture in layout.pictures(path, frame):
+            file = root / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(simplejpeg.encode_jpeg(picture, _JPEG_QUALITY, colorspace="RGB"))
+    keys = ["/".join(path.removesuffix(".jpg").split("/")[-4:]) for path in paths]
+    found = zip(keys, drawn.keypoints, drawn.detected, strict=True)
+    return {key: skeleton for key, skeleton, seen in found if seen}, drawn.attributes

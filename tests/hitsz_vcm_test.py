@@ -138,6 +138,47 @@ def test_a_broken_line_is_named(tmp_path, file, number, line, message):
         hitsz_vcm.read_index(tmp_path)
 
 
+LINES = st.one_of(
+    st.text(max_size=30),
+    st.lists(
+        st.one_of(
+            st.integers(-(10**20), 10**20).map(str), st.sampled_from(["", "x", "1.5", "0x1"])
+        ),
+        min_size=3,
+        max_size=7,
+    ).map(" ".join),
+    st.from_regex(r"[0-9]{1,5}M[0-9]D-?[0-9]*T[0-9]F[0-9/.]{1,4}\.(jpg|png)", fullmatch=True),
+    st.sampled_from(["../../etc/passwd", "0001M2D1T1F1.jpg\x00", "2 1 5 7 1", "1 1 5 7 1"]),
+)
+
+
+@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.given(file=st.sampled_from(hitsz_vcm.INDEX_FILES), place=st.integers(0, 12), line=LINES)
+def test_any_line_is_read_or_refused_by_name(file, place, line):
+    with tempfile.TemporaryDirectory() as directory:
+        root = hitsz_files.write_index(pathlib.Path(directory))
+        whole = hitsz_vcm.read_index(root)
+        lines = (root / file).read_text().split("\n")
+        lines[place % len(lines)] = line
+        (root / file).write_text("\n".join(lines))
+        told: list[str] = []
+        try:
+            index = hitsz_vcm.read_index(root)
+        except ValueError as error:
+            assert file in str(error) or "query_IDX.txt" in str(error)
+            told.append(str(error))
+        else:  # what is not refused means the same, or is another well-formed row
+            assert len(index.train) + len(index.test) >= len(whole.train) + len(whole.test) - 1
+            for tracklet in (*index.train, *index.test):
+                assert all(".." not in frame and "\0" not in frame for frame in tracklet.frames)
+        collected: list[str] = []
+        try:
+            hitsz_vcm.read_index(root, report=collected.append)
+        except ValueError as error:
+            collected.append(str(error))
+        assert bool(collected) == bool(told)
+
+
 @pytest.mark.parametrize(
     "file",
     [
@@ -229,7 +270,7 @@ def test_golden_counts_add_up():
     for counts in hitsz_vcm.GOLDEN_COUNTS.values():
         assert counts["rows"] == counts["infrared_rows"] + counts["visible_rows"]
         assert counts["tracklets"] == counts["infrared_tracklets"] + counts["visible_tracklets"]
-    hitsz_vcm.assert_golden_counts(hitsz_vcm.GOLDEN_COUNTS)
+    hitsz_vcm.check_golden_counts(hitsz_vcm.GOLDEN_COUNTS)
 
 
 @pytest.fixture(scope="module")
@@ -473,6 +514,7 @@ hitsz_vcm.prepare({str(root)!r}, {str(tmp_path / "packed")!r}, num_workers=1)
     finished[0].write_bytes(damaged)
     packed = hitsz_vcm.prepare(root, tmp_path / "packed")
     assert f"{len(finished) - 1} of 7 shards are packed already" in capsys.readouterr().err
+    assert os.listdir(folder) == ["2.0.0"]
     assert_same_records(whole, packed)
 
 

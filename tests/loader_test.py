@@ -84,21 +84,13 @@ def test_resuming_yields_the_same_batches(packed, num_threads):
     assert len({batch["visible"]["frames"].tobytes() for batch in whole}) == 6
 
 
-@pytest.mark.parametrize("process_count", [2, 3, 6])
-def test_the_shares_of_the_processes_make_the_global_batch(packed, process_count):
+@pytest.mark.parametrize("share", [1, 2, 3])
+def test_the_shares_of_the_processes_make_the_global_batch(packed, share):
     steps = {"start_step": 3, "num_steps": 1}
     whole = next(loader.train_batches(packed, **steps, **TRAINING))
     shares = [
-        next(
-            loader.train_batches(
-                packed,
-                process_index=process_index,
-                process_count=process_count,
-                **steps,
-                **TRAINING,
-            )
-        )
-        for process_index in range(process_count)
+        next(loader.train_batches(packed, rows=range(row, row + share), **steps, **TRAINING))
+        for row in range(0, 6, share)
     ]
     assert_same(whole["labels"], np.concatenate([share["labels"] for share in shares]))
     for modality in schema.MODALITIES:
@@ -109,9 +101,6 @@ def test_the_shares_of_the_processes_make_the_global_batch(packed, process_count
 
 def test_sizes_that_do_not_fit_are_refused(packed):
     steps = {"start_step": 0, "num_steps": 1}
-    for process in ({"process_count": 4}, {"process_index": 2, "process_count": 2}):
-        with pytest.raises(ValueError, match=r"2 \* 3 rows of a batch cannot be shared out"):
-            loader.train_batches(packed, **process, **steps, **TRAINING)
     with pytest.raises(ValueError, match="only 3 have tracklets of both modalities"):
         loader.train_batches(packed, **steps, **TRAINING | {"identities_per_batch": 4})
     with pytest.raises(FileNotFoundError, match="not a packed dataset"):
@@ -176,6 +165,17 @@ def test_dense_clips_cover_every_frame(source, packed):
         np.testing.assert_array_equal(frames, read_clip(source, tracklets[position], clip)[0])
 
 
+def test_the_shares_of_the_processes_make_every_batch_to_embed(packed):
+    settings = {"positions": range(5), "clip_length": 3, "frame_size": SIZE, "batch_size": 4}
+    whole = list(loader.test_clips(packed, **settings))
+    for rows in (range(0, 2), range(2, 4)):
+        shares = list(loader.test_clips(packed, rows=rows, **settings))
+        assert len(shares) == len(whole) == 2
+        for share, batch in zip(shares, whole, strict=True):
+            for key, values in share.items():
+                assert_same(values, batch[key][rows.start : rows.stop])
+
+
 def test_wrong_requests_for_clips_are_named(packed):
     settings = {"clip_length": 3, "frame_size": SIZE, "batch_size": 2}
     with pytest.raises(IndexError, match="tracklet 8: the test split holds 8"):
@@ -183,6 +183,34 @@ def test_wrong_requests_for_clips_are_named(packed):
     with pytest.raises(ValueError, match="the modes are 'first' and 'dense'"):
         loader.test_clips(packed, positions=[0], mode="all", **settings)
     assert list(loader.test_clips(packed, positions=[], **settings)) == []
+
+
+def test_sampling_of_another_dataset_is_refused(packed):
+    steps = {"start_step": 0, "num_steps": 1}
+    with pytest.raises(ValueError, match="sampling bupt_campus takes aligned pairs"):
+        loader.train_batches(packed, sampling="bupt_campus", **steps, **TRAINING)
+    with pytest.raises(ValueError, match="sampling 'mars' is unknown"):
+        loader.train_batches(packed, sampling="mars", **steps, **TRAINING)
+    with pytest.raises(ValueError, match="sampling 'mars' is unknown"):
+        loader.test_clips(
+            packed, positions=[0], clip_length=3, frame_size=SIZE, batch_size=2, sampling="mars"
+        )
+
+
+def test_sampling_chooses_the_frames_of_the_one_clip_only(source, packed):
+    settings = {"positions": [0], "clip_length": 5, "frame_size": SIZE, "batch_size": 1}
+    tracklet = hitsz_vcm.read_index(source).test[0]
+    spread = next(loader.test_clips(packed, sampling="bupt_campus", **settings))
+    chosen = sampling.spread_test_frames(len(tracklet.frames), 5)
+    assert chosen.tolist() != sampling.test_frames(len(tracklet.frames), 5).tolist()
+    np.testing.assert_array_equal(spread["frames"][0], read_clip(source, tracklet, chosen)[0])
+    dense = [
+        list(loader.test_clips(packed, mode="dense", sampling=name, **settings))
+        for name in sampling.RECIPES
+    ]
+    assert len(dense[0]) == len(dense[1]) > 1
+    for one, other in zip(*dense, strict=True):
+        assert_same(one, other)
 
 
 def test_only_the_sampled_frames_are_decoded(packed, monkeypatch):

@@ -13,6 +13,9 @@ class Index:
     modalities: np.ndarray
     identities: np.ndarray
     cameras: np.ndarray
+    rows: np.ndarray
+    queries: np.ndarray
+    galleries: np.ndarray
 
 
 def random_index(rng, num_tracklets=120):
@@ -22,6 +25,9 @@ def random_index(rng, num_tracklets=120):
         modalities=modalities,
         identities=rng.choice(["0503", "0504", "0510", "0600", "0701", "0937"], num_tracklets),
         cameras=rng.integers(1, 4, num_tracklets) + np.where(modalities == VISIBLE, 3, 0),
+        rows=np.arange(1, num_tracklets + 1),
+        queries=np.full(num_tracklets, True),
+        galleries=np.full(num_tracklets, True),
     )
 
 
@@ -69,6 +75,9 @@ def test_by_hand():
             modalities=np.array([INFRARED, INFRARED, VISIBLE]),
             identities=np.array(["0503", "0504", "0503"]),
             cameras=np.array([1, 1, 2]),
+            rows=np.array([1, 2, 3]),
+            queries=np.full(3, True),
+            galleries=np.full(3, True),
         ),
     )
     i2v, v2i = report["i2v"], report["v2i"]
@@ -92,10 +101,119 @@ def test_one_camera_in_both_modalities_is_refused():
         )
 
 
+def bupt_index(rng, num_query, num_gallery):
+    """So many queries and gallery entries of each modality, some both, the queries' rows mixed."""
+    index = random_index(rng, 2 * (num_query + num_gallery))
+    queries, galleries = np.zeros((2, len(index.rows)), bool)
+    for modality in (VISIBLE, INFRARED):
+        own = np.flatnonzero(index.modalities == modality)
+        galleries[own[-num_gallery:]] = True
+        queries[rng.permutation(own)[: num_query + modality]] = True  # some of both lists
+    rows = index.rows.copy()
+    rows[queries] = rng.permutation(queries.sum()) + 1
+    return dataclasses.replace(
+        index, rows=rows, queries=queries, galleries=galleries, cameras=np.ones_like(rows)
+    )
+
+
+def by_hand(embeddings, index, direction, dropped_from):
+    """A plain loop over the lists: Rank-1 and mAP in percent, and the sizes."""
+    modality = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}[direction]
+    everything = range(len(index.rows))
+    queries = [p for p in everything if index.queries[p] and index.modalities[p] == modality[0]]
+    queries.sort(key=lambda position: index.rows[position])
+    gallery = [p for p in everything if index.galleries[p] and index.modalities[p] == modality[1]]
+    if dropped_from and modality[0] == VISIBLE:
+        while len(queries) % dropped_from:
+            queries.pop()
+    if dropped_from and modality[1] == VISIBLE:
+        while len(gallery) % dropped_from:
+            gallery.pop()
+    first, precisions = [], []
+    for query in queries:
+        ranked = sorted(gallery, key=lambda entry: -(embeddings[query] @ embeddings[entry]))
+        hits = [
+            rank
+            for rank, entry in enumerate(ranked, start=1)
+            if index.identities[entry] == index.identities[query]
+        ]
+        first.append(hits[0] == 1)
+        precisions.append(np.mean([(n + 1) / rank for n, rank in enumerate(hits)]))
+    return 100 * np.mean(first), 100 * np.mean(precisions), len(queries), len(gallery)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "batch"), [("buptcampus/full", 0), ("buptcampus/official-bs64", 64)]
+)
+@pytest.mark.parametrize(("num_query", "num_gallery"), [(70, 150), (64, 128), (129, 191)])
+def test_buptcampus_against_a_plain_loop(protocol, batch, num_query, num_gallery):
+    rng = np.random.default_rng(num_query)
+    index = bupt_index(rng, num_query, num_gallery)
+    embeddings = random_embeddings(rng, len(index.rows))
+    report = evaluate(protocol, embeddings, index)
+    for direction in ("i2v", "v2i"):
+        scores = report[direction]
+        found = (scores["rank1"], scores["map"], scores["queries"], scores["gallery"])
+        np.testing.assert_allclose(found, by_hand(embeddings, index, direction, batch))
+    whole = [size // 64 * 64 if batch else size for size in (num_query, num_gallery)]
+    assert (report["v2i"]["queries"], report["v2i"]["gallery"]) == (whole[0], num_gallery)
+    assert (report["i2v"]["queries"], report["i2v"]["gallery"]) == (num_query + 1, whole[1])
+
+
+def test_buptcampus_directions_are_no_transposes():
+    rng = np.random.default_rng(0)
+    index = bupt_index(rng, 60, 60)
+    embeddings = random_embeddings(rng, len(index.rows))
+    before = evaluate("buptcampus/full", embeddings, index)
+    # Visible tracklets of the gallery alone play a part in one direction only.
+    changed = (index.modalities == VISIBLE) & index.galleries & ~index.queries
+    embeddings[changed] = random_embeddings(rng, changed.sum())
+    after = evaluate("buptcampus/full", embeddings, index)
+    assert after["v2i"] == before["v2i"]
+    assert after["i2v"] != before["i2v"]
+
+
+def test_buptcampus_keeps_gallery_entries_of_the_querys_camera():
+    index = bupt_index(np.random.default_rng(0), 60, 60)
+    embeddings = random_embeddings(np.random.default_rng(1), len(index.rows))
+    apart = dataclasses.replace(index, cameras=np.arange(len(index.rows)))
+    assert (index.cameras == 1).all()
+    assert evaluate("buptcampus/full", embeddings, index) == evaluate(
+        "buptcampus/full", embeddings, apart
+    )
+
+
+def test_published_sizes_of_buptcampus():
+    modalities = np.repeat([VISIBLE, INFRARED, VISIBLE, INFRARED], [540, 536, 2422, 2422])
+    queries = np.arange(len(modalities)) < 540 + 536
+    index = Index(
+        modalities=modalities,
+        identities=np.arange(len(modalities)) % 100,
+        cameras=np.ones(len(modalities), int),
+        rows=np.arange(len(modalities)),
+        queries=queries,
+        galleries=~queries,
+    )
+    embeddings = random_embeddings(np.random.default_rng(0), len(modalities))
+    for protocol, visible in (
+        ("buptcampus/full", (540, 2422)),
+        ("buptcampus/official-bs64", (512, 2368)),
+    ):
+        report = evaluate(protocol, embeddings, index)
+        assert (report["v2i"]["queries"], report["v2i"]["gallery"]) == (visible[0], 2422)
+        assert (report["i2v"]["queries"], report["i2v"]["gallery"]) == (536, visible[1])
+
+
+def test_too_few_visible_entries_for_a_batch_are_named():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="bs64: i2v needs queries and a gallery, found 31 and 0"):
+        evaluate("buptcampus/official-bs64", random_embeddings(rng, 120), bupt_index(rng, 30, 30))
+
+
 def test_bad_input_is_named():
     rng = np.random.default_rng(0)
     index, embeddings = random_index(rng), random_embeddings(rng, 120)
-    with pytest.raises(ValueError, match=r"'hitsz_vcm'; known: hitsz_vcm/v1"):
+    with pytest.raises(ValueError, match=r"'hitsz_vcm'; known: hitsz_vcm/v1, bupt"):
         evaluate("hitsz_vcm", embeddings, index)
     with pytest.raises(ValueError, match=r"\[120, C\].*\(119, 8\)"):
         evaluate("hitsz_vcm/v1", embeddings[1:], index)

@@ -235,3 +235,24 @@ def test_nan_is_found_in_a_later_chunk(monkeypatch):
             query_cameras=[1] * 5,
             gallery_cameras=[2, 2],
         )
+
+
+@properties
+@given(task=tasks())
+def test_without_cameras_nothing_is_removed(task):
+    similarity, entries = task
+    identities = {name: entries[name] for name in ("query_ids", "gallery_ids")}
+    if not set(identities["query_ids"]) & set(identities["gallery_ids"]):
+        return
+    expected = brute_force(
+        similarity,
+        **identities,
+        query_cameras=[1] * len(identities["query_ids"]),
+        gallery_cameras=[2] * len(identities["gallery_ids"]),
+    )
+    result = evaluate_retrieval(similarity, **identities)
+    assert result.num_removed == expected["num_removed"] == 0
+    np.testing.assert_allclose(result.cmc, expected["cmc"])
+    np.testing.assert_allclose(result.mean_ap, expected["mean_ap"])
+    with pytest.raises(ValueError, match="cameras of both queries and gallery, or of neither"):
+        evaluate_retrieval(similarity, **identities, query_cameras=entries["query_cameras"])

@@ -3,12 +3,20 @@ import dataclasses
 import hashlib
 import re
 
+import cv2
 import h5py
 import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import contact_sheet, people, synthetic_vcm
+from data_pipelines import (
+    bupt_campus,
+    contact_sheet,
+    hitsz_vcm,
+    people,
+    synthetic_plan,
+    synthetic_vcm,
+)
 from data_pipelines.schema import INFRARED, VISIBLE
 from data_pipelines.synthetic_plan import SIZES, PlannedTracklet
 
@@ -118,7 +126,7 @@ def test_identities_are_disjoint_and_no_camera_serves_both_modalities(root):
 @pytest.mark.parametrize("size", ["demo", "full"])
 def test_the_plans_of_the_large_sizes_keep_what_they_promise(size):
     config = SIZES[size]
-    planned = synthetic_vcm.plan(config, seed=0)
+    planned = synthetic_plan.plan(config, seed=0)
     assert sum(t.num_frames for t in planned) < {"demo": 36_000, "full": 480_000}[size]
     for split in ("train", "test"):
         sizes = getattr(config, split)
@@ -132,7 +140,7 @@ def test_the_plans_of_the_large_sizes_keep_what_they_promise(size):
 
 
 def test_full_has_about_as_many_tracklets_and_frames_as_the_real_dataset():
-    planned = synthetic_vcm.plan(SIZES["full"], seed=0)
+    planned = synthetic_plan.plan(SIZES["full"], seed=0)
     counts = [sum(t.split == split for t in planned) for split in ("train", "test")]
     np.testing.assert_allclose(counts, [11_061, 10_802], rtol=0.05)
     np.testing.assert_allclose(sum(t.num_frames for t in planned), 463_259, rtol=0.05)
@@ -143,7 +151,7 @@ def test_full_has_about_as_many_tracklets_and_frames_as_the_real_dataset():
 def test_too_few_cameras_is_an_error():
     config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, cameras=3))
     with pytest.raises(ValueError, match="need 4 cameras, but there are 3"):
-        synthetic_vcm.plan(config, seed=0)
+        synthetic_plan.plan(config, seed=0)
 
 
 def test_skeletons_lie_in_the_authors_tree_and_few_are_missing(root):
@@ -166,7 +174,7 @@ def test_keypoints_are_near_the_joints_and_doubtful_where_covered():
     config = dataclasses.replace(TINY, occluded_share=1.0, swapped_share=0.0)
     drawn = [
         synthetic_vcm.draw_tracklet(config, 0, tracklet)
-        for tracklet in synthetic_vcm.plan(config, seed=0)[:8]
+        for tracklet in synthetic_plan.plan(config, seed=0)[:8]
     ]
     keypoints = np.concatenate([tracklet.keypoints for tracklet in drawn])
     covered = np.concatenate([tracklet.covered for tracklet in drawn])
@@ -290,7 +298,9 @@ def test_anything_else_is_not_overwritten(root, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_unknown_size_is_an_error(tmp_path):
+def test_an_unknown_size_or_layout_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="'mars' is unknown; choose one of hitsz_vcm, bupt_campus"):
+        synthetic_vcm.generate(tmp_path / "set", "tiny", layout="mars")
     with pytest.raises(ValueError, match="'huge' is unknown; choose one of tiny, demo, full"):
         synthetic_vcm.generate(tmp_path / "set", "huge")
 
@@ -312,9 +322,164 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
 
 def test_the_contact_sheet_shows_every_row(root, tmp_path):
     path = tmp_path / "sheet.png"
-    contact_sheet.contact_sheet(root, path, identities=3, rows=2, frames=4)
+    tracklets = hitsz_vcm.read_index(root, min_frames=1).train
+    contact_sheet.contact_sheet(root, tracklets, path, identities=3, rows=2, frames=4)
     header = path.read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = (int.from_bytes(header[at : at + 4], "big") for at in (16, 20))
     assert width == 2 * (4 * TINY.width + 4)
     assert height == 2 * (4 * TINY.height + 4)
+
+
+# --- the layout of BUPTCampus -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bupt_root(tmp_path_factory):
+    path = tmp_path_factory.mktemp("synthetic") / "bupt"
+    synthetic_vcm.generate(path, "tiny", seed=3, processes=1, layout="bupt_campus")
+    return path
+
+
+def decode(root, name):
+    return simplejpeg.decode_jpeg((root / name).read_bytes()).astype(float)
+
+
+def test_a_pair_shows_the_same_moments(bupt_root):
+    plan = synthetic_plan.plan_pairs(TINY, seed=3)
+    for visible, infrared in zip(plan[:12:2], plan[1:12:2], strict=True):
+        assert (visible.modality, infrared.modality) == (VISIBLE, INFRARED)
+        assert dataclasses.replace(infrared, modality=VISIBLE) == visible
+        drawn = [synthetic_vcm.draw_tracklet(TINY, 3, tracklet) for tracklet in (visible, infrared)]
+        np.testing.assert_array_equal(drawn[0].joints, drawn[1].joints)
+        np.testing.assert_array_equal(drawn[0].covered, drawn[1].covered)
+        for name in ("yaw_degrees", "occluder", "light", "resolution", "motion_blur"):
+            assert drawn[0].attributes[name] == drawn[1].attributes[name]
+        # The pose estimator errs on its own, and so does the sensor.
+        assert not np.isclose(drawn[0].keypoints, drawn[1].keypoints).all(axis=-1).any()
+
+
+def test_the_noise_of_a_pair_is_not_shared(monkeypatch):
+    noise = []
+
+    def develop(canvas, rng, *args, **kwargs):
+        noise.append(rng.bytes(16))
+        return np.zeros((TINY.height, TINY.width, 3), np.uint8)
+
+    monkeypatch.setattr(synthetic_vcm.scenes, "develop", develop)
+    for tracklet in synthetic_plan.plan_pairs(TINY, seed=3)[:4]:
+        synthetic_vcm.draw_tracklet(TINY, 3, tracklet)
+    assert len(noise) == len(set(noise)) > 20
+
+
+def test_fake_infrared_frames_are_grey_copies_of_the_visible_ones(bupt_root):
+    visible = sorted(bupt_root.glob("DATA/*/RGB/*/*.jpg"))
+    fakes = sorted(bupt_root.glob("DATA/*/FakeIR/*/*.jpg"))
+    names = [path.relative_to(bupt_root).as_posix() for path in visible]
+    assert [path.relative_to(bupt_root).as_posix() for path in fakes] == sorted(
+        map(bupt_campus.fake_infrared_path, names)
+    )
+    for name in names[::40]:
+        fake = decode(bupt_root, bupt_campus.fake_infrared_path(name))
+        luminance = decode(bupt_root, name) @ [0.299, 0.587, 0.114]
+        assert np.abs(fake.mean(axis=-1) - luminance).mean() < 3
+        assert np.ptp(fake, axis=-1).max() <= 2
+
+
+def test_the_lists_name_every_drawn_frame_once(bupt_root):
+    index = bupt_campus.read_index(bupt_root, auxiliary=True)
+    frames = [name for rows in index.splits.values() for t in rows for name in t.frames]
+    on_disk = {path.relative_to(bupt_root).as_posix() for path in bupt_root.rglob("*.jpg")}
+    assert len(frames) == len(set(frames))
+    assert set(frames) == {name for name in on_disk if "/FakeIR/" not in name}
+    with open(bupt_root / "attributes.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == sum(map(len, index.splits.values()))
+
+
+def test_splits_and_lists_of_the_pairs(bupt_root):
+    index = bupt_campus.read_index(bupt_root, auxiliary=True)
+    identities = {
+        split: {int(tracklet.identity) for tracklet in rows} for split, rows in index.splits.items()
+    }
+    assert identities == {
+        "train": set(range(1, 7)),
+        "test": set(range(7, 13)),
+        "auxiliary": set(range(13, 19)),
+    }
+    for identity in identities["train"]:
+        own = [t for t in index.splits["train"] if t.identity == str(identity)]
+        assert len({tracklet.camera for tracklet in own}) >= 2
+    counts = index.counts["test"]
+    assert counts["visible_gallery"] == counts["infrared_gallery"]
+    assert (counts["visible_queries"], counts["infrared_queries"]) == (4, 2)
+    assert all(tracklet.gallery for tracklet in index.splits["test"])
+    assert index.counts["auxiliary"] == {"pairs": 6, "identities": 6}
+
+
+def test_skeletons_of_pairs_lie_in_a_tree_by_the_file_names(bupt_root):
+    index = bupt_campus.read_index(bupt_root, auxiliary=True)
+    keys = {
+        name.removeprefix("DATA/").removesuffix(".jpg")
+        for rows in index.splits.values()
+        for tracklet in rows
+        for name in tracklet.frames
+    }
+    skeletons = skeletons_of(bupt_root)
+    assert set(skeletons) < keys
+    assert len(skeletons) > 0.93 * len(keys)
+
+
+def test_the_people_are_the_same_in_both_layouts():
+    studio = dataclasses.replace(TINY, difficulty=0.0, skeleton_variation=0.0)
+
+    def colours(planned):
+        """The colours of each training identity's torso."""
+        means = {}
+        for tracklet in planned:
+            if tracklet.split == "train" and tracklet.modality == VISIBLE:
+                drawn = synthetic_vcm.draw_tracklet(studio, 3, tracklet)
+                torso = drawn.frames[:, 24:45, 18:30].astype(float)
+                means.setdefault(tracklet.identity, torso.mean(axis=(0, 1, 2)))
+        return np.array([means[identity] for identity in range(1, 7)])
+
+    one = colours(synthetic_plan.plan(studio, seed=3))
+    two = colours(synthetic_plan.plan_pairs(studio, seed=3))
+    distances = np.abs(one[:, None] - two).sum(axis=-1)
+    assert np.diag(distances).mean() < 0.3 * distances.mean()
+
+
+def test_pairs_do_not_depend_on_the_number_of_processes(tmp_path):
+    for name, processes in (("one", 1), ("two", 2)):
+        synthetic_vcm.generate(
+            tmp_path / name, SPECK, seed=1, processes=processes, layout="bupt_campus"
+        )
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+
+
+def test_one_layout_does_not_pass_for_another(root, bupt_root):
+    with pytest.raises(FileExistsError, match="seed, config or layout"):
+        synthetic_vcm.generate(bupt_root, "tiny", seed=3)
+    with pytest.raises(FileExistsError):
+        synthetic_vcm.generate(root, "tiny", seed=3, layout="bupt_campus")
+
+
+def test_the_pixels_of_the_first_layout_stay_as_they_were(root):
+    """Whoever changes them raises VERSION, and this list."""
+    assert synthetic_vcm.VERSION == 1
+    content = (root / "generator.json").read_text()
+    assert "layout" not in content  # sets drawn before there were layouts go on being known
+    names = ["Train/0001/rgb", "Test/0007/ir"]
+    frames = [min((root / name).rglob("*.jpg")) for name in names]
+    means = [decode(root, frame.relative_to(root)).mean() for frame in frames]
+    np.testing.assert_allclose(means, [108.66, 79.90], atol=0.1)
+
+
+def test_the_contact_sheet_shows_pairs(bupt_root, tmp_path):
+    tracklets = bupt_campus.read_index(bupt_root).splits["train"]
+    contact_sheet.contact_sheet(bupt_root, tracklets, tmp_path / "sheet.png", identities=1)
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    height, width = TINY.height, TINY.width
+    assert sheet.shape == (4 * height + 4, 2 * (6 * width + 4), 3)
+    visible, infrared = sheet[height : 2 * height], sheet[3 * height : 4 * height]
+    assert np.ptp(visible[:, :width].astype(int), axis=-1).max() > 30
+    assert np.ptp(infrared[:, :width].astype(int), axis=-1).max() <= 2

@@ -1,14 +1,33 @@
 """Named evaluation protocols: who is query and who is gallery, and what is reported."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from data_pipelines.schema import INFRARED, VISIBLE
+from data_pipelines.tables import aligned
 from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 
-PROTOCOLS = ("hitsz_vcm/v1",)
+
+class Rules(NamedTuple):
+    """What sets a protocol apart.
+
+    Attributes:
+      camera_rule: whether gallery entries of the query's identity and camera are removed.
+      visible_batch: the last visible entries of query and of gallery that do not fill a batch of
+        this size are dropped.
+    """
+
+    camera_rule: bool = False
+    visible_batch: int = 1
+
+
+PROTOCOLS: Mapping[str, Rules] = {
+    "hitsz_vcm/v1": Rules(camera_rule=True),
+    "buptcampus/full": Rules(),
+    "buptcampus/official-bs64": Rules(visible_batch=64),
+}
 
 _DIRECTIONS = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}  # query, gallery
 _RANKS = (1, 5, 10, 20)
@@ -29,18 +48,37 @@ class TrackletIndex(Protocol):
     def cameras(self) -> np.ndarray:
         """int[N]."""
 
+    @property
+    def rows(self) -> np.ndarray:
+        """int[N], the order of the queries."""
+
+    @property
+    def queries(self) -> np.ndarray:
+        """bool[N], which are searched with."""
+
+    @property
+    def galleries(self) -> np.ndarray:
+        """bool[N], which are searched for."""
+
 
 def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dict[str, Any]:
     """Scores the embeddings of a test split.
 
-    `hitsz_vcm/v1`: every infrared tracklet searches all visible ones (`i2v`) and the reverse
-    (`v2i`), one trial; similarity is the dot product in float32. The rule that removes gallery
-    entries of the query's identity and camera removes nothing on this set, which is asserted.
+    The infrared queries search the visible gallery (`i2v`) and the reverse (`v2i`), one trial;
+    similarity is the dot product in float32.
+
+    `hitsz_vcm/v1`: the rule that removes gallery entries of the query's identity and camera removes
+    nothing on this set, which is asserted.
+    `buptcampus/full`: there is no such rule; cameras play no part.
+    `buptcampus/official-bs64`: likewise, and the last visible queries and gallery entries that do
+    not fill a batch of 64 are left out, as the published loader does. Of a multiple of 64, and of
+    infrared entries, none is.
 
     Args:
       protocol: one of PROTOCOLS.
       embeddings: float32[N, C], rows of length 1, one a test tracklet.
-      index: modality, identity and camera of the N tracklets, in the same order.
+      index: what is known of the N tracklets, in the same order. The gallery is taken in this
+        order, the queries in the order of their rows.
 
     Returns:
       `{"protocol": name, "i2v": scores, "v2i": scores}`; scores hold `rank1`, `rank5`, `rank10`,
@@ -67,31 +105,53 @@ def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dic
             f"({wrong.size} such rows)"
         )
 
+    rules = PROTOCOLS[protocol]
     report: dict[str, Any] = {"protocol": protocol}
     for direction, (query_modality, gallery_modality) in _DIRECTIONS.items():
-        query = np.flatnonzero(index.modalities == query_modality)
-        gallery = np.flatnonzero(index.modalities == gallery_modality)
+        query = np.flatnonzero(index.queries & (index.modalities == query_modality))
+        query = query[np.argsort(index.rows[query], kind="stable")]
+        gallery = np.flatnonzero(index.galleries & (index.modalities == gallery_modality))
+        if query_modality == VISIBLE:
+            query = _whole_batches(query, rules.visible_batch)
+        else:
+            gallery = _whole_batches(gallery, rules.visible_batch)
         if not (query.size and gallery.size):
             raise ValueError(
-                f"{direction} needs queries and a gallery, found {query.size} and {gallery.size}"
+                f"{protocol}: {direction} needs queries and a gallery, found {query.size} and "
+                f"{gallery.size}"
             )
-        seen = set(zip(index.identities[gallery], index.cameras[gallery], strict=True))
-        for identity, camera in zip(index.identities[query], index.cameras[query], strict=True):
-            if (identity, camera) in seen:
-                raise ValueError(
-                    f"{protocol}: camera {camera} shows identity {identity} in both modalities, so "
-                    "the same-camera rule would remove gallery entries; check the index"
-                )
+        cameras = {}
+        if rules.camera_rule:
+            _assert_cameras_of_one_modality(protocol, index, query, gallery)
+            cameras = {
+                "query_cameras": index.cameras[query],
+                "gallery_cameras": index.cameras[gallery],
+            }
         report[direction] = _scores(
             evaluate_retrieval(
                 embeddings[query] @ embeddings[gallery].T,
                 query_ids=index.identities[query],
                 gallery_ids=index.identities[gallery],
-                query_cameras=index.cameras[query],
-                gallery_cameras=index.cameras[gallery],
+                **cameras,
             )
         )
     return report
+
+
+def _whole_batches(entries: np.ndarray, batch_size: int) -> np.ndarray:
+    return entries[: len(entries) // batch_size * batch_size]
+
+
+def _assert_cameras_of_one_modality(
+    protocol: str, index: TrackletIndex, query: np.ndarray, gallery: np.ndarray
+) -> None:
+    seen = set(zip(index.identities[gallery], index.cameras[gallery], strict=True))
+    for identity, camera in zip(index.identities[query], index.cameras[query], strict=True):
+        if (identity, camera) in seen:
+            raise ValueError(
+                f"{protocol}: camera {camera} shows identity {identity} in both modalities, so "
+                "the same-camera rule would remove gallery entries; check the index"
+            )
 
 
 def _scores(result: RetrievalResult) -> dict[str, float | int]:
@@ -115,10 +175,7 @@ def format_table(report: Mapping[str, Any]) -> str:
             for direction in _DIRECTIONS
         ),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+    return aligned(rows)
 
 
 def _cell(value: float | int) -> str:

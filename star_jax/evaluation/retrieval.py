@@ -48,19 +48,19 @@ def evaluate_retrieval(
     *,
     query_ids: npt.ArrayLike,
     gallery_ids: npt.ArrayLike,
-    query_cameras: npt.ArrayLike,
-    gallery_cameras: npt.ArrayLike,
+    query_cameras: npt.ArrayLike | None = None,
+    gallery_cameras: npt.ArrayLike | None = None,
 ) -> RetrievalResult:
     """Ranks the gallery for every query and scores the rankings.
 
-    Gallery entries of the query's identity *and* camera are removed for that query. Entries of
-    equal similarity keep the order of the gallery.
+    Gallery entries of the query's identity *and* camera are removed for that query; none is if no
+    cameras are given. Entries of equal similarity keep the order of the gallery.
 
     Args:
       similarity: float[Q, G], larger is more alike.
       query_ids: [Q], identities: strings or integers.
       gallery_ids: [G].
-      query_cameras: [Q].
+      query_cameras: [Q], given together with those of the gallery or not at all.
       gallery_cameras: [G].
 
     Returns:
@@ -77,6 +77,10 @@ def evaluate_retrieval(
     query_ids, gallery_ids = _as_numbers(
         query_ids, gallery_ids, similarity.shape, ("query_ids", "gallery_ids")
     )
+    if (query_cameras is None) != (gallery_cameras is None):
+        raise ValueError("give the cameras of both queries and gallery, or of neither")
+    if query_cameras is None or gallery_cameras is None:
+        query_cameras, gallery_cameras = np.zeros(num_queries), np.ones(num_gallery)  # all differ
     query_cameras, gallery_cameras = _as_numbers(
         query_cameras, gallery_cameras, similarity.shape, ("query_cameras", "gallery_cameras")
     )
