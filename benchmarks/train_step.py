@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from star_jax.models import build_model
-from star_jax.parallel import make_mesh, put_batch
+from star_jax.parallel import batch_shardings, make_mesh, put
 from star_jax.steps import initial_state, make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     del argv
     config = CONFIG.value
     data = config.data
-    mesh = make_mesh()
+    mesh = make_mesh(config)
     model = build_model(config.model)
     rng = np.random.default_rng(config.seed)
     pairs = data.identities_per_batch * data.tracklets_per_identity
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
     labels = np.repeat(np.arange(data.identities_per_batch), data.tracklets_per_identity)
     batch = {"visible": clips(), "infrared": clips(), "labels": labels.astype(np.int32)}
-    batch = put_batch(batch, mesh)
+    batch = put(batch, batch_shardings(mesh), pairs)
     state = initial_state(config, model, 1, mesh)
     train_step = make_train_step(config, model, 1, mesh)
 

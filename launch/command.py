@@ -13,14 +13,19 @@ from absl import logging as absl_logging
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`; `--verbosity=1` adds the traceback to an error's line."""
+def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
+    """Parses the flags and runs `main`; `--verbosity=1` adds the traceback to an error's line.
+
+    Args:
+      main: what the command does; takes the arguments that are no flags, if there may be any.
+      takes_arguments: whether there may be.
+    """
 
     def guarded(arguments: Sequence[str]) -> None:
-        if len(arguments) > 1:
+        if len(arguments) > 1 and not takes_arguments:
             fail(f"unexpected argument {arguments[1]!r}; see --help", 2)
         try:
-            main()
+            main(*arguments[1:])
         except MENDABLE as error:
             if absl_logging.level_debug():
                 traceback.print_exc()

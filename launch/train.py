@@ -5,7 +5,13 @@
     --config.optim.lr=0.05
 
 The workdir takes config.json and run.json (what ran), metrics.jsonl and tensorboard/,
-checkpoints/<step> and eval/<step>.json. The same command continues from the last checkpoint.
+checkpoints/<step> and eval/<step>.json. The same command continues from the last checkpoint. Told
+to stop (SIGTERM), it saves its state and ends with code 143.
+
+Several processes train together if each of them runs this command with the same workdir, which all
+of them must see. On Cloud TPU, under SLURM and Open MPI they find each other; elsewhere they are
+told by --coordinator, --num_processes and --process_id, or by JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
 import command
@@ -19,13 +25,21 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing.", required=True)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0, host:port.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+CONNECT_SECONDS = flags.DEFINE_integer(
+    "connect_seconds", 300, "How long to wait for the other processes.", lower_bound=1
+)
 flags.mark_flag_as_required("config")
 
 
 def main() -> None:
     """Trains as the flags say."""
-    from star_jax.train import train  # starts JAX, which --help should not wait for
+    from star_jax import processes  # imports JAX, which --help should not wait for
+    from star_jax.train import train
 
+    processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, CONNECT_SECONDS.value)
     train(CONFIG.value, WORKDIR.value)
 
 

@@ -1,14 +1,24 @@
 """Checkpoints: the state of training and the config it belongs to, through Orbax."""
 
-from collections.abc import Mapping
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from star_jax.steps import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class OtherNetworkError(ValueError):
+    """A checkpoint is of another architecture."""
 
 
 def open_manager(workdir: str | Path, keep: int | None) -> ocp.CheckpointManager:
@@ -30,44 +40,108 @@ def open_manager(workdir: str | Path, keep: int | None) -> ocp.CheckpointManager
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any]) -> None:
-    """Starts to save the state and returns; does nothing if its step is saved already."""
+    """Starts to save the state and returns; does nothing if its step is saved already.
+
+    Raises:
+      OSError: this checkpoint, or the one before, which was written meanwhile, could not be saved.
+    """
     step = int(state.step)
     if step in manager.all_steps():
         return
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            variables=ocp.args.StandardSave(state.variables),
-            optimizer=ocp.args.StandardSave(state.opt_state),
-            config=ocp.args.JsonSave(dict(config)),
-        ),
-    )
+    with _naming_the_failure(manager):
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardSave(state.variables),
+                optimizer=ocp.args.StandardSave(state.opt_state),
+                config=ocp.args.JsonSave(dict(config)),
+            ),
+        )
 
 
-def restore_state(manager: ocp.CheckpointManager, state: TrainState) -> TrainState | None:
-    """The last saved state, with the shapes and the shardings of `state`; None if there is none.
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits until the last checkpoint is written; raises as `save` does."""
+    with _naming_the_failure(manager):
+        manager.wait_until_finished()
+
+
+def restore_state(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState | None:
+    """The last saved state that is intact, with the shapes and the shardings of `abstract`.
+
+    A damaged checkpoint is told of and put aside, as `<step>.damaged`, for the run will save that
+    step again.
+
+    Returns:
+      None if there is no checkpoint.
 
     Raises:
       ValueError: naming the weights of the checkpoint that do not fit.
+      OSError: there are checkpoints, but all are damaged.
     """
-    step = manager.latest_step()
-    if step is None:
-        return None
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    damaged = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            restored = _restore(manager, step, abstract)
+        except OtherNetworkError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            log.warning(
+                "%s is damaged (%s); going on from the checkpoint before",
+                manager.directory / str(step),
+                " ".join(str(error).split())[:200],
+            )
+            damaged.append(step)
+            continue
+        _put_aside(manager, damaged)
+        return restored
+    if damaged:
+        raise OSError(
+            f"{manager.directory}: all checkpoints are damaged ({', '.join(map(str, damaged))}); "
+            "copy them from elsewhere, or remove them to begin anew"
+        )
+    return None
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
     check_weights(manager, step, abstract.variables)
     restored = manager.restore(
         step,
         args=ocp.args.Composite(
             variables=ocp.args.StandardRestore(abstract.variables),
             optimizer=ocp.args.StandardRestore(abstract.opt_state),
+            config=ocp.args.JsonRestore(),
         ),
     )
     return TrainState(
-        step=jax.device_put(jax.numpy.int32(step), state.step.sharding),
+        step=jax.device_put(jax.numpy.int32(step), abstract.step.sharding),
         params=restored.variables["params"],
         batch_stats=restored.variables["batch_stats"],
         opt_state=restored.optimizer,
     )
+
+
+def _put_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
+    if steps and jax.process_index() == 0:
+        for step in steps:
+            path = Path(manager.directory) / str(step)
+            aside = path.with_name(f"{step}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+    if steps and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+    manager.reload()
+
+
+@contextlib.contextmanager
+def _naming_the_failure(manager: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a full disk is an OSError to one library, not to another
+        raise OSError(
+            f"{manager.directory}: a checkpoint could not be written "
+            f"({' '.join(str(error).split())[:300]}). Those before it are whole; see to the disk, "
+            "and the same command continues from the last of them"
+        ) from error
 
 
 def restore_config(manager: ocp.CheckpointManager, step: int) -> ml_collections.ConfigDict:
@@ -88,7 +162,7 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, abstract: Any) 
 
 
 def check_weights(manager: ocp.CheckpointManager, step: int, expected: Any) -> None:
-    """Raises a ValueError that names the weights in which a checkpoint and a network differ."""
+    """Raises an OtherNetworkError that names the weights that differ."""
     by_path = lambda tree: {  # noqa: E731
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -102,7 +176,7 @@ def check_weights(manager: ocp.CheckpointManager, step: int, expected: Any) -> N
     ]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ValueError(
+        raise OtherNetworkError(
             f"{manager.directory}/{step} is of another architecture: "
             f"{'; '.join(differences[:3])}{more}. Use the config it was trained with, or another "
             "workdir"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -112,7 +113,8 @@ def _drop_rows(path: Path, resume_step: int | None) -> None:
 class Progress:
     """Shows how far a loop is: a bar on a terminal, else a plain line now and then.
 
-    Both tell the step, the rate, the time left and a few metrics. Use as a context manager.
+    Both tell the step, the rate, the time left and a few metrics. Only the first process of a run
+    shows anything. Use as a context manager.
 
     Args:
       total: steps of the whole run.
@@ -136,16 +138,17 @@ class Progress:
         self._total, self._start, self._label, self._unit = total, start, label, unit
         self._every_seconds = every_seconds
         self._stream = sys.stderr if stream is None else stream
+        self._silent = jax.process_index() > 0
         self._started = time.monotonic()
         self._next_line = self._started  # the first step is told at once: the loop runs
         self._bar = None
-        if self._stream.isatty():
+        if self._stream.isatty() and not self._silent:
             self._bar = tqdm(total=total, initial=start, desc=label, unit=unit, file=self._stream)
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Tells that `step` steps of the run are done, and what the metrics are."""
         now = time.monotonic()
-        if self._bar is None and now < self._next_line and step < self._total:
+        if self._silent or (self._bar is None and now < self._next_line and step < self._total):
             return
         postfix = ", ".join(f"{name}={value:.4g}" for name, value in (metrics or {}).items())
         if self._bar is not None:

@@ -13,7 +13,14 @@ import jax
 import ml_collections
 
 # What may differ when a run continues: none of it changes the numbers of training.
-FREE_KEYS = ("data.dir", "data.num_threads", "eval.", "checkpoint.", "log_every_steps")
+FREE_KEYS = (
+    "data.dir",
+    "data.num_threads",
+    "eval.",
+    "checkpoint.",
+    "parallel.",
+    "log_every_steps",
+)
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "grain", "numpy")
 
@@ -40,8 +47,9 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
                 f"{workdir} belongs to another config: {'; '.join(differences)}. Use another "
                 "--workdir, or the config it was begun with"
             )
-    write_json(path, as_json(config))
-    write_json(workdir / "run.json", environment())
+    if jax.process_index() == 0:
+        write_json(path, as_json(config))
+        write_json(workdir / "run.json", environment())
 
 
 def environment() -> dict[str, Any]:

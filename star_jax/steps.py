@@ -16,7 +16,7 @@ from star_jax import augment
 from star_jax.losses import star_losses
 from star_jax.models import Star, StyleSources
 from star_jax.optim import learning_rate_factor, make_optimizer
-from star_jax.parallel import replicated, split_rows
+from star_jax.parallel import batch_shardings, replicated, split_rows, state_shardings
 
 Metrics = dict[str, jax.Array]
 
@@ -58,28 +58,47 @@ def initial_variables(config: ml_collections.ConfigDict, model: Star) -> Any:
 
 def abstract_variables(config: ml_collections.ConfigDict, model: Star, mesh: Mesh) -> Any:
     """Shapes, dtypes and shardings of the network's variables, for restoring them."""
-    shapes = jax.eval_shape(lambda: initial_variables(config, model))
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
-    )
+    return _with_shardings(mesh, jax.eval_shape(lambda: initial_variables(config, model)))
+
+
+def abstract_state(
+    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of the training state; makes no array."""
+    init = lambda: _fresh_state(config, model, steps_per_epoch)  # noqa: E731
+    return _with_shardings(mesh, jax.eval_shape(init))
 
 
 def initial_state(
     config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
 ) -> TrainState:
-    """A fresh state, replicated over the mesh."""
+    """A fresh state; each device makes only its part of it."""
+    shardings = jax.tree.map(
+        lambda x: x.sharding, abstract_state(config, model, steps_per_epoch, mesh)
+    )
+    init = lambda: _fresh_state(config, model, steps_per_epoch)  # noqa: E731
+    return jax.jit(init, out_shardings=shardings)()
 
-    def init() -> TrainState:
-        variables = initial_variables(config, model)
-        optimizer = make_optimizer(config.optim, steps_per_epoch)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables["batch_stats"],
-            opt_state=optimizer.init(variables["params"]),
-        )
 
-    return jax.jit(init, out_shardings=replicated(mesh))()
+def _with_shardings(mesh: Mesh, shapes: Any) -> Any:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+
+
+def _fresh_state(
+    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int
+) -> TrainState:
+    variables = initial_variables(config, model)
+    optimizer = make_optimizer(config.optim, steps_per_epoch)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+    )
 
 
 def augmented_pairs(
@@ -189,10 +208,12 @@ def make_train_step(
         )
         return new_state, metrics
 
+    abstract = abstract_state(config, model, steps_per_epoch, mesh)
+    state_sharding = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(
         train_step,
-        in_shardings=(replicated(mesh), split_rows(mesh)),
-        out_shardings=replicated(mesh),
+        in_shardings=(state_sharding, batch_shardings(mesh)),
+        out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )
 
@@ -203,13 +224,13 @@ def make_embed_step(model: Star, modality: str, mesh: Mesh) -> Callable[..., jax
 
     Returns:
       A function of variables, frames uint8[B, T, H, W, 3] and keypoints float32[B, T, 17, 3] that
-      returns the embeddings, float32[B, C], on every device.
+      returns the embeddings, float32[B, C], split over the devices as the rows are.
     """
 
     @functools.partial(
         jax.jit,
-        in_shardings=(replicated(mesh), split_rows(mesh), split_rows(mesh)),
-        out_shardings=replicated(mesh),
+        in_shardings=(None, split_rows(mesh), split_rows(mesh)),
+        out_shardings=split_rows(mesh),
     )
     def embed_step(variables: Any, frames: jax.Array, keypoints: jax.Array) -> jax.Array:
         frames = augment.normalise(frames)

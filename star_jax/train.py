@@ -14,13 +14,13 @@ import numpy as np
 from data_pipelines.loader import train_batches
 from data_pipelines.records import open_index
 from data_pipelines.sampling import steps_per_epoch
-from star_jax import checkpoint, run_files
+from star_jax import checkpoint, processes, run_files
 from star_jax.evaluation.embed import evaluate_test_split
 from star_jax.evaluation.protocols import format_table
 from star_jax.metrics import MetricsWriter, Progress
 from star_jax.models import build_model
-from star_jax.parallel import check_rows, make_mesh, put_batch, replicated
-from star_jax.steps import TrainState, initial_state, make_train_step
+from star_jax.parallel import batch_shardings, local_rows, make_mesh, put
+from star_jax.steps import TrainState, abstract_state, initial_state, make_train_step
 from star_jax.weights import from_torchvision_resnet50, load_arrays
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     Raises:
       ValueError: the config does not fit the dataset, the devices or the workdir.
       FloatingPointError: a loss is not finite.
+      OSError: a checkpoint could not be written.
+      Preempted: the run was told to stop (SIGTERM) and has saved its state.
     """
     workdir = Path(workdir)
-    mesh = make_mesh()
+    processes.check_same("the config", config.to_json(sort_keys=True))
+    mesh = make_mesh(config)
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
-    check_rows(pairs, mesh, "config.data.identities_per_batch * tracklets_per_identity")
+    shardings = batch_shardings(mesh)
     index = open_index(config.data.dir, "train")
     check_identities(config, index.labels)
     epoch = steps_per_epoch(
@@ -58,14 +61,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
 
-    state = initial_state(config, model, epoch, mesh)
     with checkpoint.open_manager(workdir, config.checkpoint.keep) as manager:
-        restored = checkpoint.restore_state(manager, state)
-        if restored is not None:
-            state = restored
+        state = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
+        if state is None:
+            state = initial_state(config, model, epoch, mesh)
+            if config.init.backbone:
+                state = with_backbone(state, config)
+        else:
             log.info("continuing from step %d of %d", state.step, num_steps)
-        elif config.init.backbone:
-            state = with_backbone(state, config, mesh)
         start = int(state.step)
         train_step = make_train_step(config, model, epoch, mesh)
         batches = train_batches(
@@ -77,30 +80,38 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
             seed=config.seed,
             start_step=start,
             num_steps=num_steps - start,
+            sampling=config.data.sampling,
+            rows=local_rows(shardings["labels"], (pairs,)),
             num_threads=config.data.num_threads,
         )
         step_log = StepLog(config, frames_per_step=2 * pairs * config.data.clip_length)
         with (
             MetricsWriter(workdir, enabled=jax.process_index() == 0, resume_step=start) as writer,
             Progress(num_steps, start, "training") as progress,
+            processes.watch_for_preemption() as preempted,
         ):
             for step, batch in enumerate(batches, start=start + 1):
-                state, metrics = train_step(state, put_batch(batch, mesh))
+                state, metrics = train_step(state, put(batch, shardings, pairs))
                 # The step before is read now, so that the device works while the host writes.
                 step_log.flush(writer, progress)
                 step_log.pending = (step, metrics)
+                stop_now = preempted(step) and step < num_steps
                 save_now = step % config.checkpoint.every_steps == 0 or step == num_steps
                 evaluate_now = config.eval.every_epochs and (
                     step % (config.eval.every_epochs * epoch) == 0
                 )
-                if save_now or evaluate_now:
+                if save_now or stop_now or evaluate_now:
                     step_log.flush(writer, progress)  # what is not finite is not saved
-                if evaluate_now:
+                if evaluate_now and not stop_now:
                     evaluate(config, model, state, mesh, workdir, writer)
-                if save_now:
+                if save_now or stop_now:
                     checkpoint.save(manager, state, config.to_dict())
+                if stop_now:
+                    checkpoint.finish(manager)
+                    log.info("told to stop: step %d is saved; the same command continues", step)
+                    raise processes.Preempted
             step_log.flush(writer, progress)
-        manager.wait_until_finished()
+        checkpoint.finish(manager)
     return state
 
 
@@ -115,11 +126,12 @@ def check_identities(config: ml_collections.ConfigDict, labels: np.ndarray) -> N
         )
 
 
-def with_backbone(state: TrainState, config: ml_collections.ConfigDict, mesh: Any) -> TrainState:
+def with_backbone(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
     """The state with the backbone of `config.init.backbone`, ImageNet weights."""
     arrays = load_arrays(config.init.backbone)
     variables = from_torchvision_resnet50(arrays, config.model, state.variables)
-    return dataclasses.replace(state, **jax.device_put(variables, replicated(mesh)))
+    shardings = jax.tree.map(lambda x: x.sharding, state.variables)
+    return dataclasses.replace(state, **jax.device_put(variables, shardings))
 
 
 class StepLog:
@@ -171,7 +183,8 @@ def evaluate(
     """Evaluates the state, and writes and logs the scores."""
     step = int(state.step)
     report = evaluate_test_split(config, model, state.variables, mesh, step)
-    run_files.write_report(workdir, report)
+    if jax.process_index() == 0:
+        run_files.write_report(workdir, report)
     writer.write(
         step,
         {

@@ -22,6 +22,7 @@ LAYERS = (
         "star_jax.metrics",
         "star_jax.evaluation",
         "star_jax.parallel",
+        "star_jax.processes",
         "star_jax.run_files",
     ),
     ("star_jax.train",),

@@ -48,3 +48,21 @@ def config(dataset_dir: pathlib.Path) -> ml_collections.ConfigDict:
     config.checkpoint.every_steps = 3
     config.log_every_steps = 1
     return config
+
+
+def config_file(
+    folder: pathlib.Path, dataset_dir: pathlib.Path, *changes: str, name: str = "config.py"
+) -> pathlib.Path:
+    """The same as a file, for commands; changes are lines of Python such as `config.seed = 1`."""
+    lines = [
+        "import pathlib, sys",
+        f"sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})",
+        "import tiny",
+        "def get_config():",
+        f"    config = tiny.config(pathlib.Path({str(dataset_dir)!r}))",
+        *(f"    {change}" for change in changes),
+        "    return config",
+    ]
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n")
+    return path

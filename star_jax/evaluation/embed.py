@@ -1,40 +1,62 @@
-"""Embeddings of a whole test split."""
+"""Checkpoints to embeddings, of a whole split of any packed dataset, and to scores."""
 
+import hashlib
+import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from data_pipelines.loader import test_clips
-from data_pipelines.records import open_index
+from data_pipelines.records import open_index, open_records
 from data_pipelines.schema import MODALITIES
 from star_jax import checkpoint, run_files
+from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.protocols import evaluate
 from star_jax.metrics import Progress
 from star_jax.models import Star, build_model
-from star_jax.parallel import check_rows, make_mesh, put_batch
+from star_jax.parallel import (
+    check_rows,
+    gather,
+    local_part,
+    local_rows,
+    make_mesh,
+    put,
+    split_rows,
+)
 from star_jax.steps import abstract_variables, make_embed_step
 
 
-def embed_test_split(
-    config: ml_collections.ConfigDict, model: Star, variables: Any, mesh: Mesh
+def embed_split(
+    config: ml_collections.ConfigDict,
+    model: Star,
+    variables: Any,
+    mesh: Mesh,
+    split: str = "test",
 ) -> np.ndarray:
-    """Embeds every tracklet of the test split; several clips of one are averaged.
+    """Embeds every tracklet of a split; several clips of one are averaged.
 
     Args:
       config: the experiment; `data` and `eval` are read.
       model: the network.
       variables: its parameters and statistics, on the mesh.
       mesh: of devices.
+      split: of the packed dataset `config.data.dir`.
 
     Returns:
-      float32[n, C], rows of length 1, in the order of `open_index(config.data.dir, "test")`.
+      float32[n, C], rows of length 1, in the order of `open_index(config.data.dir, split)`.
     """
     check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
-    index = open_index(config.data.dir, "test")
-    sums: np.ndarray | None = None
+    index = open_index(config.data.dir, split)
+    if not len(index.modalities):
+        raise ValueError(f"{config.data.dir}: split {split} holds no tracklet")
+    rows = split_rows(mesh)
+    positions: list[np.ndarray] = []
+    embeddings: list[np.ndarray] = []
     done = 0
     with Progress(len(index.modalities), 0, "embedding", unit="tracklet") as progress:
         for number, modality in enumerate(MODALITIES):
@@ -45,20 +67,22 @@ def embed_test_split(
                 clip_length=config.data.clip_length,
                 frame_size=tuple(config.data.frame_size),
                 batch_size=config.eval.batch_size,
+                split=split,
                 mode=config.eval.clips,
+                sampling=config.data.sampling,
+                rows=local_rows(rows, (config.eval.batch_size,)),
                 num_threads=config.data.num_threads,
             )
             for batch in clips:
-                position = batch["position"]
-                inputs = put_batch((batch["frames"], batch["keypoints"]), mesh)
-                embeddings = np.asarray(embed(variables, *inputs))
-                if sums is None:
-                    sums = np.zeros((len(index.modalities), embeddings.shape[1]), np.float32)
-                np.add.at(sums, position[position >= 0], embeddings[position >= 0])
-                done += len(np.unique(position[position >= 0]))
+                inputs = put((batch["frames"], batch["keypoints"]), rows, config.eval.batch_size)
+                embeddings.append(local_part(embed(variables, *inputs)))
+                positions.append(batch["position"])
+                found = np.unique(batch["position"][batch["position"] >= 0])
+                done += len(found) * jax.process_count()  # about; exact in a single process
                 progress.update(min(done, len(index.modalities)))
-    if sums is None:
-        raise ValueError(f"{config.data.dir}: the test split holds no tracklet")
+    position, embedding = gather((np.concatenate(positions), np.concatenate(embeddings)))
+    sums = np.zeros((len(index.modalities), embedding.shape[1]), np.float32)
+    np.add.at(sums, position[position >= 0], embedding[position >= 0])
     return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
@@ -70,10 +94,75 @@ def evaluate_test_split(
     Returns:
       The report, with the `step` of the weights.
     """
-    embeddings = embed_test_split(config, model, variables, mesh)
+    embeddings = embed_split(config, model, variables, mesh)
     report = evaluate(config.eval.protocol, embeddings, open_index(config.data.dir, "test"))
     protocol = report.pop("protocol")
     return {"protocol": protocol, "step": step, **report}
+
+
+class Network(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      step: of the checkpoint.
+      config: the experiment it belongs to.
+      model: the network.
+      variables: its parameters and statistics, on the mesh.
+      mesh: of all devices.
+    """
+
+    step: int
+    config: ml_collections.ConfigDict
+    model: Star
+    variables: Any
+    mesh: Mesh
+
+
+def locate_checkpoint(workdir: str | None, path: str | None) -> tuple[Path, int | None]:
+    """Returns the workdir and the step that a user names by one of two paths.
+
+    Args:
+      workdir: of a run, whose last checkpoint is meant (None).
+      path: of a checkpoint, `<workdir>/checkpoints/<step>`.
+
+    Raises:
+      ValueError: both are given or none is, or the checkpoint's name is no step.
+    """
+    if workdir and not path:
+        return Path(workdir), None
+    if path and not workdir:
+        checkpoints, step = Path(path).absolute().parent, Path(path).name
+        if not step.isdecimal():
+            raise ValueError(f"--checkpoint={path} must end with the number of a step")
+        return checkpoints.parent, int(step)
+    raise ValueError("give either --workdir or --checkpoint")
+
+
+def restore_network(workdir: Path, step: int | None) -> Network:
+    """Restores the network of a checkpoint.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint; the last one if None.
+
+    Raises:
+      FileNotFoundError: the run has no such checkpoint.
+      ValueError: the checkpoint does not fit its config.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{workdir}: no run here (no checkpoints folder)")
+    with checkpoint.open_manager(workdir, keep=None) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps or step not in (None, *steps):
+            found = ", ".join(map(str, steps)) or "none"
+            raise FileNotFoundError(f"{workdir}: no checkpoint {step or ''} (there are: {found})")
+        step = steps[-1] if step is None else step
+        config = checkpoint.restore_config(manager, step)
+        mesh = make_mesh()
+        model = build_model(config.model)
+        abstract = abstract_variables(config, model, mesh)
+        variables = checkpoint.restore_variables(manager, step, abstract)
+    return Network(step, config, model, variables, mesh)
 
 
 def evaluate_checkpoint(
@@ -94,22 +183,70 @@ def evaluate_checkpoint(
       FileNotFoundError: the run has no such checkpoint.
       ValueError: the checkpoint or the dataset does not fit the config.
     """
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{workdir}: no run here (no checkpoints folder)")
-    with checkpoint.open_manager(workdir, keep=None) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps or step not in (None, *steps):
-            found = ", ".join(map(str, steps)) or "none"
-            raise FileNotFoundError(f"{workdir}: no checkpoint {step or ''} (there are: {found})")
-        step = steps[-1] if step is None else step
-        config = checkpoint.restore_config(manager, step)
-        if dataset_dir is not None:
-            config.data.dir = dataset_dir
-        if clips is not None:
-            config.eval.clips = clips
-        mesh = make_mesh()
-        model = build_model(config.model)
-        abstract = abstract_variables(config, model, mesh)
-        variables = checkpoint.restore_variables(manager, step, abstract)
+    step, config, model, variables, mesh = restore_network(workdir, step)
+    if dataset_dir is not None:
+        config.data.dir = dataset_dir
+    if clips is not None:
+        config.eval.clips = clips
     report = evaluate_test_split(config, model, variables, mesh, step)
     return report, run_files.write_report(workdir, report)
+
+
+def embed_dataset(
+    network: Network,
+    dataset_dir: str | os.PathLike[str],
+    split: str = "test",
+    *,
+    clips: str | None = None,
+) -> Embeddings:
+    """Embeds a split of any packed dataset; clip length and frame size are the network's.
+
+    Args:
+      network: of `restore_network`.
+      dataset_dir: the packed dataset.
+      split: of the dataset.
+      clips: "first" or "dense", if not those of the network's config.
+
+    Raises:
+      FileNotFoundError: the directory is not a packed dataset.
+      ValueError: there is no such split, or it has no skeleton and the network needs them.
+    """
+    config = network.config.copy_and_resolve_references()
+    config.data.dir = os.path.realpath(dataset_dir)
+    if clips is not None:
+        config.eval.clips = clips
+    try:
+        index = open_index(config.data.dir, split)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{dataset_dir}: not a packed dataset; pack a folder of footage with `python "
+            f"launch/prepare.py --dataset=folder --source={dataset_dir}` and give the directory "
+            "that it names"
+        ) from error
+    if config.model.guidance != "none" and (index.missing_skeletons == index.num_frames).all():
+        raise ValueError(
+            f"{dataset_dir}: no frame has a skeleton, but the network is guided by skeletons; pack "
+            "the dataset with them, or use a network that was trained with "
+            "--config.model.guidance=none"
+        )
+    embeddings = embed_split(config, network.model, network.variables, network.mesh, split)
+    records = open_records(config.data.dir, split)
+    return Embeddings(
+        embeddings=embeddings,
+        identities=index.identities,
+        cameras=index.cameras,
+        modalities=np.array(MODALITIES)[index.modalities],
+        rows=index.rows,
+        num_frames=index.num_frames,
+        first_frames=np.array([records[i]["frame_ids"][0] for i in range(len(index.rows))]),
+        dataset_dir=config.data.dir,
+        split=split,
+        step=network.step,
+        config_hash=config_hash(network.config),
+    )
+
+
+def config_hash(config: ml_collections.ConfigDict) -> str:
+    """SHA-256 of a config, which with the step tells networks apart."""
+    text = json.dumps(run_files.as_json(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

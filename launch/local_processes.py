@@ -1,0 +1,114 @@
+"""Runs a command in several processes of this machine that train together.
+
+  python launch/local_processes.py -n 2 --devices=2 -- launch/train.py --config=... --workdir=...
+
+The command is a Python file and its flags, after two dashes. Each process gets virtual CPU devices
+of its own, unless --devices=0. If one ends with an error, the others are stopped. Each line of
+output begins with the number of its process.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import IO
+
+import command
+from absl import flags
+
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 2, "How many processes.", short_name="n", lower_bound=1
+)
+DEVICES = flags.DEFINE_integer(
+    "devices", 1, "Virtual CPU devices of each process; 0 for the real ones.", lower_bound=0
+)
+STOP_SECONDS = flags.DEFINE_integer(
+    "stop_seconds", 60, "Time for the others to stop by themselves when one has failed."
+)
+
+
+def main(*arguments: str) -> None:
+    """Runs the command in all processes and ends with the first code that is not 0."""
+    if not arguments:
+        raise ValueError("name the command after two dashes, for instance -- launch/train.py ...")
+    coordinator = f"localhost:{free_port()}"
+    started = [start(number, coordinator, list(arguments)) for number in range(NUM_PROCESSES.value)]
+
+    def pass_signal_on(signum: int, _: object) -> None:
+        for process, _ in started:
+            process.send_signal(signum)
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, pass_signal_on)
+    code = wait([process for process, _ in started])
+    for _, printer in started:
+        printer.join()
+    sys.exit(code)
+
+
+def free_port() -> int:
+    """Returns a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(
+    number: int, coordinator: str, arguments: list[str]
+) -> tuple[subprocess.Popen[str], threading.Thread]:
+    """Starts a process, and a thread that passes its output on."""
+    environment = {
+        **os.environ,
+        "JAX_COORDINATOR_ADDRESS": coordinator,
+        "JAX_NUM_PROCESSES": str(NUM_PROCESSES.value),
+        "JAX_PROCESS_ID": str(number),
+    }
+    if DEVICES.value:
+        environment["JAX_PLATFORMS"] = "cpu"
+        environment["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} "
+            f"--xla_force_host_platform_device_count={DEVICES.value}"
+        )
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    printer = threading.Thread(target=pass_on, args=(number, process.stdout), daemon=True)
+    printer.start()
+    return process, printer
+
+
+def pass_on(number: int, lines: IO[str]) -> None:
+    """Prints the lines of a process, its number before each."""
+    for line in lines:
+        sys.stdout.write(f"[{number}] {line}")
+        sys.stdout.flush()
+
+
+def wait(running: list[subprocess.Popen[str]]) -> int:
+    """Waits for all; once one has failed, the others have some time before they are killed."""
+    failed_at: float | None = None
+    code = 0
+    while any(process.poll() is None for process in running):
+        codes = [process.poll() for process in running]
+        code = code or next((c for c in codes if c), 0)
+        if code and failed_at is None:
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() > failed_at + STOP_SECONDS.value:
+            for process in running:
+                process.kill()
+        time.sleep(0.1)
+    code = code or next((c for c in (process.poll() for process in running) if c), 0)
+    return 128 - code if code < 0 else code
+
+
+if __name__ == "__main__":
+    command.run(main, takes_arguments=True)

@@ -1,0 +1,129 @@
+"""Embeddings of tracklets as files: what each row is, and which network made it."""
+
+import csv
+import dataclasses
+import io
+import os
+import pathlib
+
+import numpy as np
+
+from data_pipelines.schema import MODALITIES
+
+_FORMAT = "star_jax embeddings 1"
+_COLUMNS = ("identities", "cameras", "modalities", "rows", "num_frames", "first_frames")
+_HEADER = ("identity", "camera", "modality", "row", "frames", "first_frame")
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """The n tracklets of a packed split, embedded.
+
+    Attributes:
+      embeddings: float32[n, C], rows of length 1; row i is tracklet i of the split.
+      identities: str[n], as written on disk.
+      cameras: int32[n].
+      modalities: str[n], "visible" or "infrared".
+      rows: int32[n], 1-based row in the source index.
+      num_frames: int32[n].
+      first_frames: str[n], the first frame's path below the source's root.
+      dataset_dir: the packed dataset, an absolute path.
+      split: of the dataset.
+      step: of the checkpoint.
+      config_hash: SHA-256 of the checkpoint's config.
+    """
+
+    embeddings: np.ndarray
+    identities: np.ndarray
+    cameras: np.ndarray
+    modalities: np.ndarray
+    rows: np.ndarray
+    num_frames: np.ndarray
+    first_frames: np.ndarray
+    dataset_dir: str
+    split: str
+    step: int
+    config_hash: str
+
+
+_FIELDS = dataclasses.fields(Embeddings)
+_TEXTS = ("identities", "modalities", "first_frames", "dataset_dir", "split", "config_hash")
+
+
+def save(output: str | os.PathLike[str], embeddings: Embeddings) -> tuple[pathlib.Path, ...]:
+    """Writes `<output>.npz`, and `<output>.csv` with a row a tracklet; each whole or not at all.
+
+    Returns:
+      The paths of both.
+    """
+    arrays = io.BytesIO()
+    fields = {field.name: getattr(embeddings, field.name) for field in _FIELDS}
+    np.savez(arrays, format=_FORMAT, **fields)
+    columns = [getattr(embeddings, name).tolist() for name in _COLUMNS]
+    paths = tuple(pathlib.Path(f"{os.fspath(output)}.{ending}") for ending in ("npz", "csv"))
+    write_file(paths[0], arrays.getvalue())
+    write_file(paths[1], csv_file([_HEADER, *zip(*columns, strict=True)]))
+    return paths
+
+
+def load(path: str | os.PathLike[str]) -> Embeddings:
+    """Reads what `save` has written; never runs what a file holds.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is broken or holds something else.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file; make it with launch/embed.py")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            fields = {name: file[name] for name in file.files}
+    except Exception as error:  # a broken archive makes zipfile and NumPy raise of many kinds
+        raise ValueError(f"{path}: no readable .npz of embeddings ({error})") from error
+    expected = {"format", *(field.name for field in _FIELDS)}
+    if fields.keys() != expected or str(fields.pop("format")) != _FORMAT:
+        raise ValueError(
+            f"{path}: holds {', '.join(sorted(fields)) or 'nothing'}, not the embeddings that this "
+            "version of launch/embed.py writes; make the file anew"
+        )
+    _check(path, fields)
+    return Embeddings(
+        **{name: values if values.ndim else values.item() for name, values in fields.items()}
+    )
+
+
+def write_file(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file, whole or not at all; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def csv_file(rows: list[tuple]) -> bytes:
+    """The content of a CSV file, UTF-8."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+def _check(path: str | os.PathLike[str], fields: dict[str, np.ndarray]) -> None:
+    vectors = fields["embeddings"]
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or not vectors.size:
+        raise ValueError(
+            f"{path}: embeddings are {vectors.dtype}{list(vectors.shape)}, not float32[n, C]"
+        )
+    if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-2).all():  # catches NaN, too
+        raise ValueError(f"{path}: embeddings whose length is not 1")
+    for name in fields.keys() - {"embeddings"}:
+        kind = "U" if name in _TEXTS else "iu"
+        shape = (len(vectors),) if name in _COLUMNS else ()
+        values = fields[name]
+        if values.dtype.kind not in kind or values.shape != shape:
+            raise ValueError(
+                f"{path}: {name} is {values.dtype}{list(values.shape)}, which does not fit "
+                f"{len(vectors)} tracklets"
+            )
+    strange = set(fields["modalities"].tolist()) - set(MODALITIES)
+    if strange:
+        raise ValueError(f"{path}: modality {strange.pop()!r}; known: {', '.join(MODALITIES)}")

@@ -1,0 +1,134 @@
+"""Many processes as one run: their start, what they must agree on, and how they are preempted."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 30  # a process that is silent for so long is dead, and the others stop
+SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
+
+
+class Preempted(SystemExit):
+    """The run was told to stop and has saved its state.
+
+    As an exit code it is not 0, for a scheduler must not take the run for finished.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(SIGTERM_EXIT_CODE)
+
+
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout_seconds: int = 300,
+) -> None:
+    """Connects this process with the others of the run; call it before anything else of JAX.
+
+    Without arguments the environment says who the others are: on Cloud TPU, under SLURM and Open
+    MPI JAX finds out; elsewhere `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID` tell. Where nothing says so, the process is alone.
+
+    Args:
+      coordinator: address of process 0, `host:port`.
+      num_processes: of the run.
+      process_id: of this process, from 0.
+      timeout_seconds: how long to wait for the others.
+
+    Raises:
+      ValueError: some but not all of the three are given, or they contradict each other.
+      ConnectionError: the others could not be reached in time.
+    """
+    if coordinator is None:
+        coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if num_processes is None:
+        num_processes = _number_from_environment("JAX_NUM_PROCESSES")
+    if process_id is None:
+        process_id = _number_from_environment("JAX_PROCESS_ID")
+    given = [x is not None for x in (coordinator, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise ValueError(
+            "give all of --coordinator, --num_processes and --process_id, or none: found "
+            f"{coordinator}, {num_processes} and {process_id}"
+        )
+    if not any(given) and not _in_a_known_cluster():
+        return
+    if process_id is not None and num_processes is not None and coordinator is not None:
+        if not 0 <= process_id < num_processes:
+            raise ValueError(f"--process_id={process_id} of --num_processes={num_processes}")
+        if not coordinator.rpartition(":")[2].isdecimal():
+            raise ValueError(f"--coordinator={coordinator} must be host:port")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=timeout_seconds,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"the processes did not find each other within {timeout_seconds} s (coordinator "
+            f"{coordinator}): {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _number_from_environment(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+        raise ValueError(f"the environment variable {name} is {text!r}, no number")
+    return None if text is None else int(text)
+
+
+def _in_a_known_cluster() -> bool:
+    from jax._src.clusters import ClusterEnv  # JAX offers no public way to ask
+
+    return any(
+        cluster.is_env_present() and not cluster.opt_in_only_method
+        for cluster in ClusterEnv._cluster_types
+    )
+
+
+def check_same(what: str, text: str) -> None:
+    """Raises a ValueError, on all processes, if a text is not the same on all of them."""
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest)
+    others = [i for i, other in enumerate(digests) if not np.array_equal(other, digests[0])]
+    if others:
+        raise ValueError(
+            f"{what} of process {', '.join(map(str, others))} differs from that of process 0; "
+            "start all processes with the same command and the same files"
+        )
+
+
+@contextlib.contextmanager
+def watch_for_preemption() -> Iterator[Callable[[int], bool]]:
+    """Yields a function that tells after each step whether the run was told to stop (SIGTERM).
+
+    With several processes it says so on all of them at the same step, whichever got the signal.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # a signal would not come here
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield lambda step: told.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
