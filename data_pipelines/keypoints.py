@@ -1,21 +1,34 @@
 """Skeletons of a dataset: every source behind one interface, `read(tracklet)`.
 
-The joints are those of COCO-17 (`star_jax.graphs.JOINTS`). A frame without a skeleton is legal and
-reads as zeros, so that its confidence is zero.
+The joints are those of COCO-17 (`star_jax.graphs.JOINTS`); x and y are pixels of the frame, (0, 0)
+the middle of its upper left pixel. A frame without a skeleton is legal and reads as zeros, so that
+its confidence is zero. Confidences may exceed 1, as maxima of heatmaps do.
 """
 
 import hashlib
+import itertools
 import os
 import pathlib
+import stat
 from types import TracebackType
 from typing import Protocol, Self
 
-import h5py
 import numpy as np
 
-from data_pipelines import files, schema
+from data_pipelines import files, schema, skeleton_files
+from data_pipelines.skeleton_files import key_of
+
+__all__ = [
+    "Keypoints",
+    "find_keypoints",
+    "fingerprint",
+    "key_of",
+    "open_keypoints",
+    "without_skeleton",
+]
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
+_FOLDERS_LOOKED_AT = 200  # for `.npy` files beside the images
 
 
 class Keypoints(Protocol):
@@ -37,131 +50,96 @@ class Keypoints(Protocol):
 def open_keypoints(path: str | os.PathLike[str]) -> Keypoints:
     """Opens a source of skeletons; use the result in a `with` statement.
 
+    A skeleton is found by the longest end of its frame's path, of four parts or more, that the
+    source knows (all parts if the path has fewer). The frame's ending does not count, and frame 12
+    of `walk.mp4` is `walk/12` (see `key_of`).
+
     Args:
-      path: an HDF5 file, either the tree `file[pid][ir|rgb][D<camera>][<frame>] -> float[17, 3]` or
-        flat, where the key is the frame's relative path with `/` replaced by `_`. The frame's key
-        may end in `.jpg` or not.
+      path: one of
+        - an HDF5 file (.h5, .hdf5), either a tree, `file[pid][ir|rgb][D<camera>][<frame>]` and its
+          like, or flat, with `/` replaced by `_`; the arrays are float[17, 3];
+        - a directory with one `.npy` a frame, float[17, 3], in the folders of the images or in
+          folders of the same names;
+        - a JSON file (.json) of COCO's keypoint results: a list of {`image_id` or `file_name`,
+          `keypoints`: 51 numbers, `score`}, or an object of `images` and `annotations`. Of several
+          skeletons of one frame the highest `score` is taken, or the highest mean confidence.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is of no known format, or empty.
+      ValueError: the file is of no known format, broken or empty.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file of skeletons")
-    if path.suffix not in HDF5_SUFFIXES:
-        raise ValueError(
-            f"{path}: skeletons are read from HDF5 files, whose names end in "
-            f"{' or '.join(HDF5_SUFFIXES)}"
-        )
-    return Hdf5Keypoints(path)
+    if path.is_dir():
+        return skeleton_files.NpySkeletons(path)
+    if path.suffix in HDF5_SUFFIXES:
+        return skeleton_files.Hdf5Skeletons(path)
+    if path.suffix == ".json":
+        return skeleton_files.JsonSkeletons(path)
+    raise ValueError(
+        f"{path}: skeletons are read from HDF5 files (names that end in "
+        f"{' or '.join(HDF5_SUFFIXES)}), from COCO's JSON (.json), or from a directory of .npy"
+    )
 
 
 def find_keypoints(root: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the skeletons that lie in a dataset's root: `skeletons.h5`, else its only HDF5 file.
+    """Returns the skeletons that lie in a dataset's root.
+
+    They are, in this order, `skeletons.h5` or `skeletons.hdf5`, the only HDF5 file, else
+    `skeletons.json`, a directory `skeletons`, or the root itself if there are `.npy` files in the
+    first folders below it.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: there are several, none of them `skeletons.h5`, or it lies outside the root.
+      FileNotFoundError: there are none.
+      ValueError: there are several HDF5 files with other names, or they lie outside the root.
     """
-    names = sorted(name for name in os.listdir(root) if name.endswith(HDF5_SUFFIXES))
-    if "skeletons.h5" in names:
-        names = ["skeletons.h5"]
-    if not names:
-        raise FileNotFoundError(
-            f"{root}: no skeletons (skeletons.h5 or another HDF5 file); put the HDF5 file that the "
-            "authors of STAR publish for HITSZ-VCM there, or estimate COCO-17 keypoints of every "
-            "frame with any pose estimator and name the file"
-        )
-    if len(names) > 1:
-        raise ValueError(f"{root}: several HDF5 files ({', '.join(names)}); name the skeletons")
-    return files.resolve_inside(root, names[0])
+    names = sorted(os.listdir(root))
+    hdf5 = [name for name in names if name.endswith(HDF5_SUFFIXES)]
+    named = [name for name in hdf5 if pathlib.Path(name).stem == "skeletons"]
+    found = named or hdf5
+    if len(found) > 1:
+        raise ValueError(f"{root}: several HDF5 files ({', '.join(found)}); name the skeletons")
+    if found:
+        return files.resolve_inside(root, found[0])
+    if "skeletons.json" in names:
+        return files.resolve_inside(root, "skeletons.json")
+    directory = pathlib.Path(root) / "skeletons"
+    if directory.is_dir() and not directory.is_symlink():
+        return directory
+    folders_below = itertools.islice(os.walk(root), 1, _FOLDERS_LOOKED_AT)
+    if any(name.endswith(".npy") for _, _, inside in folders_below for name in inside):
+        return pathlib.Path(root)
+    raise FileNotFoundError(
+        f"{root}: no skeletons (skeletons.h5 or another HDF5 file, skeletons.json, a directory "
+        "skeletons, or .npy files beside the images); make them with launch/extract_skeletons.py, "
+        "or estimate COCO-17 keypoints of every frame with any pose estimator and name the file"
+    )
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """Returns the SHA-256 of a source's content, to tell one source from another."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Returns the SHA-256 of a source's content, to tell one source from another.
+
+    Of a directory these are the names and contents of its `.npy` files.
+    """
+    if not os.path.isdir(path):
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(name for name in names if name.endswith(".npy")):
+            file_path = os.path.join(folder, name)
+            relative = os.path.relpath(file_path, path)
+            if stat.S_ISLNK(os.lstat(file_path).st_mode):
+                file_path = os.fspath(files.resolve_inside(path, relative))
+            size = os.stat(file_path).st_size
+            digest.update(f"{relative}\0{size}\0".encode(errors="surrogateescape"))
+            if size <= skeleton_files.MAX_NPY_BYTES:  # else it is no skeleton
+                digest.update(pathlib.Path(file_path).read_bytes())
+    return digest.hexdigest()
 
 
 def without_skeleton(keypoints: np.ndarray) -> np.ndarray:
     """Returns bool[n]: which frames of float32[n, 17, 3] show no joint (all confidences zero)."""
     return (keypoints[..., 2] == 0).all(axis=-1)
-
-
-class Hdf5Keypoints:
-    """Skeletons in one HDF5 file, as a tree or flat (see `open_keypoints`)."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        try:
-            self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
-        first_key = next(iter(self._file), None)
-        if first_key is None:
-            self._file.close()
-            raise ValueError(f"{path}: the HDF5 file is empty")
-        self._is_flat = self._file.get(first_key, getclass=True) is h5py.Dataset
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        self._file.close()
-
-    def read(self, tracklet: schema.Tracklet) -> np.ndarray:
-        """See `Keypoints.read`.
-
-        Raises:
-          ValueError: a skeleton is not of shape [17, 3], not finite, or kept in another file.
-        """
-        keypoints = np.zeros((len(tracklet.frames), schema.NUM_JOINTS, 3), np.float32)
-        for position, frame in enumerate(tracklet.frames):
-            skeleton = self._skeleton(frame)
-            if skeleton is not None:
-                keypoints[position] = skeleton
-        return keypoints
-
-    def _skeleton(self, frame: str) -> np.ndarray | None:
-        # Only the last four components, <pid>/<modality>/<camera>/<frame>, count: the folders
-        # above them differ from copy to copy of a dataset.
-        *folders, name = frame.split("/")[-4:]
-        stem = os.path.splitext(name)[0]
-        group: h5py.Group = self._file
-        if self._is_flat:
-            prefix = "_".join(folders) + "_"
-        else:
-            prefix = ""
-            for folder in folders:
-                child = self._child(group, folder)
-                if not isinstance(child, h5py.Group):
-                    return None
-                group = child
-        for key in (prefix + stem, prefix + name):
-            node = self._child(group, key)
-            if node is not None:
-                return self._array(node)
-        return None
-
-    def _child(self, group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
-        link = group.get(name, getlink=True)
-        if link is None:
-            return None
-        if not isinstance(link, h5py.HardLink):  # external links would open other files
-            raise ValueError(f"{self._path}: key {group.name}/{name} is a link, not a skeleton")
-        return group[name]
-
-    def _array(self, node: h5py.Group | h5py.Dataset) -> np.ndarray:
-        key = f"{self._path}: key {node.name}"
-        if not isinstance(node, h5py.Dataset) or node.shape != (schema.NUM_JOINTS, 3):
-            found = node.shape if isinstance(node, h5py.Dataset) else "a group"
-            raise ValueError(f"{key}: found {found}, a skeleton is an array of shape (17, 3)")
-        if node.is_virtual or node.external:
-            raise ValueError(f"{key}: the array is kept in another file; copy it into this one")
-        if node.dtype.kind not in "fiu":
-            raise ValueError(f"{key}: found numbers of type {node.dtype}, expected floats")
-        skeleton = node[()].astype(np.float32)
-        if not np.isfinite(skeleton).all():
-            raise ValueError(f"{key}: a coordinate or confidence is not a finite number")
-        return skeleton

@@ -1,4 +1,4 @@
-"""How far a long pass over tracklets is."""
+"""How far a long pass over tracklets or frames is."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,12 +9,14 @@ import tqdm
 Item = TypeVar("Item")
 
 
-def with_progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+def with_progress(
+    items: Iterable[Item], total: int, label: str, unit: str = "tracklets"
+) -> Iterator[Item]:
     """Passes the items on and tells of them: a bar on a terminal, a line each tenth elsewhere."""
     if sys.stderr.isatty():
-        yield from tqdm.tqdm(items, label, total, unit=" tracklets")
+        yield from tqdm.tqdm(items, label, total, unit=f" {unit}")
         return
     for done, item in enumerate(items, start=1):
         yield item
         if done * 10 // total > (done - 1) * 10 // total:
-            print(f"{label}: {done} of {total} tracklets", file=sys.stderr, flush=True)
+            print(f"{label}: {done} of {total} {unit}", file=sys.stderr, flush=True)

@@ -160,45 +160,52 @@ class TrackletBuilder(FileReaderBuilder):
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         """Fills the temporary folder that TFDS renames once this and its own files are there."""
         del dl_manager, download_config  # the data is licensed: users bring it
-        self._require_a_skeleton()
         temporary = pathlib.Path(self.data_dir)
         shards = self._plan_shards()
-        with _claimed(self._staging, self.fingerprint):
+        with self.open_keypoints() as source, _claimed(self._staging, self.fingerprint):
             for stale in temporary.parent.glob("incomplete.*"):  # of a killed process
                 if stale != temporary:
                     shutil.rmtree(stale)
             try:
-                facts = self._pack(shards)
-                split_infos = []
-                self.info.metadata["fingerprint"] = self.fingerprint
-                for split in self.tracklets:
-                    names = [shard.name for shard in shards if shard.split == split]
-                    for name in names:
-                        os.replace(self._staging / name, temporary / name)
-                    self.info.metadata[split] = _joined([facts[name]["columns"] for name in names])
-                    split_infos.append(
-                        tfds.core.SplitInfo(
-                            name=split,
-                            shard_lengths=[len(facts[name]["columns"]["rows"]) for name in names],
-                            num_bytes=sum(facts[name]["bytes"] for name in names),
-                            filename_template=self._get_filename_template(split),
-                        )
-                    )
-                self.info.set_splits(tfds.core.SplitDict(split_infos))
-                self._write_origin(temporary, facts)
+                self._require_a_skeleton(source)
+                self._move_in(temporary, shards, self._pack(shards, source))
             except BaseException:
                 if not list(self._staging.glob("*.facts.json")):  # nothing is finished
                     shutil.rmtree(self._staging)
                 raise
             shutil.rmtree(self._staging)
 
-    def _require_a_skeleton(self) -> None:
+    def _move_in(
+        self,
+        directory: pathlib.Path,
+        shards: Sequence[_Shard],
+        facts: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Moves finished shards to a directory and says in TFDS' metadata what they hold."""
+        split_infos = []
+        self.info.metadata["fingerprint"] = self.fingerprint
+        for split in self.tracklets:
+            names = [shard.name for shard in shards if shard.split == split]
+            for name in names:
+                os.replace(self._staging / name, directory / name)
+            self.info.metadata[split] = _joined([facts[name]["columns"] for name in names])
+            split_infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[len(facts[name]["columns"]["rows"]) for name in names],
+                    num_bytes=sum(facts[name]["bytes"] for name in names),
+                    filename_template=self._get_filename_template(split),
+                )
+            )
+        self.info.set_splits(tfds.core.SplitDict(split_infos))
+        self._write_origin(directory, facts)
+
+    def _require_a_skeleton(self, source: keypoints_lib.Keypoints) -> None:
         if self.without_skeletons:
             return
-        with self.open_keypoints() as source:
-            for tracklet in itertools.chain.from_iterable(self.tracklets.values()):
-                if not keypoints_lib.without_skeleton(source.read(tracklet)).all():
-                    return
+        for tracklet in itertools.chain.from_iterable(self.tracklets.values()):
+            if not keypoints_lib.without_skeleton(source.read(tracklet)).all():
+                return
         raise ValueError(
             f"{self._keypoints_path}: no frame of the dataset has a skeleton in it, not even "
             f"{tracklet.frames[0]}; make skeletons of these very frames with "
@@ -225,7 +232,9 @@ class TrackletBuilder(FileReaderBuilder):
                 )
         return shards
 
-    def _pack(self, shards: Sequence[_Shard]) -> dict[str, dict[str, Any]]:
+    def _pack(
+        self, shards: Sequence[_Shard], source: keypoints_lib.Keypoints
+    ) -> dict[str, dict[str, Any]]:
         """Packs the shards that are not in the staging folder yet; returns the facts of all."""
         facts = {}
         for shard in shards:
@@ -236,10 +245,7 @@ class TrackletBuilder(FileReaderBuilder):
             tell(f"{len(shards) - len(missing)} of {len(shards)} shards are packed already")
         tracklets = [tracklet for shard in missing for tracklet in shard.tracklets]
         read = functools.partial(frames_lib.read_frames, self.source)
-        with (
-            self.open_keypoints() as source,
-            concurrent.futures.ThreadPoolExecutor(self.num_workers) as pool,
-        ):
+        with concurrent.futures.ThreadPoolExecutor(self.num_workers) as pool:
             frames_ahead = map_ahead(pool, read, tracklets, ahead=2 * self.num_workers)
             frames = with_progress(frames_ahead, len(tracklets), "packing")
             for shard in missing:

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -10,6 +11,7 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
+STARTED = time.monotonic()  # commands import this module first
 MENDABLE = (ValueError, OSError, FloatingPointError, ImportError)
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     from star_jax.train import train
 
     processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, CONNECT_SECONDS.value)
-    train(CONFIG.value, WORKDIR.value)
+    train(CONFIG.value, WORKDIR.value, started=command.STARTED)
 
 
 if __name__ == "__main__":

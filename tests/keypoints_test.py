@@ -1,11 +1,19 @@
-"""Skeletons out of HDF5 files."""
+"""Skeletons out of HDF5 files, directories of .npy and COCO's JSON."""
+
+import itertools
+import json
+import os
+import pickle
+import tempfile
 
 import h5py
 import hitsz_files
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
-from data_pipelines import keypoints, schema
+from data_pipelines import keypoints, schema, skeleton_files
 
 ROW = hitsz_files.SPLITS["train"][1]
 FRAMES = tuple(ROW.frames())
@@ -112,7 +120,7 @@ def test_unusable_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file of skeletons"):
         keypoints.open_keypoints(tmp_path / "nothing.h5")
     for name, message in (
-        ("poses.pkl", "HDF5 files, whose names end"),
+        ("poses.pkl", "HDF5 files .names that end"),
         ("text.h5", "not a readable"),
     ):
         (tmp_path / name).write_text("no skeletons")
@@ -126,8 +134,16 @@ def test_unusable_files_are_refused(tmp_path):
 def test_finds_the_skeletons_of_a_root(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
-    with pytest.raises(FileNotFoundError, match="COCO-17 keypoints of every frame"):
+    (root / "mean.npy").touch()  # beside no image
+    with pytest.raises(FileNotFoundError, match=r"make them with launch/extract_skeletons.py"):
         keypoints.find_keypoints(root)
+    (root / "0001/rgb/D1").mkdir(parents=True)
+    (root / "0001/rgb/D1/1.npy").touch()
+    assert keypoints.find_keypoints(root) == root
+    (root / "skeletons").mkdir()
+    assert keypoints.find_keypoints(root) == root / "skeletons"
+    (root / "skeletons.json").touch()
+    assert keypoints.find_keypoints(root) == (root / "skeletons.json").resolve()
     (root / "pose.hdf5").touch()
     assert keypoints.find_keypoints(root) == (root / "pose.hdf5").resolve()
     (root / "other.h5").touch()
@@ -135,8 +151,375 @@ def test_finds_the_skeletons_of_a_root(tmp_path):
         keypoints.find_keypoints(root)
     (root / "skeletons.h5").touch()
     assert keypoints.find_keypoints(root) == (root / "skeletons.h5").resolve()
-    (root / "skeletons.h5").unlink()
+    (root / "skeletons.h5").rename(root / "skeletons.hdf5")
+    assert keypoints.find_keypoints(root) == (root / "skeletons.hdf5").resolve()
+    (root / "skeletons.hdf5").unlink()
     (tmp_path / "outside.h5").touch()
     (root / "skeletons.h5").symlink_to(tmp_path / "outside.h5")
     with pytest.raises(ValueError, match="out of the dataset's root"):
         keypoints.find_keypoints(root)
+
+
+# What all files have in common: how a frame and its skeleton are matched.
+
+
+@pytest.mark.parametrize(
+    ("frame", "key"),
+    [
+        ("1/IR/CQ1/1_IR_CQ1_1_8535.jpg", "1/IR/CQ1/1_IR_CQ1_1_8535"),
+        ("alice/visible/1/walk/000012.jpg", "alice/visible/1/walk/000012"),
+        ("alice/visible/1/walk.mp4#12", "alice/visible/1/walk/12"),
+        ("alice/visible/1/walk.one.mp4#12", "alice/visible/1/walk.one/12"),
+        ("alice/visible.old/1/walk.jpg", "alice/visible.old/1/walk"),
+        ("take#2/1.jpg", "take#2/1"),
+        ("./a//b/1.png", "a/b/1"),
+        ("1.jpg", "1"),
+    ],
+)
+def test_the_key_of_a_frame(frame, key):
+    assert "/".join(keypoints.key_of(frame)) == key
+
+
+def write_hdf5(path, skeletons, flat=False):
+    with h5py.File(path, "w") as file:
+        for key, skeleton in skeletons.items():
+            file[key.replace("/", "_") if flat else key] = skeleton
+
+
+def write_npy(path, skeletons):
+    for key, skeleton in skeletons.items():
+        file = path / f"{key}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, skeleton)
+
+
+def entry(name, skeleton, **fields):
+    numbers = np.asarray(skeleton, float).ravel().tolist()
+    return {"image_id": name, "category_id": 1, "keypoints": numbers, "bbox": [1, 2, 3, 4]} | fields
+
+
+def write_json(path, skeletons):
+    path.write_text(json.dumps([entry(f"{key}.jpg", s) for key, s in skeletons.items()]))
+
+
+SOURCES = {
+    "tree": ("s.h5", write_hdf5),
+    "flat": ("s.hdf5", lambda path, skeletons: write_hdf5(path, skeletons, flat=True)),
+    "npy": ("directory", write_npy),
+    "json": ("s.json", write_json),
+}
+
+
+def skeleton(seed) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, 9, (17, 3)).astype(np.float32)
+
+
+def read(path, *frames) -> np.ndarray:
+    with keypoints.open_keypoints(path) as source:
+        return source.read(schema.Tracklet(schema.VISIBLE, "1", 1, frames, 1))
+
+
+@pytest.fixture(params=SOURCES)
+def source_of(request, tmp_path):
+    """Writes skeletons, {key: float[17, 3]}, in one of the formats; returns the path."""
+    name, write = SOURCES[request.param]
+
+    def write_source(skeletons):
+        write(tmp_path / name, skeletons)
+        return tmp_path / name
+
+    return write_source
+
+
+def test_the_longest_end_of_four_parts_or_more_counts(source_of):
+    keys = ("x/a/b/c/1", "a/b/c/1", "b/c/1", "v/w/x/y/z/7", "shallow/2", "3")
+    path = source_of({key: skeleton(seed) for seed, key in enumerate(keys)})
+    found = read(path, "x/a/b/c/1.jpg", "shallow/2.jpg", "3.jpg", "v/w/x/y/z.mp4#7")
+    np.testing.assert_array_equal(found, [skeleton(0), skeleton(4), skeleton(5), skeleton(3)])
+    found = read(path, "Train/Train/a/b/c/1.jpg", "Train/Train/x/a/b/c/1.png")
+    np.testing.assert_array_equal(found, [skeleton(1), skeleton(0)])
+    assert keypoints.without_skeleton(read(path, "y/a/b/d/1.jpg", "a/b/c/4.jpg", "9.jpg")).all()
+    assert read(path).shape == (0, 17, 3)
+
+
+def test_skeletons_for_two_folders_of_frames_are_refused(source_of):
+    path = source_of({"visible/1/walk/12": skeleton(0)})
+    frames = ("alice/visible/1/walk/12.jpg", "bob/visible/1/walk/12.jpg")
+    for frame in frames:
+        np.testing.assert_array_equal(read(path, frame), [skeleton(0)])
+    with pytest.raises(ValueError, match=r"fit frames of both alice/visible.* and bob/visible"):
+        read(path, *frames)
+    with pytest.raises(ValueError, match=r"both alice/visible/1/walk/ and .*/walk.mp4"):
+        read(path, frames[0], "alice/visible/1/walk.mp4#12")
+
+
+def test_values_that_make_no_sense_are_named(source_of):
+    for place, value, message in (
+        ((3, 2), -0.1, "a confidence is negative"),
+        ((3, 0), np.nan, "not a finite number"),
+        ((0, 1), 1e300, "not a finite number"),
+    ):
+        broken = skeleton(0).astype(np.float64)
+        broken[place] = value
+        path = source_of({"a/b/c/1": skeleton(1), "a/b/c/2": broken})
+        with pytest.raises(ValueError, match=message) as error:
+            read(path, "a/b/c/1.jpg", "a/b/c/2.jpg")
+        assert f"{path}: skeleton of a/b/c/2.jpg" in str(error.value)
+        assert read(path, "a/b/c/1.jpg").any()
+
+
+@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.given(
+    keys=st.sets(st.lists(st.sampled_from("abc"), min_size=1, max_size=6).map(tuple), max_size=8),
+    frame=st.lists(st.sampled_from("abc"), min_size=1, max_size=6).map(tuple),
+)
+def test_json_against_a_search(keys, frame):
+    """All keys are tried: the frame's ends, else the keys that the frame is an end of."""
+    numbers = {key: skeleton(seed) for seed, key in enumerate(sorted(keys))}
+    ends = [frame[i:] for i in range(len(frame)) if len(frame) - i >= min(4, len(frame))]
+    shorter = [key for key in ends if key in keys]
+    longer = [key for key in keys if len(key) > len(frame) >= 4 and key[-len(frame) :] == frame]
+    too_short = [frame[i:] for i in range(1, len(frame)) if frame[i:] in keys]
+    with tempfile.TemporaryDirectory() as folder:
+        path = skeleton_files.pathlib.Path(folder, "s.json")
+        write_json(path, {"/".join(key): value for key, value in numbers.items()})
+        if not shorter and (len(longer) > 1 or (not longer and too_short)):
+            with pytest.raises(ValueError, match="is both in" if longer else "write more of"):
+                read(path, "/".join(frame) + ".jpg")
+            return
+        found = read(path, "/".join(frame) + ".jpg")[0]
+    expected = numbers[(shorter or longer)[0]] if shorter or longer else np.zeros((17, 3))
+    np.testing.assert_array_equal(found, expected)
+
+
+# JSON.
+
+
+def test_json_of_images_and_annotations(tmp_path):
+    path = tmp_path / "results.json"
+    images = [{"id": 7, "file_name": "a/b/c/1.jpg", "height": 9}, {"id": 8, "file_name": "2.jpg"}]
+    categories = [{"id": 1, "name": "person", "keypoints": ["nose", "left_eye"]}]
+    annotations = [entry(7, skeleton(0), score=0.9, id=1), entry(8, skeleton(1), num_keypoints=17)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content))
+    np.testing.assert_array_equal(read(path, "a/b/c/1.jpg", "2.jpg"), [skeleton(0), skeleton(1)])
+    path.write_text(json.dumps(annotations))
+    with pytest.raises(ValueError, match=r"skeleton 0: .*number 7, .*write an object .images: "):
+        read(path, "a/b/c/1.jpg")
+    path.write_text(json.dumps({"images": images, "annotations": [entry(9, skeleton(0))]}))
+    with pytest.raises(ValueError, match="number 9"):
+        read(path, "a/b/c/1.jpg")
+
+
+def test_the_best_of_several_skeletons_is_taken(tmp_path):
+    path = tmp_path / "results.json"
+    sure, unsure = skeleton(0), skeleton(1)
+    sure[:, 2], unsure[:, 2] = 0.9, 0.3
+    for scores, expected in (
+        ([{"score": 0.1}, {"score": 2}], unsure),
+        ([{"score": 2}, {"score": 0.1}], sure),
+        ([{}, {}], sure),
+        ([{"score": 0.5}, {"score": 0.5}], sure),  # the first of equals
+    ):
+        pairs = zip((sure, unsure), scores, strict=True)
+        people = [entry("a/b/c/1.jpg", numbers, **fields) for numbers, fields in pairs]
+        path.write_text(json.dumps(people))
+        np.testing.assert_array_equal(read(path, "a/b/c/1.jpg"), [expected])
+
+
+def test_bare_file_names_never_match_many_frames(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([entry("1.jpg", skeleton(0))]))
+    np.testing.assert_array_equal(read(path, "1.jpg"), [skeleton(0)])
+    with pytest.raises(ValueError, match=r"write more of the path, b/c/D1/1 at least"):
+        read(path, "a/b/c/D1/1.jpg")
+    absolute = [entry(f"/data/{copy}/b/c/D1/1.jpg", skeleton(0)) for copy in "xy"]
+    path.write_text(json.dumps(absolute[:1]))
+    np.testing.assert_array_equal(read(path, "b/c/D1/1.jpg"), [skeleton(0)])
+    assert not read(path, "z/b/c/D1/1.jpg").any()
+    assert not read(path, "c/D1/1.jpg").any()
+    path.write_text(json.dumps(absolute))
+    with pytest.raises(ValueError, match="1 is both in data/x/b/c/D1 and in data/y/b/c/D1"):
+        read(path, "b/c/D1/1.jpg")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(["1.jpg", "a/b/c/1.jpg", "", "/"]) | st.integers(0, 2) | JSON_VALUES
+NUMBERS = st.one_of(
+    st.lists(st.floats(0, 9), min_size=51, max_size=51),
+    st.lists(
+        st.sampled_from([1, -1, 10**400, 1e300, float("nan"), True]), min_size=51, max_size=51
+    ),
+    JSON_VALUES,
+)
+ENTRIES = st.lists(
+    st.fixed_dictionaries(
+        {"keypoints": NUMBERS},
+        optional={"image_id": NAMES, "file_name": NAMES, "score": JSON_VALUES, "id": NAMES},
+    )
+    | JSON_VALUES,
+    max_size=3,
+)
+IMAGES = st.lists(
+    st.fixed_dictionaries({"id": NAMES, "file_name": NAMES}) | JSON_VALUES, max_size=2
+)
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(
+    content=ENTRIES
+    | st.fixed_dictionaries({"annotations": ENTRIES | JSON_VALUES, "images": IMAGES | JSON_VALUES})
+    | JSON_VALUES
+)
+def test_any_json_reads_or_is_refused(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "s.json")
+        with open(path, "w") as file:
+            json.dump(content, file)
+        assert_reads_or_refuses(path)
+
+
+@pytest.mark.parametrize("text", [b"", b"[" * 200_000, b"\xff\xfe", b'[{"keypoints": 1e', b"nul"])
+def test_broken_json_is_refused(tmp_path, text):
+    (tmp_path / "s.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"s.json: not a JSON file"):
+        keypoints.open_keypoints(tmp_path / "s.json")
+
+
+def assert_reads_or_refuses(path):
+    try:
+        found = read(path, "a/b/c/1.jpg", "1.jpg")
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert found.shape == (2, 17, 3)
+        assert np.isfinite(found).all()
+        assert (found[..., 2] >= 0).all()
+
+
+# .npy.
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.binary(max_size=200).map(lambda tail: b"\x93NUMPY\x01\x00" + tail),
+        st.tuples(
+            st.sampled_from(["<f8", ">f4", "|O", "<f2", "<c8", "V9", "<U3", "<i4", "x", "("]),
+            st.sampled_from(
+                ["(17, 3)", "(17,3,)", "()", "(51,)", "(1000000000000,)", "(-1,)", "9"]
+            ),
+            st.binary(max_size=500),
+        ).map(
+            lambda parts: (
+                b"\x93NUMPY\x01\x00\x76\x00"
+                + f"{{'descr': '{parts[0]}', 'fortran_order': False, 'shape': {parts[1]}, }}".ljust(
+                    117
+                ).encode()
+                + b"\n"
+                + parts[2]
+            )
+        ),
+    )
+)
+def test_any_npy_reads_or_is_refused(content):
+    with tempfile.TemporaryDirectory() as folder:
+        os.makedirs(os.path.join(folder, "a/b/c"))
+        with open(os.path.join(folder, "a/b/c/1.npy"), "wb") as file:
+            file.write(content)
+        assert_reads_or_refuses(folder)
+
+
+def test_only_small_plain_npy_inside_the_directory_are_read(tmp_path):
+    root = tmp_path / "root"
+    write_npy(root, {"a/b/c/1": skeleton(0).astype(">f8"), "a/b/c/2": skeleton(1).astype("f2")})
+    found = read(root, "a/b/c/1.jpg", "a/b/c/2.jpg", "a/b/c/3.jpg")
+    np.testing.assert_allclose(found[:2], [skeleton(0), skeleton(1)], rtol=1e-3)
+    assert not found[2].any()
+
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "sprung"),))
+
+    file = root / "a/b/c/3.npy"
+    for write, message in (
+        (lambda: np.save(file, np.array([Trap()] * 51, object).reshape(17, 3)), "found object"),
+        (lambda: file.write_bytes(pickle.dumps(Trap())), "not a .npy file"),
+        (lambda: np.save(file, np.zeros((17, 300))), "far more than a skeleton"),
+    ):
+        write()
+        with pytest.raises(ValueError, match=rf"3.npy: .*{message}"):
+            read(root, "a/b/c/3.jpg")
+    assert not (tmp_path / "sprung").exists()
+    write_npy(tmp_path, {"outside": skeleton(2)})
+    file.unlink()
+    file.symlink_to(tmp_path / "outside.npy")
+    with pytest.raises(ValueError, match="out of the dataset's root"):
+        read(root, "a/b/c/3.jpg")
+    with pytest.raises(ValueError, match="out of the dataset's root"):
+        keypoints.fingerprint(root)
+
+
+# HDF5.
+
+
+@hypothesis.settings(deadline=None, max_examples=80)
+@hypothesis.given(
+    shape=st.sampled_from([(17, 3), (17, 2), (), (0,), (51,), (1, 17, 3), None]),
+    dtype=st.sampled_from(["f2", ">f8", "i8", "u1", "?", "c8", "S4", "str", "f4,i4", "O", "ref"]),
+    key=st.sampled_from(["a/b/c/1", "a/b/c/1.jpg", "a/b/c/1/2", "a/b/c", "a_b_c_1", "1", "x"]),
+    other=st.sampled_from(["a/b/c/3", "a_b_c_3", "meta"]),
+)
+def test_any_hdf5_reads_or_is_refused(shape, dtype, key, other):
+    kinds = {"str": h5py.string_dtype(), "ref": h5py.ref_dtype, "O": h5py.vlen_dtype(np.float32)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "s.h5")
+        with h5py.File(path, "w") as file:
+            kind = kinds.get(dtype) or np.dtype(dtype)
+            if shape is None:
+                file[key] = h5py.Empty("f4")
+            else:
+                file.create_dataset(key, shape, kind)
+            if not other.startswith(f"{key}/"):
+                file[other] = np.zeros((17, 3))
+            file["type"] = np.dtype("f8")
+        assert_reads_or_refuses(path)
+
+
+def test_damaged_hdf5_reads_or_is_refused(tmp_path):
+    path = tmp_path / "s.h5"
+    write_hdf5(path, {f"a/b/c/{i}": skeleton(i) for i in range(3)})
+    intact = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(intact)
+        for at in rng.integers(0, len(intact), 8):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged[: rng.integers(len(intact) // 2, len(intact) + 1)])
+        assert_reads_or_refuses(path)
+
+
+# Fingerprints.
+
+
+def test_fingerprints_tell_sources_apart(source_of):
+    some = {"a/b/c/1": skeleton(0), "a/b/d/2": skeleton(1)}
+    prints = [keypoints.fingerprint(source_of(some))]
+    assert keypoints.fingerprint(source_of(some)) == prints[0]
+    prints.append(keypoints.fingerprint(source_of(some | {"a/b/d/2": skeleton(2)})))
+    path = source_of(some | {"a/b/d/3": skeleton(1)})
+    prints.append(keypoints.fingerprint(path))
+    if path.is_dir():
+        (path / "a/b/c/1.npy").rename(path / "a/b/c/4.npy")
+        prints.append(keypoints.fingerprint(path))
+        (path / "picture.jpg").touch()  # is no skeleton
+        np.save(path / "a/large.npy", np.zeros(10_000))
+        prints.append(keypoints.fingerprint(path))
+        (path / "picture.jpg").unlink()
+        assert keypoints.fingerprint(path) == prints[-1]
+    assert all(one != other for one, other in itertools.combinations(prints, 2))

@@ -1,0 +1,93 @@
+"""Estimates the skeletons of a dataset with a pose model of yours, for launch/prepare.py.
+
+  python launch/extract_skeletons.py --model=rtmpose.onnx --dataset=hitsz_vcm \
+    --source=/datasets/HITSZ-VCM
+  python launch/extract_skeletons.py --model=vitpose.onnx --udp --device=cuda \
+    --dataset=hitsz_vcm --source=/datasets/HITSZ-VCM --output=skeletons.h5
+
+The model is a top-down one for the 17 joints of COCO, in ONNX: RTMPose or another with SimCC
+outputs, HRNet, ViTPose or another with heatmaps. Each frame is taken as one person's box. After an
+interruption the same command continues. Needs onnxruntime: pip install -e ".[pose]".
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import command
+from absl import flags
+
+
+def hitsz_vcm(source: Path) -> Sequence[Any]:
+    """Returns the tracklets of HITSZ-VCM, the short ones, too."""
+    from data_pipelines.hitsz_vcm import read_index
+
+    index = read_index(source, min_frames=1)
+    return [*index.train, *index.test]
+
+
+def bupt_campus(source: Path) -> Sequence[Any]:
+    """Returns the tracklets of BUPTCampus, those of the auxiliary list, too."""
+    from data_pipelines.bupt_campus import LISTS, read_index
+
+    auxiliary = all((source / name).exists() for name in LISTS["auxiliary"])
+    splits = read_index(source, auxiliary=auxiliary).splits
+    return [tracklet for tracklets in splits.values() for tracklet in tracklets]
+
+
+def folder(source: Path) -> Sequence[Any]:
+    """Returns the tracklets of one's own footage, every frame of them."""
+    from data_pipelines.folder import read_index
+
+    return read_index(source)
+
+
+READERS: dict[str, Callable[[Path], Sequence[Any]]] = {
+    "hitsz_vcm": hitsz_vcm,
+    "bupt_campus": bupt_campus,
+    "folder": folder,
+}
+
+MODEL = flags.DEFINE_string("model", None, "The pose model, an .onnx file.", required=True)
+DATASET = flags.DEFINE_enum("dataset", None, list(READERS), "Which dataset.", required=True)
+SOURCE = flags.DEFINE_string("source", None, "Root of the dataset.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "File to write; <source>/skeletons.h5 if not given.")
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 32, "Frames at a time, unless the model says it.", lower_bound=1
+)
+INPUT_SIZE = flags.DEFINE_string(
+    "input_size", None, "HEIGHTxWIDTH such as 256x192, for a model that leaves it open."
+)
+UDP = flags.DEFINE_bool("udp", False, "The model uses unbiased data processing, as ViTPose does.")
+DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "cuda"], "Where the model runs.")
+
+
+def main() -> None:
+    """Extracts as the flags say."""
+    from data_pipelines import extraction, pose
+
+    model = pose.load_model(
+        MODEL.value,
+        batch_size=BATCH_SIZE.value,
+        input_size=parse_size(INPUT_SIZE.value),
+        udp=UDP.value,
+        device=DEVICE.value,
+    )
+    source = Path(SOURCE.value)
+    output = Path(OUTPUT.value or source / "skeletons.h5")
+    num_frames = extraction.extract(model, source, READERS[DATASET.value](source), output)
+    print(f"skeletons of {num_frames} frames: {output}")
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Returns height and width of a text such as 256x192."""
+    if text is None:
+        return None
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise ValueError(f"--input_size={text} must be HEIGHTxWIDTH, such as 256x192")
+    return int(height), int(width)
+
+
+if __name__ == "__main__":
+    command.run(main)
