@@ -2,7 +2,7 @@
 
 Command:
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/star_hitsz_vcm \
-    --config.data.dir=data/hitsz_vcm/1.0.0 --config.init.backbone=resnet50.safetensors
+    --config.data.dir=data/hitsz_vcm/2.0.0 --config.init.backbone=resnet50.safetensors
 
 `--config.model.guidance=none` trains the baseline without skeletons. Pack the dataset with
 `launch/prepare.py` first. The dataset is licensed, so no result of this config is claimed here;
@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
 
     config.data = ml_collections.ConfigDict()
-    config.data.dir = "data/hitsz_vcm/1.0.0"
+    config.data.dir = "data/hitsz_vcm/2.0.0"
     config.data.sampling = "hitsz_vcm"  # or bupt_campus: aligned pairs
     config.data.frame_size = (288, 144)  # height, width in pixels
     config.data.clip_length = 12  # frames per tracklet, T
@@ -45,6 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dropout_rate = 0.3
     config.model.attention_dropout_rate = 0.6
     config.model.dtype = "bfloat16"
+    config.model.remat = False  # compute blocks again in the backward pass, to save memory
 
     config.init = ml_collections.ConfigDict()
     config.init.backbone = ""  # ImageNet weights of a ResNet-50, .safetensors or .pth

@@ -1,7 +1,7 @@
 """Evaluates a trained STAR on its test split, in both directions.
 
   python launch/eval.py --workdir=runs/star
-  python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/1.0.0
+  python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.0.0
 
 Prints a table and writes <workdir>/eval/<step>.json. The last checkpoint is taken unless one is
 named; protocol, clips and batch size are those of the run's config.

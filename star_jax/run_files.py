@@ -19,6 +19,7 @@ FREE_KEYS = (
     "eval.",
     "checkpoint.",
     "parallel.",
+    "model.remat",
     "log_every_steps",
 )
 
@@ -50,6 +51,12 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     if jax.process_index() == 0:
         write_json(path, as_json(config))
         write_json(workdir / "run.json", environment())
+
+
+def add_to_record(workdir: Path, **facts: Any) -> None:
+    """Adds facts of this start to `run.json`."""
+    path = workdir / "run.json"
+    write_json(path, {**read_json(path), **facts})
 
 
 def environment() -> dict[str, Any]:

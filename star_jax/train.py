@@ -26,12 +26,16 @@ from star_jax.weights import from_torchvision_resnet50, load_arrays
 log = logging.getLogger(__name__)
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | Path, *, started: float | None = None
+) -> TrainState:
     """Trains the network that `config` describes, or continues where `workdir` stands.
 
     Args:
       config: an experiment, as in `configs/`.
       workdir: takes the config, checkpoints, metrics and evaluations.
+      started: when the command started, by `time.monotonic`; now if None. How long the first step
+        took from then on is told, and written to run.json.
 
     Returns:
       The state after the last step.
@@ -43,6 +47,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
       Preempted: the run was told to stop (SIGTERM) and has saved its state.
     """
     workdir = Path(workdir)
+    started = time.monotonic() if started is None else started
     processes.check_same("the config", config.to_json(sort_keys=True))
     mesh = make_mesh(config)
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
@@ -57,9 +62,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
     num_steps = config.optim.epochs * epoch
     model = build_model(config.model)
     run_files.claim(workdir, config)
-    # A restart need not compile again.
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    compiled_before = keep_compiled_programs(workdir)
 
     with checkpoint.open_manager(workdir, config.checkpoint.keep) as manager:
         state = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
@@ -95,6 +98,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
                 # The step before is read now, so that the device works while the host writes.
                 step_log.flush(writer, progress)
                 step_log.pending = (step, metrics)
+                if step == start + 1:
+                    jax.block_until_ready(metrics)
+                    tell_start(workdir, time.monotonic() - started, compiled_before)
                 stop_now = preempted(step) and step < num_steps
                 save_now = step % config.checkpoint.every_steps == 0 or step == num_steps
                 evaluate_now = config.eval.every_epochs and (
@@ -113,6 +119,24 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> TrainState:
             step_log.flush(writer, progress)
         checkpoint.finish(manager)
     return state
+
+
+def keep_compiled_programs(workdir: Path) -> bool:
+    """Keeps compiled programs for the next start; tells whether there were some already."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    folder = Path(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def tell_start(workdir: Path, seconds: float, compiled_before: bool) -> None:
+    """Tells how long it took to the end of the first step, and writes it down."""
+    if jax.process_index() == 0:
+        how = "with a compilation cache" if compiled_before else "compiled anew"
+        log.info("first step %.1f s after the start (%s)", seconds, how)
+        run_files.add_to_record(
+            workdir, seconds_to_first_step=round(seconds, 1), compilation_cache=compiled_before
+        )
 
 
 def check_identities(config: ml_collections.ConfigDict, labels: np.ndarray) -> None:

@@ -122,13 +122,17 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual blocks, the first of them with the stage's stride."""
+    """Residual blocks, the first of them with the stage's stride.
+
+    With `remat`, the backward pass computes what is inside a block again instead of keeping it.
+    """
 
     block: str
     num_blocks: int
     width: int
     stride: int
     dtype: Dtype
+    remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -136,7 +140,8 @@ class Stage(nn.Module):
         for i in range(self.num_blocks):
             stride = self.stride if i == 0 else 1
             block = BLOCKS[self.block](self.width, stride, self.dtype, name=f"block{i}")
-            x = block(x, train=train)
+            run = lambda block, x: block(x, train=train)  # noqa: E731
+            x = (nn.remat(run) if self.remat else run)(block, x)
         return x
 
 
@@ -180,12 +185,14 @@ class Backbone(nn.Module):
       stage_sizes: blocks of each of the four stages.
       width: channels of the stems and of the first stage's narrow convolutions.
       dtype: the dtype of the computation; parameters are float32.
+      remat: whether to compute the inside of blocks again in the backward pass: less memory.
     """
 
     block: str
     stage_sizes: Sequence[int]
     width: int
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         """Makes the stems and the stages; the last stage keeps the resolution."""
@@ -193,7 +200,15 @@ class Backbone(nn.Module):
         self.stem_infrared = Stem(self.width, self.dtype)
         strides = (1, 2, 2, 1)
         self.stages = [
-            Stage(self.block, size, self.width * 2**i, strides[i], self.dtype, name=f"stage{i + 1}")
+            Stage(
+                self.block,
+                size,
+                self.width * 2**i,
+                strides[i],
+                self.dtype,
+                self.remat,
+                name=f"stage{i + 1}",
+            )
             for i, size in enumerate(self.stage_sizes)
         ]
 

@@ -66,6 +66,7 @@ class Star(nn.Module):
         code, in the "first_frame" only.
       dropout_rate, attention_dropout_rate: of the keypoint graph network.
       dtype: the dtype of the computation; parameters, statistics and heads are float32.
+      remat: see `star_jax.models.resnet.Backbone`.
     """
 
     num_identities: int
@@ -78,10 +79,11 @@ class Star(nn.Module):
     dropout_rate: float
     attention_dropout_rate: float
     dtype: Any = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         """Makes the parts that the guidance needs."""
-        self.backbone = Backbone(self.block, self.stage_sizes, self.width, self.dtype)
+        self.backbone = Backbone(self.block, self.stage_sizes, self.width, self.dtype, self.remat)
         channels = num_channels(self.block, self.width)
         if self.guidance != "none":
             self.edge_sequence = EdgeSequence(channels, self.dtype)
