@@ -23,7 +23,7 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 
-from data_pipelines import hitsz_vcm, loader, records, sampling, schema
+from data_pipelines import hitsz_vcm, loader, packing, records, sampling, schema
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -224,7 +224,7 @@ def print_packing(source: pathlib.Path, num_tracklets: int) -> None:
         frames = sum(len(tracklet.frames) for tracklet in builder.tracklets["train"])
         _ = builder.fingerprint  # hashes all skeletons, however few are packed
         start, core = time.monotonic(), time.process_time()
-        packed = records.prepare(builder)
+        packed = packing.prepare(builder)
         seconds, core = time.monotonic() - start, time.process_time() - core
         size = sum(path.stat().st_size for path in packed.iterdir()) / 1e6
     print(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import tensorflow_datasets as tfds
 
-from data_pipelines import checks, files, records, schema
+from data_pipelines import checks, files, packing, schema
 from data_pipelines import keypoints as keypoints_lib
 
 CAMERAS = ("LS3", "G25", "CQ1", "W4", "TSG1", "TSG2")  # records number them 1 to 6, in this order
@@ -136,7 +136,7 @@ def visible_path(frame: str) -> str:
     return frame.replace("/FakeIR/", "/RGB/")
 
 
-class BuptCampus(records.TrackletBuilder):
+class BuptCampus(packing.TrackletBuilder):
     """BUPTCampus, video visible-infrared person re-identification, one record a tracklet."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -147,7 +147,7 @@ class BuptCampus(records.TrackletBuilder):
 
         Args:
           auxiliary: whether to pack the auxiliary training list as split "auxiliary".
-          **kwargs: of `records.TrackletBuilder`.
+          **kwargs: of `packing.TrackletBuilder`.
         """
         self._auxiliary = auxiliary
         super().__init__(**kwargs)
@@ -199,7 +199,7 @@ def prepare(
       ValueError: a file is broken, or the directory holds another source. The message names it.
     """
     builder = BuptCampusFakeInfrared if fake_infrared else BuptCampus
-    return records.prepare(
+    return packing.prepare(
         builder(
             source=source,
             keypoints=keypoints,

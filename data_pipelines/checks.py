@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
-from data_pipelines import records, schema
+from data_pipelines import packing, schema
 from data_pipelines.progress import with_progress
 from data_pipelines.tables import aligned
 
@@ -53,7 +53,7 @@ class Findings:
 
 def check_tracklets(
     findings: Findings,
-    builder: records.TrackletBuilder,
+    builder: packing.TrackletBuilder,
     splits: Mapping[str, Sequence[schema.Tracklet]],
     min_frames: int = 1,
     *,
@@ -108,7 +108,7 @@ def check_tracklets(
 
 def _check_frames(
     findings: Findings,
-    builder: records.TrackletBuilder,
+    builder: packing.TrackletBuilder,
     split: str,
     tracklets: Sequence[schema.Tracklet],
 ) -> int:
@@ -117,18 +117,18 @@ def _check_frames(
     start = time.monotonic()
     errors_of = functools.partial(frames_lib.frame_errors, builder.source)
     with concurrent.futures.ThreadPoolExecutor(builder.num_workers) as pool:
-        found = records.map_ahead(pool, errors_of, tracklets, ahead=4 * builder.num_workers)
+        found = packing.map_ahead(pool, errors_of, tracklets, ahead=4 * builder.num_workers)
         for errors in with_progress(found, len(tracklets), f"{split}: reading"):
             unreadable += len(errors)
             findings.wrong += errors
     frames = sum(len(tracklet.frames) for tracklet in tracklets)
-    records.tell(f"{split}: read {frames / (time.monotonic() - start):.0f} frames/s")
+    packing.tell(f"{split}: read {frames / (time.monotonic() - start):.0f} frames/s")
     return unreadable
 
 
 def _check_skeletons(
     findings: Findings,
-    builder: records.TrackletBuilder,
+    builder: packing.TrackletBuilder,
     split: str,
     tracklets: Sequence[schema.Tracklet],
 ) -> int:

@@ -24,8 +24,8 @@ import numpy as np
 from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import pose, schema
+from data_pipelines.packing import map_ahead
 from data_pipelines.progress import with_progress
-from data_pipelines.records import map_ahead
 
 _FRAMES_AT_ONCE = 64  # are read and warped as one piece of work
 

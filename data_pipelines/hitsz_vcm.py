@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
-from data_pipelines import checks, files, records, schema
+from data_pipelines import checks, files, packing, schema
 
 SPLITS = ("train", "test")
 MIN_FRAMES = 12  # protocol hitsz_vcm/v1 drops shorter tracklets
@@ -148,7 +148,7 @@ def check_golden_counts(
         )
 
 
-class HitszVcm(records.TrackletBuilder):
+class HitszVcm(packing.TrackletBuilder):
     """HITSZ-VCM, video visible-infrared person re-identification, one record a tracklet."""
 
     VERSION = tfds.core.Version("2.0.0")
@@ -184,7 +184,7 @@ def prepare(
       FileNotFoundError: an index file, a frame or the skeletons are missing.
       ValueError: a file is broken, or the directory holds another source. The message names it.
     """
-    return records.prepare(
+    return packing.prepare(
         HitszVcm(source=source, keypoints=keypoints, num_workers=num_workers, data_dir=data_dir)
     )
 

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -217,7 +217,6 @@ def generate(
         size = SIZES[size]
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
-    root = pathlib.Path(root)
     facts = {
         "generator": "synthetic_vcm",
         "version": VERSION,
@@ -226,10 +225,31 @@ def generate(
     }
     if layout != "hitsz_vcm":  # which is the layout where none is named
         facts["layout"] = layout
+    with new_root(pathlib.Path(root), facts) as drawn:
+        if drawn is None:
+            return
+        planned = LAYOUTS[layout].plan(size, seed)
+        LAYOUTS[layout].write_index(drawn, planned)
+        draw = functools.partial(_draw_to_disk, drawn, LAYOUTS[layout], size, seed)
+        _write_tracklets(drawn, draw, planned, processes or os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.Path | None]:
+    """Yields a folder to draw in that becomes `root` at the end; None if root holds all of it.
+
+    Args:
+      root: the folder to make.
+      facts: what is drawn; written beside it, to be known again.
+
+    Raises:
+      FileExistsError: the root holds anything else.
+    """
     marker = json.dumps(facts, indent=2) + "\n"
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         if (root / _MARKER).is_file() and (root / _MARKER).read_text() == marker:
             print(f"{root}: already drawn, with the same config and seed")
+            yield None
             return
         raise FileExistsError(
             f"{root}: exists and is not this dataset (its {_MARKER} is missing or differs in "
@@ -239,10 +259,7 @@ def generate(
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.partial-") as partial:
         drawn = pathlib.Path(partial) / "drawn"
         drawn.mkdir()
-        planned = LAYOUTS[layout].plan(size, seed)
-        LAYOUTS[layout].write_index(drawn, planned)
-        draw = functools.partial(_draw_to_disk, drawn, LAYOUTS[layout], size, seed)
-        _write_tracklets(drawn, draw, planned, processes or os.cpu_count() or 1)
+        yield drawn
         (drawn / _MARKER).write_text(marker)
         drawn.replace(root)
 

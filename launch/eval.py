@@ -7,8 +7,6 @@ Prints a table and writes <workdir>/eval/<step>.json. The last checkpoint is tak
 named; protocol, clips and batch size are those of the run's config.
 """
 
-from pathlib import Path
-
 import command
 from absl import flags
 
@@ -24,18 +22,10 @@ CLIPS = flags.DEFINE_enum(
 
 def main() -> None:
     """Evaluates as the flags say."""
-    from star_jax.evaluation.embed import evaluate_checkpoint  # starts JAX
+    from star_jax.evaluation.embed import evaluate_checkpoint, locate_checkpoint  # starts JAX
     from star_jax.evaluation.protocols import format_table
 
-    if WORKDIR.value and not CHECKPOINT.value:
-        workdir, step = Path(WORKDIR.value), None
-    elif CHECKPOINT.value and not WORKDIR.value:
-        checkpoint = Path(CHECKPOINT.value)
-        if not checkpoint.name.isdigit():
-            raise ValueError(f"--checkpoint={checkpoint} must end with the number of a step")
-        workdir, step = checkpoint.parent.parent, int(checkpoint.name)
-    else:
-        raise ValueError("give either --workdir or --checkpoint")
+    workdir, step = locate_checkpoint(WORKDIR.value, CHECKPOINT.value)
     report, path = evaluate_checkpoint(
         workdir, step, dataset_dir=DATASET_DIR.value, clips=CLIPS.value
     )

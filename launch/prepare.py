@@ -1,27 +1,51 @@
-"""Packs a dataset into records for training; draws it first if it is the generated one.
+"""Packs a dataset into records for training, or checks it; draws the generated one first.
 
+  python launch/prepare.py --dataset=hitsz_vcm --source=/datasets/HITSZ-VCM --check
   python launch/prepare.py --dataset=hitsz_vcm --source=/datasets/HITSZ-VCM
+  python launch/prepare.py --dataset=bupt_campus --source=/datasets/BUPTCampus
+  python launch/prepare.py --dataset=folder --source=/footage --every=5
   python launch/prepare.py --dataset=synthetic_vcm --size=demo
 
-The records of hitsz_vcm go to <data_dir>/hitsz_vcm/<version>. The generated dataset is drawn in
-HITSZ-VCM's own layout to <data_dir>/synthetic_vcm_<size>/source, with a contact sheet to look at,
-and packed beside it. What is drawn or packed already is not done again.
+The records go to <data_dir>/<dataset>/<version>. Of a folder of your own footage, images or videos
+are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>. The generated dataset is drawn to
+<data_dir>/synthetic_vcm_<size>/source, with a contact sheet to look at, and packed beside it;
+--layout gives it the files of another dataset. What is drawn or packed already is not done again,
+and packing that was interrupted goes on where it stopped. --check reads everything, packs nothing,
+tells what is wrong and ends with code 1 if anything is.
 """
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import command
 from absl import flags
 
+DATASETS = ("hitsz_vcm", "bupt_campus", "folder")
+
 DATASET = flags.DEFINE_enum(
-    "dataset", None, ["hitsz_vcm", "synthetic_vcm"], "Which dataset.", required=True
+    "dataset", None, [*DATASETS, "synthetic_vcm"], "Which dataset.", required=True
 )
-SOURCE = flags.DEFINE_string("source", None, "Root of hitsz_vcm, with the images and index files.")
+SOURCE = flags.DEFINE_string("source", None, "Root of the dataset; not for synthetic_vcm.")
 KEYPOINTS = flags.DEFINE_string(
-    "keypoints", None, "Skeletons of hitsz_vcm (HDF5); looked for in the source if not given."
+    "keypoints",
+    None,
+    "Skeletons: HDF5, COCO JSON or a folder of .npy; looked for in the source if not given.",
 )
+CHECK = flags.DEFINE_bool("check", False, "Check the dataset instead of packing it.")
 DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where packed datasets go.")
+AUXILIARY = flags.DEFINE_bool("auxiliary", False, "bupt_campus: pack the auxiliary split, too.")
+FAKE_INFRARED = flags.DEFINE_bool(
+    "fake_infrared", False, "bupt_campus: FakeIR frames in place of the visible ones."
+)
+EVERY = flags.DEFINE_integer("every", 1, "folder: take each so-many-th frame.", lower_bound=1)
+WITHOUT_SKELETONS = flags.DEFINE_bool(
+    "without_skeletons", False, "folder: pack no skeletons, for a network without guidance."
+)
 SIZE = flags.DEFINE_enum("size", "demo", ["tiny", "demo", "full"], "Size of synthetic_vcm.")
+LAYOUT = flags.DEFINE_enum(
+    "layout", "hitsz_vcm", DATASETS, "The dataset whose files synthetic_vcm is drawn as."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of synthetic_vcm.", lower_bound=0)
 NUM_WORKERS = flags.DEFINE_integer(
     "num_workers",
@@ -30,36 +54,82 @@ NUM_WORKERS = flags.DEFINE_integer(
     lower_bound=1,
 )
 
+OPTIONS: dict[str, dict[str, Any]] = {  # flags that belong to one dataset
+    "bupt_campus": {"auxiliary": AUXILIARY, "fake_infrared": FAKE_INFRARED},
+    "folder": {"every": EVERY, "without_skeletons": WITHOUT_SKELETONS},
+}
+
 
 def main() -> None:
     """Prepares as the flags say."""
-    from data_pipelines import hitsz_vcm
+    from data_pipelines import bupt_campus, folder, hitsz_vcm
 
-    data_dir = Path(DATA_DIR.value)
-    keypoints = KEYPOINTS.value
-    if DATASET.value == "hitsz_vcm":
-        if SOURCE.value is None:
-            raise ValueError("--dataset=hitsz_vcm needs --source, the root of the dataset")
-        source = Path(SOURCE.value)
-    else:
-        if SOURCE.value is not None or keypoints is not None:
+    dataset, data_dir = DATASET.value, Path(DATA_DIR.value)
+    drawn = dataset == "synthetic_vcm"
+    if drawn:
+        if SOURCE.value is not None or KEYPOINTS.value is not None:
             raise ValueError(
                 "--dataset=synthetic_vcm is drawn here: leave out --source, --keypoints"
             )
+        dataset = LAYOUT.value
         data_dir = data_dir / f"synthetic_vcm_{SIZE.value}"
+        if dataset != "hitsz_vcm":
+            data_dir = data_dir.with_name(f"{data_dir.name}_{dataset}")
         source = data_dir / "source"
         draw(source, data_dir / "contact_sheet.png")
-    packed = hitsz_vcm.prepare(source, data_dir, keypoints=keypoints, num_workers=NUM_WORKERS.value)
-    print(f"packed dataset: {packed}\ntrain on it with --config.data.dir={packed}")
+    elif SOURCE.value is None:
+        raise ValueError(f"--dataset={dataset} needs --source, the root of the dataset")
+    else:
+        source = Path(SOURCE.value)
+    module: Any = {"hitsz_vcm": hitsz_vcm, "bupt_campus": bupt_campus, "folder": folder}[dataset]
+    options = {
+        "keypoints": KEYPOINTS.value,
+        "num_workers": NUM_WORKERS.value,
+        **options_of(dataset),
+    }
+    if CHECK.value:
+        if dataset != "folder":
+            options["published"] = not drawn
+        findings = module.check(source, **options)
+        print(findings)
+        sys.exit(1 if findings.wrong else 0)
+    packed = module.prepare(source, data_dir, **options)
+    print(f"packed dataset: {packed}")
+    if dataset == "folder":
+        print(f"embed it with launch/embed.py --source={packed}")
+    else:
+        print(f"train on it with --config.data.dir={packed}")
+
+
+def options_of(dataset: str) -> dict[str, Any]:
+    """Returns the dataset's own options; refuses those of another."""
+    for other, options in OPTIONS.items():
+        for name, flag in options.items():
+            if other != dataset and flag.value != flag.default:
+                raise ValueError(f"--{name} is for --dataset={other}, not for {dataset}")
+    return {name: flag.value for name, flag in OPTIONS.get(dataset, {}).items()}
 
 
 def draw(source: Path, picture: Path) -> None:
     """Draws the generated dataset and a picture to judge it by."""
-    from data_pipelines import synthetic_vcm
+    from data_pipelines import bupt_campus, hitsz_vcm, synthetic_vcm, synthetic_videos
     from data_pipelines.contact_sheet import contact_sheet
 
-    synthetic_vcm.generate(source, size=SIZE.value, seed=SEED.value, processes=NUM_WORKERS.value)
-    contact_sheet(source, picture)
+    if LAYOUT.value == "folder":
+        synthetic_videos.write(source, synthetic_vcm.SIZES[SIZE.value], SEED.value)
+        return
+    synthetic_vcm.generate(
+        source,
+        size=SIZE.value,
+        seed=SEED.value,
+        processes=NUM_WORKERS.value,
+        layout=LAYOUT.value,
+    )
+    if LAYOUT.value == "hitsz_vcm":
+        tracklets = hitsz_vcm.read_index(source, min_frames=1).train
+    else:
+        tracklets = list(bupt_campus.read_index(source).splits["train"])
+    contact_sheet(source, tracklets, picture)
     print(f"contact sheet: {picture}")
 
 

@@ -165,7 +165,7 @@ class StepLog:
         self.every_steps = config.log_every_steps
         self.frames_per_step = frames_per_step
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
-        self.written_at: tuple[int, float] | None = None
+        self.measured_from: tuple[int, float] | None = None
 
     def flush(self, writer: MetricsWriter, progress: Progress) -> None:
         """Handles the pending step, if there is one.
@@ -186,14 +186,16 @@ class StepLog:
             )
         now = time.monotonic()
         shown = {"loss": metrics["loss/total"]}
-        if self.written_at is not None:
-            since, then = self.written_at
+        since, then = self.measured_from or (step, now)
+        if step > since:
             speed = (step - since) * self.frames_per_step / (now - then)
             shown["frames/s"] = metrics["frames_per_second"] = speed
         progress.update(step, shown)
-        if self.written_at is None or step % self.every_steps == 0:
+        written = step == 1 or step % self.every_steps == 0
+        if written:
             writer.write(step, metrics)
-            self.written_at = (step, now)
+        if written or self.measured_from is None:
+            self.measured_from = (step, now)
 
 
 def evaluate(

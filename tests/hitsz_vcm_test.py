@@ -18,7 +18,7 @@ import simplejpeg
 import tensorflow_datasets as tfds
 from hypothesis import strategies as st
 
-from data_pipelines import hitsz_vcm, records, schema
+from data_pipelines import hitsz_vcm, packing, records, schema
 
 
 def all_files(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -346,7 +346,7 @@ def test_packing_leaves_no_temporary_files(source, tmp_path, monkeypatch):
 
 
 def test_several_shards_keep_the_order(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "TRACKLETS_PER_SHARD", 4)  # divides both 12 and 8
+    monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 4)  # divides both 12 and 8
     packed = hitsz_vcm.prepare(source, tmp_path)
     assert len(list(packed.glob("*train*array_record*"))) == 3
     rows = [record["tracklet"] for record in records.open_records(packed, "train")]
@@ -444,7 +444,7 @@ def test_an_interruption_leaves_nothing_and_spares_what_was_there(source, tmp_pa
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records.frames_lib, "read_frames", interrupt)
+    monkeypatch.setattr(packing.frames_lib, "read_frames", interrupt)
     with pytest.raises(KeyboardInterrupt):
         hitsz_vcm.prepare(source, tmp_path)
     assert all_files(tmp_path) == [kept]
@@ -462,7 +462,7 @@ def assert_same_records(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 def test_packing_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(records, "TRACKLETS_PER_SHARD", 3)
+    monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 3)
     root = hitsz_files.write_dataset(tmp_path / "root")
     whole = hitsz_vcm.prepare(root, tmp_path / "whole")
     frame = hitsz_files.SPLITS["test"][1].frames()[0]  # of the fifth shard of seven
@@ -472,13 +472,13 @@ def test_packing_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
         hitsz_vcm.prepare(root, tmp_path / "packed")
     (root / frame).write_bytes(content)
     read = []
-    read_frames = records.frames_lib.read_frames
+    read_frames = packing.frames_lib.read_frames
 
     def note(source, tracklet):
         read.append(tracklet)
         return read_frames(source, tracklet)
 
-    monkeypatch.setattr(records.frames_lib, "read_frames", note)
+    monkeypatch.setattr(packing.frames_lib, "read_frames", note)
     packed = hitsz_vcm.prepare(root, tmp_path / "packed")
     assert "4 of 7 shards are packed already" in capsys.readouterr().err
     assert sorted(read, key=lambda tracklet: tracklet.row) == hitsz_vcm.read_index(root).test
@@ -487,20 +487,20 @@ def test_packing_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
 
 
 def test_a_killed_packing_goes_on_and_damaged_shards_are_packed_anew(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(records, "TRACKLETS_PER_SHARD", 3)
+    monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 3)
     root = hitsz_files.write_dataset(tmp_path / "root")
     whole = hitsz_vcm.prepare(root, tmp_path / "whole")
     program = f"""
 import os, signal
-from data_pipelines import hitsz_vcm, records
-records.TRACKLETS_PER_SHARD = 3
-read_frames = records.frames_lib.read_frames
+from data_pipelines import hitsz_vcm, packing, records
+packing.TRACKLETS_PER_SHARD = 3
+read_frames = packing.frames_lib.read_frames
 test = hitsz_vcm.read_index({str(root)!r}).test
 def die(source, tracklet):
     if tracklet == test[-1]:
         os.kill(os.getpid(), signal.SIGKILL)
     return read_frames(source, tracklet)
-records.frames_lib.read_frames = die
+packing.frames_lib.read_frames = die
 hitsz_vcm.prepare({str(root)!r}, {str(tmp_path / "packed")!r}, num_workers=1)
 """
     result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
@@ -535,7 +535,7 @@ def test_unfinished_work_of_another_source_is_not_used(tmp_path):
 def test_two_processes_do_not_pack_the_same(source, tmp_path):
     staging = tmp_path / "hitsz_vcm" / ".2.0.0.packing"
     with (
-        records._claimed(staging, {}),
+        packing._claimed(staging, {}),
         pytest.raises(ValueError, match="another process packs this dataset"),
     ):
         hitsz_vcm.prepare(source, tmp_path)
@@ -611,7 +611,7 @@ def test_an_unknown_split_is_named(packed):
 def test_packing_and_reading_import_neither_tensorflow_nor_jax(source, tmp_path):
     program = f"""
 import json, sys
-from data_pipelines import hitsz_vcm, records
+from data_pipelines import hitsz_vcm, packing, records
 packed = hitsz_vcm.prepare({str(source)!r}, {str(tmp_path)!r})
 records.open_index(packed, "train")
 len(records.open_records(packed, "train")[0]["frames"])

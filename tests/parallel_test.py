@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -106,6 +107,35 @@ def test_eight_devices_train_as_one(identities, clip_length, fsdp, shape):
     }
     assert parallel.make_mesh(config(**changes)).devices.shape == shape
     assert_same(trained(config(**changes), jax.devices()), trained_on_one(identities, clip_length))
+
+
+def test_rematerialised_blocks_give_the_same_numbers():
+    changes = {"data.identities_per_batch": 2, "data.clip_length": 2}
+    remat = trained(config(**changes, **{"model.remat": True}), jax.devices()[:1])
+    assert_same(remat, trained_on_one(2, 2))
+
+
+COLLECTIVE = re.compile(r"= (.*?) (all-[a-z]+|reduce-scatter|collective-permute)(-start)?\(")
+
+
+def collectives(config):
+    """The collectives of the compiled step: kind and bytes, all of them of 4 bytes a number."""
+    step, state, on_devices = compiled_step(config, jax.devices())
+    found = []
+    for shapes, kind, _ in COLLECTIVE.findall(step.lower(state, on_devices).compile().as_text()):
+        sizes = re.findall(r"[fsu]\d+\[([\d,]*)\]", shapes)
+        numbers = sum(int(np.prod([int(n) for n in size.split(",") if n])) for size in sizes)
+        found.append((kind, 4 * numbers))
+    return found, 4 * sum(x.size for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("identities", [4, 2], ids=["pairs", "frames in two"])
+def test_only_gradients_are_large_among_what_devices_exchange(identities):
+    found, params = collectives(config(**{"data.identities_per_batch": identities}))
+    gradients = sum(size for kind, size in found if kind == "all-reduce")
+    assert params < gradients < 2 * params  # and statistics of frames
+    frames_of_a_device = 64 * 48 * 3 * 4 * (2 * 2 * identities * 2) // 8
+    assert all(size < frames_of_a_device for kind, size in found if kind != "all-reduce")
 
 
 def test_nothing_is_compiled_after_the_first_step():

@@ -1,0 +1,39 @@
+"""Embeds a packed dataset with a trained STAR, to search in it with launch/search.py.
+
+  python launch/embed.py --workdir=runs/star --source=data/folder/1.0.0 --output=mine
+  python launch/embed.py --checkpoint=runs/star/checkpoints/34840 --source=data/folder/1.0.0 \
+    --clips=dense --output=mine
+
+Writes <output>.npz, the embeddings and what is known of each tracklet, and <output>.csv, the same
+without the embeddings. Frame size and clip length are those of the checkpoint's config.
+"""
+
+import command
+from absl import flags
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is taken.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
+)
+SOURCE = flags.DEFINE_string("source", None, "The packed dataset.", required=True)
+SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
+CLIPS = flags.DEFINE_enum(
+    "clips", None, ["first", "dense"], "First frame of each chunk, or all frames averaged."
+)
+OUTPUT = flags.DEFINE_string("output", None, "Where to write, without an ending.", required=True)
+
+
+def main() -> None:
+    """Embeds as the flags say."""
+    from star_jax.evaluation import embeddings
+    from star_jax.evaluation.embed import embed_dataset, locate_checkpoint, restore_network
+
+    network = restore_network(*locate_checkpoint(WORKDIR.value, CHECKPOINT.value))
+    found = embed_dataset(network, SOURCE.value, SPLIT.value, clips=CLIPS.value)
+    paths = embeddings.save(OUTPUT.value.removesuffix(".npz"), found)
+    count, width = found.embeddings.shape
+    print(f"{count} tracklets, {width} numbers each, written to {' and '.join(map(str, paths))}")
+
+
+if __name__ == "__main__":
+    command.run(main)

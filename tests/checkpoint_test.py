@@ -1,0 +1,175 @@
+"""Checkpoints: damaged ones, a full disk, and runs that are told to stop."""
+
+import dataclasses
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from star_jax import checkpoint, parallel, steps, train
+from star_jax.models import build_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def state():
+    config = tiny.config("nowhere")
+    mesh = parallel.make_mesh(config)
+    return steps.initial_state(config, build_model(config.model), 1, mesh)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(state, tmp_path_factory):
+    """A workdir with checkpoints of steps 1 and 2, which differ in their parameters."""
+    workdir = tmp_path_factory.mktemp("two_checkpoints")
+    with checkpoint.open_manager(workdir, None) as manager:
+        for step in (1, 2):
+            params = jax.tree.map(lambda x, step=step: x + step, state.params)
+            saved = dataclasses.replace(state, step=jnp.int32(step), params=params)
+            checkpoint.save(manager, saved, tiny.config("nowhere").to_dict())
+        checkpoint.finish(manager)
+    return workdir
+
+
+def abstract(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def content(folder):
+    """The file with the arrays of an item of a checkpoint, or with the config."""
+    files = [*folder.glob("d/*"), *folder.glob("metadata")]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize("item", ["variables", "optimizer", "config"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    two_checkpoints, state, tmp_path, caplog, damage, item
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    damage(content(workdir / "checkpoints" / "2" / item))
+    with checkpoint.open_manager(workdir, None) as manager, caplog.at_level(logging.WARNING):
+        restored = checkpoint.restore_state(manager, abstract(state))
+        assert int(restored.step) == 1
+        assert f"{workdir}/checkpoints/2 is damaged" in caplog.text
+        for found, fresh in zip(
+            jax.tree.leaves(restored.params), jax.tree.leaves(state.params), strict=True
+        ):
+            np.testing.assert_array_equal(found, fresh + 1)
+        # The step comes again, and is saved again.
+        checkpoint.save(manager, dataclasses.replace(restored, step=jnp.int32(2)), {})
+        checkpoint.finish(manager)
+        assert sorted(manager.all_steps()) == [1, 2]
+    assert (workdir / "checkpoints" / "2.damaged").is_dir()
+
+
+def test_only_damaged_checkpoints_are_an_error_and_stay(two_checkpoints, state, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    for step in ("1", "2"):
+        truncate(content(workdir / "checkpoints" / step / "variables"))
+    with (
+        checkpoint.open_manager(workdir, None) as manager,
+        pytest.raises(OSError, match=r"all checkpoints are damaged \(2, 1\)"),
+    ):
+        checkpoint.restore_state(manager, abstract(state))
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny.packed_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+def command(config, workdir):
+    return [sys.executable, "launch/train.py", f"--config={config}", f"--workdir={workdir}"]
+
+
+def rows(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_saves_and_continues(dataset, tmp_path):
+    config = tiny.config_file(
+        tmp_path, dataset, "config.optim.epochs = 60", "config.checkpoint.every_steps = 1000"
+    )
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(config, workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while len(rows(workdir)) < 4 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=120)[1]
+    assert process.returncode == 143, printed
+    (saved,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert f"step {saved} is saved; the same command continues" in printed
+    assert saved == rows(workdir)[-1]["step"]
+    again = subprocess.run(
+        command(config, workdir), cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"continuing from step {saved} of 60" in again.stderr
+    assert [row["step"] for row in rows(workdir)] == list(range(1, 61))
+    record = json.loads((workdir / "run.json").read_text())
+    assert record["compilation_cache"] is True and record["seconds_to_first_step"] > 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_spares_the_checkpoints(dataset, tmp_path):
+    config = tiny.config_file(tmp_path, dataset)
+    workdir = tmp_path / "run"
+    train.train(tiny.config(dataset), workdir)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    before = content(workdir / "checkpoints" / "9" / "variables").read_bytes()
+    result = subprocess.run(
+        command(config, workdir),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        # No file may grow over 20 kB: to a writer that is as good as a full disk.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "none")},
+    )
+    assert result.returncode == 1, result.stderr
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "a checkpoint could not be written" in error
+    assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal()] == ["9"]
+    assert content(workdir / "checkpoints" / "9" / "variables").read_bytes() == before
+    train.train(tiny.config(dataset), workdir)
+    assert rows(workdir)[-1]["step"] == 12
+
+
+def test_an_unwritable_workdir_is_named(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file/run"):
+        train.train(tiny.config(dataset), tmp_path / "file" / "run")

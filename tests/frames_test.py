@@ -1,0 +1,214 @@
+"""Frames out of JPEG, PNG and video files, and what is said of broken ones."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import simplejpeg
+import video_files
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_pipelines import frames, schema
+
+
+def tracklet(*names):
+    return schema.Tracklet(schema.VISIBLE, "alice", 1, names, 1)
+
+
+def picture(mode, form, size=(20, 40), colour=None):
+    file = io.BytesIO()
+    Image.new(mode, size, colour).save(file, form)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", video_files.CODECS)
+def test_a_video_gives_the_frames_asked_for_in_their_colours(tmp_path, suffix):
+    video_files.write_video(tmp_path / f"walk{suffix}", 9)
+    numbers = [0, 1, 4, 8]
+    chosen = tracklet(*(f"walk{suffix}#{number}" for number in numbers))
+    images = frames.read_images(tmp_path, chosen)
+    packed = frames.read_frames(tmp_path, chosen)
+    assert packed.heights.tolist() == [64] * 4 and packed.widths.tolist() == [32] * 4
+    assert packed.heights.dtype == np.int32
+    for number, image, jpeg in zip(numbers, images, packed.jpegs, strict=True):
+        expected = video_files.colour_of(number)
+        assert np.abs(image[24:].mean(axis=(0, 1)) - expected).max() < 8
+        assert image[:10].min() > 200  # not upside down
+        stored = simplejpeg.decode_jpeg(jpeg)
+        assert np.abs(stored.astype(int) - image).mean() < 2
+        assert simplejpeg.decode_jpeg_header(jpeg)[3] == "444"
+    assert frames.count_frames(tmp_path, f"walk{suffix}") == 9
+    assert not frames.frame_errors(tmp_path, chosen)
+
+
+def test_a_video_is_turned_as_its_metadata_says(tmp_path):
+    path = video_files.write_video(tmp_path / "walk.mp4", 3)
+    content = bytearray(path.read_bytes())
+    matrix = content.find(b"tkhd") + 44
+    turned = (0, 1 << 16, 0, -(1 << 16), 0, 0, 64 << 16, 0, 1 << 30)  # by 90 degrees
+    content[matrix : matrix + 36] = struct.pack(">9i", *turned)
+    path.write_bytes(content)
+    (image,) = frames.read_images(tmp_path, tracklet("walk.mp4#0"))
+    assert image.shape == (32, 64, 3)
+    assert image[:, -10:].min() > 200 > image[:, :10].min()  # what was on top is at the right
+
+
+def test_jpeg_files_are_kept_as_they_are(tmp_path):
+    path = video_files.write_image(tmp_path / "1.jpg")
+    assert frames.read_frames(tmp_path, tracklet("1.jpg")).jpegs == [path.read_bytes()]
+
+
+def test_a_grey_jpeg_is_read_as_rgb(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(picture("L", "JPEG", colour=77))
+    (image,) = frames.read_images(tmp_path, tracklet("1.jpg"))
+    assert image.shape == (40, 20, 3) and np.abs(image.astype(int) - 77).max() <= 1
+
+
+PNGS = {
+    "colour": (np.full((8, 6, 3), (200, 100, 50), np.uint8), (200, 100, 50)),
+    "grey": (np.full((8, 6), 90, np.uint8), (90, 90, 90)),
+    "16-bit": (np.full((8, 6, 3), (65535, 25700, 257), np.uint16), (255, 100, 1)),
+    "16-bit grey": (np.full((8, 6), 40000, np.uint16), (156, 156, 156)),
+    "alpha": (np.full((8, 6, 4), (200, 100, 50, 0), np.uint8), (200, 100, 50)),
+}
+
+
+@pytest.mark.parametrize(("pixels", "colour"), PNGS.values(), ids=PNGS.keys())
+def test_png_files_become_jpeg(tmp_path, pixels, colour):
+    video_files.write_image(tmp_path / "1.png", pixels)
+    (image,) = frames.read_images(tmp_path, tracklet("1.png"))
+    assert image.dtype == np.uint8 and np.abs(image.astype(int) - colour).max() <= 1
+    (jpeg,) = frames.read_frames(tmp_path, tracklet("1.png")).jpegs
+    assert np.abs(simplejpeg.decode_jpeg(jpeg).astype(int) - colour).max() <= 3
+
+
+def test_a_palette_becomes_rgb(tmp_path):
+    image = Image.new("P", (6, 8))
+    image.putpalette([12, 34, 56])
+    image.save(tmp_path / "1.png", transparency=0)
+    (found,) = frames.read_images(tmp_path, tracklet("1.png"))
+    assert found[0, 0].tolist() == [12, 34, 56]
+
+
+def half(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+BROKEN_IMAGES = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"no picture", "not an intact JPEG"),
+    "truncated JPEG": (picture("RGB", "JPEG")[:-10], "not an intact JPEG"),
+    "truncated PNG": (picture("RGB", "PNG")[:-20], "not an intact PNG"),
+    "PNG's first bytes": (picture("RGB", "PNG")[:8], "not an intact PNG"),
+    "CMYK": (picture("CMYK", "JPEG"), "colours are CMYK"),
+    "huge PNG": (picture("1", "PNG", (9000, 9000)), "9000 x 9000 pixels"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN_IMAGES.values(), ids=BROKEN_IMAGES.keys())
+def test_a_broken_image_is_named(tmp_path, content, message):
+    (tmp_path / "2.jpg").write_bytes(content)
+    video_files.write_image(tmp_path / "1.jpg")
+    broken = tracklet("1.jpg", "2.jpg", "3.jpg")
+    with pytest.raises(ValueError, match=f"2.jpg: .*{message}"):
+        frames.read_frames(tmp_path, broken)
+    errors = frames.frame_errors(tmp_path, broken)
+    assert [error.split(":")[0] for error in errors] == ["2.jpg", "3.jpg"]
+
+
+@pytest.mark.parametrize("suffix", video_files.CODECS)
+def test_a_truncated_video_is_named(tmp_path, suffix):
+    half(video_files.write_video(tmp_path / f"walk{suffix}", 30))
+    with pytest.raises(ValueError, match=f"walk{suffix}: .*(cannot be opened|ends early)"):
+        frames.count_frames(tmp_path, f"walk{suffix}")
+
+
+def test_a_video_that_ends_before_a_frame_is_named_once(tmp_path):
+    video_files.write_video(tmp_path / "walk.avi", 3)
+    chosen = tracklet(*(f"walk.avi#{number}" for number in range(5)))
+    with pytest.raises(ValueError, match=r"walk.avi: the video ends after 3 frames"):
+        frames.read_frames(tmp_path, chosen)
+    assert len(frames.frame_errors(tmp_path, chosen)) == 1
+
+
+def test_frames_of_a_video_out_of_order_are_refused(tmp_path):
+    video_files.write_video(tmp_path / "walk.avi", 3)
+    with pytest.raises(ValueError, match=r"walk.avi: frame 1 is asked for after frame 2"):
+        frames.read_images(tmp_path, tracklet("walk.avi#2", "walk.avi#1"))
+
+
+def test_a_video_without_frames_is_named(tmp_path):
+    video_files.write_video(tmp_path / "walk.avi", 0)
+    with pytest.raises(ValueError, match=r"walk.avi: .*(no frame|cannot be opened)"):
+        frames.count_frames(tmp_path, "walk.avi")
+
+
+@pytest.mark.parametrize("text", ["#EXTM3U\nsecret.mp4\n", "ffconcat version 1.0\nfile secret.mp4"])
+def test_a_playlist_is_no_video(tmp_path, text):
+    video_files.write_video(tmp_path / "secret.mp4", 2)
+    (tmp_path / "walk.mp4").write_text(text)
+    with pytest.raises(ValueError, match=r"walk.mp4: not a video"):
+        frames.count_frames(tmp_path, "walk.mp4")
+
+
+def test_a_link_out_of_the_root_is_refused(tmp_path):
+    video_files.write_video(tmp_path / "walk.mp4", 2)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "walk.mp4").symlink_to(tmp_path / "walk.mp4")
+    for name in ("walk.mp4#0", "../walk.mp4#0"):
+        with pytest.raises(ValueError, match="leads out of the dataset's root"):
+            frames.read_images(tmp_path / "root", tracklet(name))
+
+
+STARTS = [b"", picture("RGB", "JPEG"), picture("RGB", "PNG"), b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"]
+VIDEO_STARTS = [b"", b"\0\0\0\x1cftypisom", b"RIFF\0\0\1\0AVI LIST", b"\x1a\x45\xdf\xa3"]
+
+
+@settings(
+    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(start=st.sampled_from(STARTS), cut=st.integers(0, 700), rest=st.binary(max_size=200))
+def test_random_images_are_read_or_named(tmp_path, start, cut, rest):
+    (tmp_path / "1.jpg").write_bytes(start[:cut] + rest)
+    try:
+        frames.read_frames(tmp_path, tracklet("1.jpg"))
+    except ValueError as error:
+        assert str(error).startswith("1.jpg: ")
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(start=st.sampled_from(VIDEO_STARTS), rest=st.binary(max_size=300))
+def test_random_videos_are_named(tmp_path, start, rest):
+    (tmp_path / "walk.mp4").write_bytes(start + rest)
+    with pytest.raises(ValueError, match=r"^walk\.mp4: "):
+        frames.count_frames(tmp_path, "walk.mp4")
+
+
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    suffix=st.sampled_from(sorted(video_files.CODECS)),
+    place=st.floats(0, 1),
+    noise=st.binary(min_size=1, max_size=60),
+)
+def test_damaged_videos_are_read_or_named(tmp_path, suffix, place, noise):
+    path = tmp_path / f"whole{suffix}"
+    if not path.exists():
+        video_files.write_video(path, 6)
+    content = bytearray(path.read_bytes())
+    start = int(place * (len(content) - len(noise)))
+    content[start : start + len(noise)] = noise
+    name = f"walk{suffix}"
+    (tmp_path / name).write_bytes(content)
+    try:
+        count = frames.count_frames(tmp_path, name)
+        frames.read_frames(tmp_path, tracklet(*(f"{name}#{number}" for number in range(count))))
+    except ValueError as error:
+        assert str(error).startswith(f"{name}: ")

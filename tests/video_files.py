@@ -1,0 +1,44 @@
+"""Writes small videos and pictures for the tests of one's own footage."""
+
+import pathlib
+
+import cv2
+import numpy as np
+
+COLOURS = ((220, 40, 30), (30, 200, 60), (40, 60, 210))  # RGB, of frames in turns
+HEIGHT, WIDTH = 64, 32
+CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
+
+
+def colour_of(number: int) -> np.ndarray:
+    return np.array(COLOURS[number % 3])
+
+
+def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
+    """Frames of one colour each, but for a bright stripe at the top that tells up from down."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(
+        str(path),
+        cv2.CAP_FFMPEG,
+        cv2.VideoWriter.fourcc(*CODECS[path.suffix.lower()]),
+        10,
+        (WIDTH, HEIGHT),
+    )
+    assert writer.isOpened()
+    for number in range(num_frames):
+        frame = np.full((HEIGHT, WIDTH, 3), colour_of(number)[::-1], np.uint8)
+        frame[:16] = 255
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def write_image(path: pathlib.Path, pixels: np.ndarray | None = None) -> pathlib.Path:
+    """Writes RGB, grey or 16-bit pixels in the format that the path's ending says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if pixels is None:
+        pixels = np.full((HEIGHT, WIDTH, 3), COLOURS[0], np.uint8)
+    if pixels.ndim == 3:
+        pixels = np.concatenate([pixels[..., 2::-1], pixels[..., 3:]], axis=-1)
+    assert cv2.imwrite(str(path), pixels)
+    return path
