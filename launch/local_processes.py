@@ -72,6 +72,8 @@ def start(
             f"{os.environ.get('XLA_FLAGS', '')} "
             f"--xla_force_host_platform_device_count={DEVICES.value}"
         )
+        # JAX 0.10 deadlocks with fewer threads than twice the devices.
+        environment.setdefault("NPROC", str(max(16, 4 * DEVICES.value)))
     process = subprocess.Popen(
         [sys.executable, *arguments],
         env=environment,

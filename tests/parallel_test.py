@@ -86,9 +86,7 @@ def assert_same(found, expected):
 # identities of 2 pairs, frames of a clip, devices for parameters; and the mesh that comes of it
 MESHES = {
     "pairs": (4, 2, 1, (8, 1, 1)),
-    "two pairs each": (8, 2, 1, (8, 1, 1)),
     "pairs, parameters in two": (4, 2, 2, (4, 2, 1)),
-    "pairs, parameters in eight": (4, 2, 8, (1, 8, 1)),
     "frames in two": (2, 2, 1, (4, 1, 2)),
     "frames in four": (1, 4, 1, (2, 1, 4)),
     "frames in two, parameters in four": (2, 2, 4, (1, 4, 2)),

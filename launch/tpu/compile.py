@@ -44,13 +44,14 @@ ENVIRONMENT = {  # of libtpu, which otherwise looks for a TPU and for Google's m
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the compiler may be at work twice
 }
 STEPS_PER_EPOCH = 268  # HITSZ-VCM's; in the program it is a constant of the learning rate
 
 
 def main() -> None:
     """Compiles, prints and writes."""
-    report = compile_step(CONFIG.value, TOPOLOGY.value)
+    report = compile_step(CONFIG.value, TOPOLOGY.value, HLO.value)
     print("\n".join(lines(report)))
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -70,12 +71,14 @@ def parse_topology(topology: str) -> tuple[str, int]:
         )
     sides = [int(side) for side in match[2].split("x")]
     if len(sides) != CHIPS[match[1]].torus or not all(sides):
-        raise ValueError(f"--topology={topology}: {match[1]} has {CHIPS[match[1]].torus} dimensions")
+        raise ValueError(
+            f"--topology={topology}: {match[1]} has {CHIPS[match[1]].torus} dimensions"
+        )
     return match[1], math.prod(sides)
 
 
-def compile_step(config: Any, topology: str) -> dict[str, Any]:
-    """Compiles the training step of a config.
+def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str, Any]:
+    """Compiles the training step of a config; writes the program's text to `hlo` if given.
 
     Returns:
       What is printed, with plain numbers: bytes, seconds, flops. `memory`, `flops`, `bytes` and
@@ -104,23 +107,17 @@ def compile_step(config: Any, topology: str) -> dict[str, Any]:
     model = build_model(config.model)
     state = steps.abstract_state(config, model, STEPS_PER_EPOCH, mesh)
     batch = abstract_batch(config, mesh)
-    lowered = steps.make_train_step(config, model, STEPS_PER_EPOCH, mesh).lower(state, batch)
+    train_step: Any = steps.make_train_step(config, model, STEPS_PER_EPOCH, mesh)
+    lowered = train_step.lower(state, batch)
     start = time.monotonic()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise ValueError(f"{topology}: the compiler refuses the program: {error}") from error
-        used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-        needs = f"needs {used[1]} of {used[2]}" if used else f"needs more than {chip.memory_bytes}"
-        raise ValueError(
-            f"{topology}: the program {needs} bytes of memory a chip; take more chips, "
-            "fewer config.data.identities_per_batch or a larger config.parallel.fsdp"
-        ) from error
+        raise ValueError(f"{topology}: {refusal(str(error))}") from error
     seconds = time.monotonic() - start
     text = compiled.as_text()
-    if HLO.present and HLO.value:
-        Path(HLO.value).write_text(text, encoding="utf-8")
+    if hlo:
+        Path(hlo).write_text(text, encoding="utf-8")
 
     program = read_program(text, num_chips)
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
@@ -168,6 +165,18 @@ def compile_step(config: Any, topology: str) -> dict[str, Any]:
     }
 
 
+def refusal(message: str) -> str:
+    """What to tell a user whose program the compiler refuses."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return f"the compiler refuses the program: {message}"
+    used = re.search(r"Used (\S+) of (\S+) hbm", message)
+    needs = f"needs {used[1]} of {used[2]} of memory a chip" if used else "does not fit the memory"
+    return (
+        f"the program {needs}; take more chips, --config.model.remat=True or fewer "
+        "config.data.identities_per_batch"
+    )
+
+
 def topology_devices(topology: str, generation: str, num_chips: int) -> list[Any]:
     """Descriptions of the devices of a topology, one a chip."""
     import jax
@@ -180,7 +189,7 @@ def topology_devices(topology: str, generation: str, num_chips: int) -> list[Any
             platform="tpu", topology_name=topology, **chip_config
         )
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"--topology={topology} does not exist: {error}") from error
+        raise ValueError(f"--topology={topology} cannot be had: {error}") from error
     devices = list(description.devices)
     if len(devices) != num_chips:
         raise ValueError(f"--topology={topology}: {len(devices)} devices on {num_chips} chips")
@@ -239,7 +248,7 @@ def forward_flops(config: Any, model: Any, pairs: int) -> float:
 
 
 def _product_flops(jaxpr: Any) -> float:
-    import jax
+    from jax.extend.core import jaxprs_in_params
 
     total = 0.0
     for equation in jaxpr.eqns:
@@ -253,7 +262,7 @@ def _product_flops(jaxpr: Any) -> float:
             out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
             total += 2 * math.prod(kernel) // out_features * math.prod(outputs[0].shape)
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += times * sum(map(_product_flops, jax.core.jaxprs_in_params(equation.params)))
+        total += times * sum(map(_product_flops, jaxprs_in_params(equation.params)))
     return total
 
 

@@ -1,8 +1,9 @@
 """What a program compiled for a TPU will take, from its text: arithmetic only, no JAX.
 
-Nothing here was measured on a TPU. Two estimates stand side by side: a roofline, which no program
-can beat, and the compiler's own count of cycles, which knows layouts and padding. Collectives are
-counted as if nothing ran beside them.
+Nothing here was measured on a TPU. Two estimates stand side by side: a roofline, and the compiler's
+own count of cycles, which knows layouts and padding. The roofline is no strict bound: "bytes
+accessed" includes those that never leave the chip's on-chip memory. Collectives are counted as if
+nothing ran beside them.
 """
 
 import collections
@@ -110,7 +111,9 @@ def read_program(text: str, num_devices: int) -> Program:
     """
     computations, entry = _computations(text)
     cycles = 0
-    found: dict[str, Collective] = {}  # the parts of an asynchronous one share their channel
+    # The parts of an asynchronous collective share its channel. Some may ride along in a loop that
+    # has nothing to do with it: it runs as often as the part that runs least.
+    found: dict[str, Collective] = {}
 
     def visit(name: str, times: int) -> None:
         nonlocal cycles
@@ -120,7 +123,7 @@ def read_program(text: str, num_devices: int) -> Program:
             if match := _COLLECTIVE.search(line):
                 channel = re.search(r"channel_id=(\d+)", line)
                 key = channel[1] if channel else f"{name} {line}"
-                if key not in found or found[key].times < times:
+                if key not in found or times < found[key].times:
                     found[key] = _collective(match, line, times, num_devices)
             if loop := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
                 visit(loop[2], times * _turns(computations.get(loop[1], ())))
@@ -195,7 +198,7 @@ class Estimate:
 
     @property
     def roofline(self) -> float:
-        """What the step takes at least, with collectives that overlap nothing."""
+        """By the slower of arithmetic and memory, and the collectives."""
         return max(self.compute, self.memory) + self.transfer
 
     @property

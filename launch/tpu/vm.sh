@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Trains on Cloud TPU virtual machines.
+#
+#   export PROJECT=my-project ZONE=us-west4-a NAME=star TYPE=v5litepod-16
+#   launch/tpu/vm.sh --queued --spot create
+#   launch/tpu/vm.sh install
+#   launch/tpu/vm.sh train --config=configs/star_hitsz_vcm.py --workdir=gs://bucket/star
+#   launch/tpu/vm.sh logs      # of worker 0; logs 3: of worker 3; Ctrl-C ends the logs only
+#   launch/tpu/vm.sh stop      # saves the state; train with the same arguments continues
+#   launch/tpu/vm.sh --queued delete
+#
+# --queued (create, delete): wait in Google's queue for free chips. --spot (create): cheaper, but
+# Google may take them back. --dry-run: print the commands, run none. TYPE is Google's name, which
+# counts cores for v4 and v5p (v4-16 and v5p-16 have 8 chips) and chips for v5e and v6e
+# (v5litepod-8, v6e-8). `install` sends the last commit to all workers. On each of them training is
+# a service of systemd: it starts again after a crash or a reboot, and continues.
+set -euo pipefail
+
+here="$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=launch/tpu/common.sh
+source "${here}/common.sh"
+
+main() {
+  local queued="" spot="" command=""
+  while (($#)) && [[ -z "${command}" ]]; do
+    case "$1" in
+      --dry-run) dry_run=1 ;;
+      --queued) queued=1 ;;
+      --spot) spot=1 ;;
+      create | install | train | logs | stop | delete) command="$1" ;;
+      *) die "$1: use [--dry-run] [--queued] [--spot] create|install|train|logs|stop|delete" ;;
+    esac
+    shift
+  done
+  [[ -n "${command}" ]] || die "name a command: create, install, train, logs, stop or delete"
+  [[ "${command}" == train || "${command}" == logs || $# == 0 ]] || die "unexpected argument: $1"
+  need PROJECT ZONE NAME
+  place=(--project="${PROJECT}" --zone="${ZONE}")
+  "${command}" "$@"
+}
+
+create() {
+  need TYPE
+  local image options=("${place[@]}" --accelerator-type="${TYPE}")
+  image="$(runtime)"
+  [[ -z "${spot}" ]] || options+=(--spot)
+  if [[ -n "${queued}" ]]; then
+    run gcloud compute tpus queued-resources create "${NAME}" --node-id="${NAME}" \
+      "${options[@]}" --runtime-version="${image}"
+  else
+    run gcloud compute tpus tpu-vm create "${NAME}" "${options[@]}" --version="${image}"
+  fi
+}
+
+# The system image of a generation.
+runtime() {
+  case "${TYPE}" in
+    v4-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *) die "TYPE=${TYPE}: use v4-N, v5litepod-N, v5p-N or v6e-N" ;;
+  esac
+}
+
+# The image's own Python is too old; uv brings one. Python 3.11 is what the programs of
+# docs/scaling.md were compiled with.
+install() {
+  local archive=star_jax.tar.gz
+  [[ -n "${dry_run}" ]] || archive="$(mktemp --suffix=.tar.gz)"
+  run git -C "${here}/../.." archive --format=tar.gz --output="${archive}" HEAD
+  run gcloud compute tpus tpu-vm scp "${archive}" "${NAME}:star_jax.tar.gz" "${place[@]}" \
+    --worker=all
+  run rm "${archive}"
+  # shellcheck disable=SC2016  # the variables are those of the worker
+  on_workers all 'set -e
+mkdir -p star_jax
+tar --extract --gzip --file star_jax.tar.gz --directory star_jax
+cd star_jax
+python3 -m pip install --user --quiet uv
+~/.local/bin/uv venv --quiet --clear --python 3.11 .venv
+~/.local/bin/uv pip install --quiet --python .venv/bin/python --editable ".[tpu]"
+sed "s|@USER@|$USER|; s|@FOLDER@|$PWD|" launch/tpu/star_jax.service |
+  sudo tee /etc/systemd/system/star_jax.service >/dev/null
+sudo systemctl daemon-reload'
+}
+
+train() {
+  (($#)) || die "train needs the arguments of launch/train.py, at least --config and --workdir"
+  local line
+  line="exec .venv/bin/python launch/train.py $(quoted "$@")"
+  on_workers all "cd star_jax && printf '%s\n' $(quoted "${line}") > train.sh &&
+sudo systemctl enable --quiet star_jax && sudo systemctl restart star_jax"
+}
+
+logs() {
+  on_workers "${1:-0}" "journalctl --unit=star_jax --output=cat --lines=100 --follow"
+}
+
+stop() {
+  on_workers all "sudo systemctl disable --quiet --now star_jax"
+}
+
+delete() {
+  if [[ -n "${queued}" ]]; then
+    run gcloud compute tpus queued-resources delete "${NAME}" "${place[@]}" --force --quiet
+  else
+    run gcloud compute tpus tpu-vm delete "${NAME}" "${place[@]}" --quiet
+  fi
+}
+
+# Runs lines of bash on one worker, by its number, or on all.
+on_workers() {
+  run gcloud compute tpus tpu-vm ssh "${NAME}" "${place[@]}" --worker="$1" --command="$2"
+}
+
+main "$@"
