@@ -76,6 +76,7 @@ def start(
             process_id,
             initialization_timeout=timeout_seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,  # how long one that failed waits for others
         )
     except RuntimeError as error:
         raise ConnectionError(

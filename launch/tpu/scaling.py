@@ -77,7 +77,12 @@ def plot(reports: list[Report], path: str) -> None:
         speed.plot(chips, ideal, linestyle=":", color=line.get_color())
     speed.set(xlabel="chips", ylabel="frames/s (estimate)", xscale="log", yscale="log")
     speed.set_title("dotted: proportional to the chips", fontsize="medium")
-    speed.legend()
+    counts = sorted({report["chips"] for report in reports})
+    speed.set_xticks(counts, labels=map(str, counts))
+    speed.tick_params(which="minor", bottom=False, labelbottom=False)
+    speed.yaxis.set_major_formatter("{x:,.0f}")
+    if speed.lines:
+        speed.legend()
 
     names = [f"{r['topology']}, {r['pairs']} pairs" for r in reports]
     transfer = [1000 * report["seconds"]["transfer"] for report in reports]
