@@ -85,6 +85,25 @@ def test_batch_norm_keeps_the_dtype_and_takes_its_statistics_in_float32():
     close(updates["batch_stats"]["mean"], 0.1 * x.astype(np.float64).mean(0), rtol=1e-5)
 
 
+def test_batch_norm_in_bfloat16_differs_by_rounding_only():
+    x = (4 + 2 * random(0, 64, 9, 3)).astype(jnp.bfloat16)
+    module = BatchNorm()
+    variables = random_variables(module, x, train=False)
+
+    def loss(x):
+        output, updates = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        weights = jnp.asarray(random(1, *x.shape))
+        return (weights * output.astype(jnp.float32)).sum(), (output, updates["batch_stats"])
+
+    (_, (output, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(x)
+    (_, (exact, exact_statistics)), exact_gradient = jax.value_and_grad(loss, has_aux=True)(
+        x.astype(jnp.float32)
+    )
+    close(output.astype(np.float32), exact, rtol=2**-8)
+    close(gradient.astype(np.float32), exact_gradient, rtol=2**-7, atol=2**-8)
+    close(statistics["var"], exact_statistics["var"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("power", [0.7, 1.0, 3.0, 7.0])
 def test_generalised_mean(power):
     x = np.abs(random(0, 2, T, 4)) + 1e-3

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -158,9 +159,57 @@ def test_without_dry_run_the_commands_are_run(tmp_path):
     assert ["gcloud", *got] == printed("vm.sh", "stop")[0]
 
 
+# A Google that grants chips at the second look, takes them back once, and then lets training end.
+GCLOUD = r"""#!/bin/bash
+cd "$(dirname "$0")"
+command="$*"
+[[ "${command}" == *describe* ]] || printf '%s\n' "${command%% --*}" >> log
+case "${command}" in
+  *queued-resources\ create*) echo WAITING_FOR_RESOURCES > queue ;;
+  *queued-resources\ delete*) rm -f queue node ;;
+  *queued-resources\ describe*) cat queue 2>/dev/null || exit 1; echo READY > node ;;
+  *tpu-vm\ describe*) cat node 2>/dev/null || exit 1; exit ;;
+  *is-active*)
+    echo >> looks
+    case "$(wc -l < looks)" in
+      1) echo active ;;
+      2) echo PREEMPTED > node; exit 255 ;;
+      *) echo inactive; exit 3 ;;
+    esac ;;
+esac
+"""
+
+
+def test_keep_begins_again_until_training_is_done(tmp_path):
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(GCLOUD)
+    gcloud.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = script("vm.sh", "--queued", "--spot", "keep", *ODD, PATH=path, POLL_SECONDS="0.01")
+    assert result.returncode == 0, result.stderr
+    assert [line[:14] for line in result.stdout.splitlines()] == [
+        "the chips are ",
+        "training is do",
+    ]
+    queue, ssh = "compute tpus queued-resources", "compute tpus tpu-vm ssh star"
+    begin = [f"{queue} create star", "compute tpus tpu-vm scp", ssh, ssh]
+    log = [re.sub("(scp) .*", r"\1", line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert log == [*begin, ssh, ssh, f"{queue} delete star", *begin, ssh]
+
+
+def test_keep_dry_run_shows_one_round():
+    commands = printed("vm.sh", "--queued", "--spot", "keep", *ODD)
+    assert commands[1] == printed("vm.sh", "--queued", "--spot", "create")[0]
+    assert commands[2:6] == printed("vm.sh", "install")
+    assert commands[6] == printed("vm.sh", "train", *ODD)[0]
+    assert commands[0][3:5] == ["tpu-vm", "describe"]
+    assert commands[7][-1] == "--command=systemctl is-active star_jax"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "changes", "message"),
     [
+        ("vm.sh", ["keep"], {}, "--workdir"),
         ("vm.sh", ["stop"], {"PROJECT": ""}, "PROJECT"),
         ("vm.sh", ["create"], {"TYPE": ""}, "TYPE"),
         ("vm.sh", ["create"], {"TYPE": "v3-8"}, "TYPE=v3-8"),

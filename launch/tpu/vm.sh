@@ -9,6 +9,10 @@
 #   launch/tpu/vm.sh stop      # saves the state; train with the same arguments continues
 #   launch/tpu/vm.sh --queued delete
 #
+# Or all of it, again and again until the training is done, whenever Google takes spot chips back:
+#
+#   launch/tpu/vm.sh --queued --spot keep --config=configs/star_hitsz_vcm.py --workdir=gs://bucket/star
+#
 # --queued (create, delete): wait in Google's queue for free chips. --spot (create): cheaper, but
 # Google may take them back. --dry-run: print the commands, run none. TYPE is Google's name, which
 # counts cores for v4 and v5p (v4-16 and v5p-16 have 8 chips) and chips for v5e and v6e
@@ -27,13 +31,13 @@ main() {
       --dry-run) dry_run=1 ;;
       --queued) queued=1 ;;
       --spot) spot=1 ;;
-      create | install | train | logs | stop | delete) command="$1" ;;
-      *) die "$1: use [--dry-run] [--queued] [--spot] create|install|train|logs|stop|delete" ;;
+      create | install | train | logs | stop | delete | keep) command="$1" ;;
+      *) die "$1: use [--dry-run] [--queued] [--spot] create|install|train|logs|stop|delete|keep" ;;
     esac
     shift
   done
-  [[ -n "${command}" ]] || die "name a command: create, install, train, logs, stop or delete"
-  [[ "${command}" == train || "${command}" == logs || $# == 0 ]] || die "unexpected argument: $1"
+  [[ -n "${command}" ]] || die "name a command: create, install, train, logs, stop, delete or keep"
+  [[ "${command}" =~ ^(train|logs|keep)$ || $# == 0 ]] || die "unexpected argument: $1"
   need PROJECT ZONE NAME
   place=(--project="${PROJECT}" --zone="${ZONE}")
   "${command}" "$@"
@@ -86,7 +90,7 @@ sudo systemctl daemon-reload'
 }
 
 train() {
-  (($#)) || die "train needs the arguments of launch/train.py, at least --config and --workdir"
+  need_arguments "$@"
   local line
   line="exec .venv/bin/python launch/train.py $(quoted "$@")"
   on_workers all "cd star_jax && printf '%s\n' $(quoted "${line}") > train.sh &&
@@ -107,6 +111,60 @@ delete() {
   else
     run gcloud compute tpus tpu-vm delete "${NAME}" "${place[@]}" --quiet
   fi
+}
+
+# Creates, installs and trains; looks once a minute, and begins again where the chips are gone.
+keep() {
+  need_arguments "$@"
+  need TYPE
+  if [[ -n "${dry_run}" ]]; then
+    state
+    create
+    install
+    train "$@"
+    service
+    return
+  fi
+  local begun="" this=("${BASH_SOURCE[0]}" ${queued:+--queued} ${spot:+--spot})
+  while true; do
+    case "$(state)" in
+      READY)
+        if [[ -z "${begun}" ]]; then
+          # New workers may not take connections yet: then the next round tries again.
+          if "${this[@]}" install && "${this[@]}" train "$@"; then begun=1; fi
+        else
+          case "$(service || true)" in
+            inactive) echo "training is done; ${this[*]} delete gives the chips back" && return ;;
+            failed) die "training failed, again and again; see ${this[*]} logs" ;;
+          esac
+        fi
+        ;;
+      none) "${this[@]}" create || true ;;
+      PREEMPTED | TERMINATED | STOPPED | SUSPENDED | FAILED)
+        echo "the chips are gone; asking for others"
+        begun=""
+        "${this[@]}" delete || true
+        ;;
+    esac
+    sleep "${POLL_SECONDS:-60}"
+  done
+}
+
+# What Google says of the chips; `none` if they are not asked for.
+state() {
+  local queue=(gcloud compute tpus queued-resources describe "${NAME}" "${place[@]}")
+  run gcloud compute tpus tpu-vm describe "${NAME}" "${place[@]}" --format="value(state)" 2>/dev/null ||
+    { [[ -n "${queued}" ]] && run "${queue[@]}" --format="value(state.state)" 2>/dev/null; } ||
+    echo none
+}
+
+# What systemd says of the training.
+service() {
+  on_workers 0 "systemctl is-active star_jax"
+}
+
+need_arguments() {
+  (($#)) || die "${command} needs the arguments of launch/train.py, at least --config and --workdir"
 }
 
 # Runs lines of bash on one worker, by its number, or on all.
