@@ -20,6 +20,7 @@ from star_jax.models.skeleton import (
     adaptive_average,
     edge_features,
     keypoint_graph,
+    lstm_states,
 )
 
 T = 3
@@ -257,6 +258,32 @@ def test_bidirectional_lstm():
                 expected[b, t, direction * units : (direction + 1) * units] = hidden
     close(output, expected)
     assert (np.asarray(output[3]) == 0).all()
+
+
+def test_gradients_of_lstm_states():
+    units, steps, rows = 3, 4, 2
+    valid = np.random.default_rng(2).uniform(size=(steps, 2, rows, 1)) < 0.7
+    weights = random(3, steps, 2, rows, units)
+
+    def by_loop(kernel, inputs, valid):
+        hidden = cell = jnp.zeros((2, rows, units))
+        states = []
+        for t in range(steps):
+            gates = inputs[t] + jnp.stack([hidden[d] @ kernel[d] for d in range(2)])
+            i, f, g, o = jnp.split(gates, 4, axis=-1)
+            new = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+            hidden = jnp.where(valid[t], jax.nn.sigmoid(o) * jnp.tanh(new), hidden)
+            cell = jnp.where(valid[t], new, cell)
+            states.append(hidden)
+        return jnp.stack(states)
+
+    arguments = random(0, 2, units, 4 * units), random(1, steps, 2, rows, 4 * units)
+    gradients, expected = (
+        jax.grad(lambda *x, run=run: (weights * run(*x, valid)).sum(), (0, 1))(*arguments)
+        for run in (lstm_states, by_loop)
+    )
+    close(gradients[0], expected[0])
+    close(gradients[1], expected[1])
 
 
 @pytest.mark.parametrize("every_frame", [True, False])

@@ -42,14 +42,7 @@ class BatchNorm(nn.Module):
         mean, var = running_mean.value, running_var.value
         if train:
             axes = tuple(range(x.ndim - 1))
-            wide = x.astype(jnp.float32)
-            mean = wide.mean(axes)
-            if x.dtype == jnp.bfloat16:
-                # One pass over memory. What is lost to cancellation in float32 is small beside
-                # the input's own rounding (4e-3); with float32 inputs it would show.
-                var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.0)
-            else:
-                var = wide.var(axes)
+            mean, var = mean_and_variance(x, axes)
             if not self.is_initializing():
                 count = x.size // channels
                 unbiased = var * (count / max(count - 1, 1))
@@ -61,6 +54,20 @@ class BatchNorm(nn.Module):
         shape = (1,) * (x.ndim - 1) + (channels,)
         wide = x.astype(jnp.float32) * multiplier.reshape(shape) + shift.reshape(shape)
         return wide.astype(x.dtype)
+
+
+def mean_and_variance(
+    x: jax.Array, axes: tuple[int, ...], *, keepdims: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and (biased) variance over some axes, in float32."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axes, keepdims=keepdims)
+    if x.dtype != jnp.bfloat16:
+        return mean, wide.var(axes, keepdims=keepdims)
+    # One pass over memory instead of two. What is lost to cancellation in float32 is small beside
+    # the input's own rounding (4e-3); with float32 inputs it would show.
+    square = jnp.square(wide).mean(axes, keepdims=keepdims)
+    return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
 def head_batch_norm(**options: Any) -> BatchNorm:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from star_jax.models.layers import BatchNorm
+from star_jax.models.layers import BatchNorm, mean_and_variance
 
 Dtype = Any
 
@@ -170,10 +170,10 @@ def transfer_style(x: jax.Array, source: jax.Array) -> jax.Array:
     Returns:
       float[N, H, W, C], of x's dtype.
     """
-    wide = x.astype(jnp.float32)
-    mean = wide.mean((1, 2), keepdims=True)
-    deviation = jnp.sqrt(wide.var((1, 2), keepdims=True, ddof=1) + 1e-6)
-    normalised = (wide - mean) / deviation
+    mean, variance = mean_and_variance(x, (1, 2), keepdims=True)
+    size = x.shape[1] * x.shape[2]
+    deviation = jnp.sqrt(variance * (size / max(size - 1, 1)) + 1e-6)
+    normalised = (x.astype(jnp.float32) - mean) / deviation
     return (normalised * deviation[source] + mean[source]).astype(x.dtype)
 
 

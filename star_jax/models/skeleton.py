@@ -1,6 +1,7 @@
 """The skeleton branch: edges through a bidirectional LSTM, joints through a keypoint graph."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -66,29 +67,66 @@ class BidirectionalLSTM(nn.Module):
         recurrent_kernel = self.param("recurrent_kernel", init, (2, self.units, gates))
         two_biases = lambda key, shape: init(key, (2, *shape)).sum(0)  # noqa: E731
         bias = self.param("bias", two_biases, (2, gates))
-        recurrent_kernel = recurrent_kernel.astype(self.dtype)
 
         both = jnp.stack([x, x[:, ::-1]]).astype(self.dtype)
         inputs = jnp.einsum("dbti,dig->tdbg", both, input_kernel.astype(self.dtype))
         inputs = inputs.astype(jnp.float32) + bias[None, :, None]
         steps = jnp.stack([valid, valid[:, ::-1]]).transpose(2, 0, 1)[..., None]
-
-        def step(
-            state: tuple[jax.Array, jax.Array], inputs_and_valid: tuple[jax.Array, jax.Array]
-        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            hidden, cell = state
-            inputs, valid = inputs_and_valid
-            recurrent = jnp.einsum("dbh,dhg->dbg", hidden.astype(self.dtype), recurrent_kernel)
-            i, f, g, o = jnp.split(inputs + recurrent.astype(jnp.float32), 4, axis=-1)
-            new_cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
-            new_hidden = nn.sigmoid(o) * jnp.tanh(new_cell)
-            hidden = jnp.where(valid, new_hidden, hidden)
-            return (hidden, jnp.where(valid, new_cell, cell)), hidden
-
-        zeros = jnp.zeros((2, x.shape[0], self.units), jnp.float32)
-        _, outputs = jax.lax.scan(step, (zeros, zeros), (inputs, steps))
+        outputs = lstm_states(recurrent_kernel.astype(self.dtype), inputs, steps)
         forward, backward = outputs[:, 0], outputs[::-1, 1]
         return jnp.concatenate([forward, backward], axis=-1).transpose(1, 0, 2)
+
+
+@jax.custom_vjp
+def lstm_states(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.Array:
+    """Hidden states of an LSTM in each of D directions, from zeros on.
+
+    Args:
+      kernel: float[D, H, 4 * H], recurrent weights; its dtype is that of the matrix products.
+      inputs: float32[T, D, B, 4 * H], what the inputs add to the gates.
+      valid: bool[T, D, B, 1]; a step that is not valid leaves the states as they were.
+
+    Returns:
+      float32[T, D, B, H].
+    """
+    return _lstm_scan(kernel, inputs, valid)
+
+
+def _lstm_scan(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.Array:
+    def step(
+        state: tuple[jax.Array, jax.Array], inputs_and_valid: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        hidden, cell = state
+        inputs, valid = inputs_and_valid
+        recurrent = jnp.einsum("dbh,dhg->dbg", hidden.astype(kernel.dtype), kernel)
+        i, f, g, o = jnp.split(inputs + recurrent.astype(jnp.float32), 4, axis=-1)
+        new_cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
+        new_hidden = nn.sigmoid(o) * jnp.tanh(new_cell)
+        hidden = jnp.where(valid, new_hidden, hidden)
+        return (hidden, jnp.where(valid, new_cell, cell)), hidden
+
+    zeros = jnp.zeros((*inputs.shape[1:3], kernel.shape[1]), jnp.float32)
+    return jax.lax.scan(step, (zeros, zeros), (inputs, valid))[1]
+
+
+def _lstm_forward(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> tuple[jax.Array, Any]:
+    outputs, by_inputs = jax.vjp(lambda inputs: _lstm_scan(kernel, inputs, valid), inputs)
+    return outputs, (kernel, outputs, by_inputs)
+
+
+def _lstm_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    # The recurrent weights' gradient as one product over all steps, after the scan: summed up step
+    # by step, as differentiation would have it, all of it is read and written T times.
+    kernel, outputs, by_inputs = kept
+    (gates,) = by_inputs(gradient)  # inputs are added to the gates, so theirs is the gates' too
+    before = jnp.concatenate([jnp.zeros_like(outputs[:1]), outputs[:-1]])
+    by_kernel = jnp.einsum(
+        "tdbh,tdbg->dhg", before.astype(kernel.dtype), gates.astype(kernel.dtype)
+    )
+    return by_kernel, gates, None
+
+
+lstm_states.defvjp(_lstm_forward, _lstm_backward)
 
 
 class EdgeSequence(nn.Module):
