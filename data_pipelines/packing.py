@@ -29,6 +29,7 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import records, schema
+from data_pipelines.files import write_json
 from data_pipelines.progress import with_progress
 
 TRACKLETS_PER_SHARD = 512
@@ -234,7 +235,7 @@ class TrackletBuilder(FileReaderBuilder):
         frames: Iterator[frames_lib.Frames],
         source: keypoints_lib.Keypoints,
     ) -> dict[str, Any]:
-        """Writes a shard and then its facts, which say that it is whole."""
+        """Writes the facts of a shard and then the shard, which is there if it is whole."""
         columns: dict[str, list[Any]] = collections.defaultdict(list)
         path = self._staging / shard.name
         partial = path.with_name(f"{shard.name}.partial")
@@ -252,8 +253,8 @@ class TrackletBuilder(FileReaderBuilder):
             "sha256": _sha256(partial),
             "columns": dict(columns),
         }
+        write_json(path.with_name(f"{shard.name}.facts.json"), facts)
         os.replace(partial, path)
-        _write_json(path.with_name(f"{shard.name}.facts.json"), facts)
         return facts
 
     def _write_origin(self, directory: pathlib.Path, facts: Mapping[str, Mapping]) -> None:
@@ -262,7 +263,7 @@ class TrackletBuilder(FileReaderBuilder):
         for split, counts in splits.items():
             missing, frames = counts["frames_without_skeleton"], counts["frames"]
             tell(f"{split}: {missing} of {frames} frames have no skeleton")
-        _write_json(
+        write_json(
             directory / ORIGIN,
             {
                 "dataset": self.name,
@@ -364,7 +365,7 @@ def _claimed(staging: pathlib.Path, fingerprint: Mapping[str, str]) -> Iterator[
             for path in staging.iterdir():
                 if path.name != "lock":
                     path.unlink()
-            _write_json(claim, fingerprint)
+            write_json(claim, fingerprint)
         yield
 
 
@@ -385,12 +386,6 @@ def _sha256(path: pathlib.Path) -> str:
 def tell(message: str) -> None:
     """Prints a line of news for the user."""
     print(message, file=sys.stderr, flush=True)
-
-
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def prepare(builder: TrackletBuilder) -> pathlib.Path:

@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
 
-from data_pipelines import schema
+from data_pipelines import remote, schema
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -37,7 +37,14 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def open_builder(dataset_dir: str | os.PathLike[str]) -> tfds.core.DatasetBuilder:
-    """Opens a packed dataset with TFDS; raises FileNotFoundError if there is none."""
+    """Opens a packed dataset with TFDS; of one at an address, its local copy.
+
+    Raises:
+      FileNotFoundError: there is none.
+      OSError, ImportError, ValueError: as `remote.local_copy` does.
+    """
+    if remote.is_remote(dataset_dir):
+        dataset_dir = remote.local_copy(os.fspath(dataset_dir))
     if not (tfds.core.Path(dataset_dir) / "dataset_info.json").exists():
         raise FileNotFoundError(
             f"{dataset_dir}: not a packed dataset (no dataset_info.json); give the directory that "
@@ -50,7 +57,7 @@ def open_index(dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
     """Returns what is known of the tracklets of a split, reading no record.
 
     Args:
-      dataset_dir: what `prepare` returned.
+      dataset_dir: what `prepare` returned, or an address to which it was copied.
       split: "train", "test" or what else was packed.
 
     Raises:
@@ -95,7 +102,7 @@ def open_records(dataset_dir: str | os.PathLike[str], split: str) -> Sequence[sc
     Item i is tracklet i of `open_index`. Any number of threads may read at once.
 
     Args:
-      dataset_dir: what `prepare` returned.
+      dataset_dir: what `prepare` returned, or an address to which it was copied.
       split: "train", "test" or what else was packed.
 
     Raises:

@@ -68,9 +68,12 @@ def start(
     }
     if DEVICES.value:
         environment["JAX_PLATFORMS"] = "cpu"
+        # Devices of a process wait 40 seconds for each other by default, and while one of them
+        # waits for another process: too short where all of them share few cores.
         environment["XLA_FLAGS"] = (
             f"{os.environ.get('XLA_FLAGS', '')} "
-            f"--xla_force_host_platform_device_count={DEVICES.value}"
+            f"--xla_force_host_platform_device_count={DEVICES.value} "
+            "--xla_cpu_collective_call_terminate_timeout_seconds=600"
         )
         # JAX 0.10 deadlocks with fewer threads than twice the devices.
         environment.setdefault("NPROC", str(max(16, 4 * DEVICES.value)))

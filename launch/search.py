@@ -29,6 +29,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for pictures and table.", r
 
 def main() -> None:
     """Searches as the flags say."""
+    from data_pipelines.files import write_file
     from star_jax.evaluation import embeddings, match_sheet
     from star_jax.evaluation.search import format_result, matches_csv, search
 
@@ -50,9 +51,9 @@ def main() -> None:
     pictures = (match_sheet.thumbnails(query, tell), match_sheet.thumbnails(gallery, tell))
     output = Path(OUTPUT.value)
     found = (query, gallery, results)
-    embeddings.write_file(output / "matches.csv", matches_csv(*found))
-    embeddings.write_file(output / "matches.png", match_sheet.matches_png(*found, pictures))
-    embeddings.write_file(output / "matches.html", match_sheet.matches_html(*found, pictures))
+    write_file(output / "matches.csv", matches_csv(*found))
+    write_file(output / "matches.png", match_sheet.matches_png(*found, pictures))
+    write_file(output / "matches.html", match_sheet.matches_html(*found, pictures))
     print(f"{len(results)} queries; pictures and table in {output}")
 
 

@@ -6,7 +6,8 @@
 
 The workdir takes config.json and run.json (what ran), metrics.jsonl and tensorboard/,
 checkpoints/<step> and eval/<step>.json. The same command continues from the last checkpoint. Told
-to stop (SIGTERM), it saves its state and ends with code 143.
+to stop (SIGTERM), it saves its state and ends with code 143. Workdir and packed dataset may be
+addresses, gs://bucket/folder.
 
 Several processes train together if each of them runs this command with the same workdir, which all
 of them must see. On Cloud TPU, under SLURM and Open MPI they find each other; elsewhere they are
@@ -24,7 +25,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "A file in configs/; override a value with --config.KEY=VALUE.",
     lock_config=True,
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing.", required=True)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, made if missing, or gs://bucket/folder.", required=True
+)
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0, host:port.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")

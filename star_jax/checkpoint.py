@@ -2,16 +2,16 @@
 
 import contextlib
 import logging
-import shutil
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from data_pipelines.remote import absolute
+from star_jax.processes import wait_for_all
 from star_jax.steps import TrainState
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ class OtherNetworkError(ValueError):
     """A checkpoint is of another architecture."""
 
 
-def open_manager(workdir: str | Path, keep: int | None) -> ocp.CheckpointManager:
+def open_manager(workdir: str | os.PathLike[str], keep: int | None) -> ocp.CheckpointManager:
     """The manager of `<workdir>/checkpoints`; it keeps the last `keep` (None: all of them).
 
     Saves go on behind the run.
@@ -29,7 +29,7 @@ def open_manager(workdir: str | Path, keep: int | None) -> ocp.CheckpointManager
     Use as a context manager, so that a save under way ends before the process does.
     """
     return ocp.CheckpointManager(
-        (Path(workdir) / "checkpoints").absolute(),
+        absolute(workdir) / "checkpoints",
         options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         item_handlers={
             "variables": ocp.StandardCheckpointHandler(),
@@ -123,12 +123,11 @@ def _restore(manager: ocp.CheckpointManager, step: int, abstract: TrainState) ->
 def _put_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
     if steps and jax.process_index() == 0:
         for step in steps:
-            path = Path(manager.directory) / str(step)
-            aside = path.with_name(f"{step}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-    if steps and jax.process_count() > 1:
-        multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+            aside = manager.directory / f"{step}.damaged"
+            aside.rmtree(missing_ok=True)
+            (manager.directory / str(step)).rename(aside)
+    if steps:
+        wait_for_all("damaged checkpoints are put aside")
     manager.reload()
 
 

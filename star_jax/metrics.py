@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +13,12 @@ from typing import Any, TextIO
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from data_pipelines.files import write_file
+from data_pipelines.remote import is_remote, locate
 
 
 class MetricsWriter:
@@ -21,8 +27,11 @@ class MetricsWriter:
     `<workdir>/metrics.jsonl` takes one JSON object a line: `step` and the metrics by name.
     `<workdir>/tensorboard` takes the same numbers as TensorBoard scalars. Use as a context manager.
 
+    At an address nothing can be appended to a file. There the files are written in a temporary
+    folder, and `upload` and `close` copy them.
+
     Args:
-      workdir: folder of the run; made if missing.
+      workdir: folder of the run, made if missing, or its address.
       enabled: False writes nothing, for all processes but the first.
       resume_step: the step that the run continues from. Rows of later steps, which an interrupted
         run left behind, are dropped. None keeps all rows.
@@ -32,19 +41,26 @@ class MetricsWriter:
     """
 
     def __init__(
-        self, workdir: str | Path, *, enabled: bool = True, resume_step: int | None = None
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        enabled: bool = True,
+        resume_step: int | None = None,
     ):
         self._enabled = enabled
         if not enabled:
             return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
+        path = locate(workdir) / "metrics.jsonl"
         if path.exists():
             _drop_rows(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._address = path.parent if is_remote(workdir) else None
+        self._folder = Path(tempfile.mkdtemp(prefix="star_jax_") if self._address else workdir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._address and path.exists():
+            path.copy(self._folder / path.name)
+        self._file = (self._folder / path.name).open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"),
+            str(self._folder / "tensorboard"),
             purge_step=None if resume_step is None else resume_step + 1,
         )
 
@@ -64,11 +80,25 @@ class MetricsWriter:
         for name, value in row.items():
             self._tensorboard.add_scalar(name, value, step)
 
+    def upload(self) -> None:
+        """Copies the files to the workdir, if that is at an address.
+
+        Called before each checkpoint, it leaves nothing to lose: rows after it are dropped anyway.
+        """
+        if self._enabled and self._address:
+            self._tensorboard.flush()
+            for path in self._folder.rglob("*"):
+                if path.is_file():
+                    write_file(self._address / path.relative_to(self._folder), path.read_bytes())
+
     def close(self) -> None:
         """Closes the files."""
         if self._enabled:
             self._file.close()
             self._tensorboard.close()
+            self.upload()
+            if self._address:
+                shutil.rmtree(self._folder)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -89,9 +119,9 @@ def _as_float(name: str, value: Any) -> float:
     return float(array)
 
 
-def _drop_rows(path: Path, resume_step: int | None) -> None:
+def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
     """Drops a half-written last line and the rows after `resume_step`, all or nothing."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().decode().splitlines()
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -102,12 +132,7 @@ def _drop_rows(path: Path, resume_step: int | None) -> None:
             raise ValueError(f"{path}, line {number}: no row of metrics: {line[:80]!r}") from error
         if resume_step is None or step <= resume_step:
             kept.append(line + "\n")
-    replacement = path.with_suffix(".partial")
-    with replacement.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    replacement.replace(path)
+    write_file(path, "".join(kept).encode())
 
 
 class Progress:

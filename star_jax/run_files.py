@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import time
@@ -11,6 +10,10 @@ from typing import Any
 
 import jax
 import ml_collections
+from etils import epath
+
+from data_pipelines import remote
+from data_pipelines.files import write_json
 
 # What may differ when a run continues: none of it changes the numbers of training.
 FREE_KEYS = (
@@ -26,16 +29,19 @@ FREE_KEYS = (
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "grain", "numpy")
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Makes the workdir of a run, or checks that it is that of a run with this config.
 
     Writes `config.json` (the full config) and `run.json` (versions, devices, git revision).
 
     Raises:
       ValueError: the workdir belongs to another config; names the keys that differ.
+      OSError: the address of the workdir cannot be reached.
     """
     path = workdir / "config.json"
-    if path.exists():
+    with remote.naming_failures(workdir):
+        known = path.exists()
+    if known:
         before = flatten(read_json(path))
         now = flatten(as_json(config))
         differences = [
@@ -53,7 +59,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         write_json(workdir / "run.json", environment())
 
 
-def add_to_record(workdir: Path, **facts: Any) -> None:
+def add_to_record(workdir: epath.Path, **facts: Any) -> None:
     """Adds facts of this start to `run.json`."""
     path = workdir / "run.json"
     write_json(path, {**read_json(path), **facts})
@@ -83,7 +89,7 @@ def git_revision() -> str:
         return "unknown"
 
 
-def write_report(workdir: Path, report: dict[str, Any]) -> Path:
+def write_report(workdir: epath.Path, report: dict[str, Any]) -> epath.Path:
     """Writes an evaluation to `<workdir>/eval/<step>.json` and returns the path."""
     path = workdir / "eval" / f"{report['step']}.json"
     write_json(path, report)
@@ -106,21 +112,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
       ValueError: naming the file, if it holds anything else.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: no JSON object ({error}); remove it to begin anew") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

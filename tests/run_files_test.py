@@ -56,6 +56,8 @@ def test_claim_accepts_and_writes_what_does_not_change_training(tmp_path):
     [
         ("optim.lr", 0.25, "0.05"),
         ("seed", 7, "0"),
+        ("data.identities_per_batch", 4, "8"),
+        ("data.tracklets_per_identity", 4, "2"),
         ("data.frame_size", (64, 48), r"\[96, 48\]"),
         ("losses.triplet", 2.0, "1.0"),
     ],

@@ -3,16 +3,17 @@
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from data_pipelines.loader import test_clips
 from data_pipelines.records import open_index, open_records
+from data_pipelines.remote import absolute, is_remote, locate
 from data_pipelines.schema import MODALITIES
 from star_jax import checkpoint, run_files
 from star_jax.evaluation.embeddings import Embeddings
@@ -118,7 +119,7 @@ class Network(NamedTuple):
     mesh: Mesh
 
 
-def locate_checkpoint(workdir: str | None, path: str | None) -> tuple[Path, int | None]:
+def locate_checkpoint(workdir: str | None, path: str | None) -> tuple[epath.Path, int | None]:
     """Returns the workdir and the step that a user names by one of two paths.
 
     Args:
@@ -129,16 +130,16 @@ def locate_checkpoint(workdir: str | None, path: str | None) -> tuple[Path, int 
       ValueError: both are given or none is, or the checkpoint's name is no step.
     """
     if workdir and not path:
-        return Path(workdir), None
+        return locate(workdir), None
     if path and not workdir:
-        checkpoints, step = Path(path).absolute().parent, Path(path).name
-        if not step.isdecimal():
+        named = absolute(path)
+        if not named.name.isdecimal():
             raise ValueError(f"--checkpoint={path} must end with the number of a step")
-        return checkpoints.parent, int(step)
+        return named.parent.parent, int(named.name)
     raise ValueError("give either --workdir or --checkpoint")
 
 
-def restore_network(workdir: Path, step: int | None) -> Network:
+def restore_network(workdir: epath.Path, step: int | None) -> Network:
     """Restores the network of a checkpoint.
 
     Args:
@@ -166,8 +167,12 @@ def restore_network(workdir: Path, step: int | None) -> Network:
 
 
 def evaluate_checkpoint(
-    workdir: Path, step: int | None, *, dataset_dir: str | None = None, clips: str | None = None
-) -> tuple[dict[str, Any], Path]:
+    workdir: epath.Path,
+    step: int | None,
+    *,
+    dataset_dir: str | None = None,
+    clips: str | None = None,
+) -> tuple[dict[str, Any], epath.Path]:
     """Evaluates a checkpoint of a run.
 
     Args:
@@ -212,12 +217,15 @@ def embed_dataset(
       ValueError: there is no such split, or it has no skeleton and the network needs them.
     """
     config = network.config.copy_and_resolve_references()
-    config.data.dir = os.path.realpath(dataset_dir)
+    remote = is_remote(dataset_dir)
+    config.data.dir = os.fspath(dataset_dir) if remote else os.path.realpath(dataset_dir)
     if clips is not None:
         config.eval.clips = clips
     try:
         index = open_index(config.data.dir, split)
     except FileNotFoundError as error:
+        if remote:
+            raise
         raise FileNotFoundError(
             f"{dataset_dir}: not a packed dataset; pack a folder of footage with `python "
             f"launch/prepare.py --dataset=folder --source={dataset_dir}` and give the directory "

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 
+from data_pipelines.files import write_file
 from data_pipelines.schema import MODALITIES
 
 _FORMAT = "star_jax embeddings 1"
@@ -90,14 +91,6 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
     return Embeddings(
         **{name: values if values.ndim else values.item() for name, values in fields.items()}
     )
-
-
-def write_file(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file, whole or not at all; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def csv_file(rows: list[tuple]) -> bytes:

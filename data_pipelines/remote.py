@@ -1,0 +1,148 @@
+"""Addresses of an object store, `gs://bucket/folder`, where local paths would do."""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+
+from etils import epath
+
+from data_pipelines.progress import with_progress
+
+SCHEME = "gs://"
+NUM_THREADS = 8  # files that are copied at a time
+_METADATA = ("dataset_info.json", "features.json", "metadata.json", "origin.json")
+
+# Or epath would import TensorFlow wherever it is installed, and read addresses with it.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Tells whether a path is an address of an object store."""
+    return os.fspath(path).startswith(SCHEME)
+
+
+def locate(path: str | os.PathLike[str]) -> epath.Path:
+    """Returns a local path or an address as a path; `pathlib` would spoil the `//` of an address.
+
+    Raises:
+      ValueError: the address is of another kind.
+      ImportError: the package that addresses need is missing.
+    """
+    scheme, separator, _ = os.fspath(path).partition("//")
+    if separator and scheme.endswith(":"):
+        if not is_remote(path):
+            raise ValueError(f"{path}: give a local path or an address that begins with {SCHEME}")
+        import fsspec  # slow to import, and local paths do without
+
+        try:
+            fsspec.get_filesystem_class("gs")
+        except ImportError as error:
+            raise ImportError(
+                f'{path}: addresses need the package gcsfs; pip install -e ".[gcs]"'
+            ) from error
+        # Listings are not kept, for other processes write there, too.
+        fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    return epath.Path(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """Returns an address as `locate` does, and a local path made absolute."""
+    return locate(path if is_remote(path) else os.path.abspath(path))
+
+
+@contextlib.contextmanager
+def naming_failures(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what the libraries of an object store raise, of many kinds, into an OSError."""
+    try:
+        yield
+    except Exception as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise kind(f"{os.fspath(path)}: {reason}") from error
+
+
+@functools.cache  # a run sees one dataset, even if another one is put at its address
+def local_copy(address: str) -> pathlib.Path:
+    """Returns a local copy of a packed dataset; the first to ask for it makes it.
+
+    ArrayRecord reads local files. Copies lie in `$XDG_CACHE_HOME/star_jax`, or
+    `~/.cache/star_jax`, in folders named after a checksum of the dataset's metadata, which hold the
+    checksums of its records. Other processes of this machine wait for the first. What an
+    interrupted copy has finished is not copied again.
+
+    Raises:
+      FileNotFoundError: there is no packed dataset at the address.
+      ValueError: its records are not those that origin.json lists.
+      ImportError: the package that addresses need is missing.
+      OSError: it cannot be read, or there is too little space for the copy.
+    """
+    source = locate(address)
+    try:
+        with naming_failures(source):
+            metadata = {name: (source / name).read_bytes() for name in _METADATA}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{address}: no packed dataset here; copy all files of the directory to it that "
+            "preparing the dataset returned"
+        ) from error
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "star_jax"
+    cache.mkdir(parents=True, exist_ok=True)
+    copy = cache / hashlib.sha256(b"".join(metadata.values())).hexdigest()
+    with open(cache / f"{copy.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not copy.exists():
+            partial = cache / f"{copy.name}.partial"
+            partial.mkdir(exist_ok=True)
+            _copy_records(source, metadata["origin.json"], partial)
+            for name, content in metadata.items():
+                (partial / name).write_bytes(content)
+            partial.rename(copy)
+    return copy
+
+
+def _copy_records(source: epath.Path, origin: bytes, folder: pathlib.Path) -> None:
+    """Copies the files that origin.json lists and that are not in the folder yet."""
+    try:
+        listed = json.loads(origin)["files"].items()
+        files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in listed}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{source}/origin.json: does not list the records ({error}); pack the dataset again"
+        ) from error
+    for name in files:
+        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII) or name in _METADATA:
+            raise ValueError(f"{source}/origin.json: {name!r} is no name of a file of records")
+    missing = [name for name in files if not (folder / name).exists()]
+    needed, free = sum(files[name][0] for name in missing), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder.parent}: the copy of {source} needs {needed / 1e9:.1f} GB, but "
+            f"{free / 1e9:.1f} GB are free; choose another place by the variable XDG_CACHE_HOME"
+        )
+    with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
+        copied = pool.map(lambda name: _copy_file(source / name, files[name][1], folder), missing)
+        for _ in with_progress(copied, len(missing), f"copying {source}", "files"):
+            pass
+
+
+def _copy_file(source: epath.Path, sha256: str, folder: pathlib.Path) -> None:
+    partial = folder / f".{source.name}.partial"
+    digest = hashlib.sha256()
+    with naming_failures(source), source.open("rb") as stored, open(partial, "wb") as file:
+        while chunk := stored.read(1 << 20):
+            digest.update(chunk)
+            file.write(chunk)
+    if digest.hexdigest() != sha256:
+        raise ValueError(
+            f"{source}: {partial.stat().st_size} bytes that do not have the checksum of "
+            "origin.json; copy the packed dataset to its address again"
+        )
+    partial.rename(folder / source.name)

@@ -1,0 +1,324 @@
+"""Workdirs and packed datasets at addresses, in a bucket that is kept in memory."""
+
+import concurrent.futures
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+import tiny
+from fsspec.implementations.memory import MemoryFileSystem
+
+from data_pipelines import files, records, remote
+from star_jax import checkpoint, run_files, train
+from star_jax.evaluation import embed
+from star_jax.metrics import MetricsWriter
+
+ADDRESS = "gs://bucket/data/hitsz_vcm/2.0.0"
+
+
+class Bucket(MemoryFileSystem):
+    """Whole objects, to which nothing can be appended."""
+
+    protocol = ("gs", "gcs")
+    store: dict = {}  # noqa: RUF012  # as in the class above
+    pseudo_dirs = [""]  # noqa: RUF012
+    reads: list = []  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs://"))
+
+    def _open(self, path, mode="rb", **kwargs):
+        if mode not in ("rb", "wb"):
+            raise NotImplementedError(mode)
+        if not path.startswith("/bucket/"):
+            raise RuntimeError("no such bucket")
+        if mode == "rb":
+            self.reads.append(path.rpartition("/")[2])
+        return super()._open(path, mode, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def bucket(monkeypatch, tmp_path):
+    """An empty bucket, `gs://bucket`, and an empty cache of datasets."""
+    for name in Bucket.protocol:
+        fsspec.register_implementation(name, Bucket, clobber=True)
+    for kept in (Bucket.store, Bucket.reads):
+        kept.clear()
+    remote.local_copy.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return remote.locate("gs://bucket")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return tiny.packed_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture
+def stored(packed, bucket):
+    """The packed dataset in the bucket."""
+    for path in packed.iterdir():
+        files.write_file(f"{ADDRESS}/{path.name}", path.read_bytes())
+    return remote.locate(ADDRESS)
+
+
+def shards(folder):
+    return sorted(path.name for path in folder.iterdir() if "array_record" in path.name)
+
+
+def test_addresses_and_local_paths_are_told_apart(tmp_path):
+    for address in ("gs://bucket", "gs://bucket/run", "gs://bucket/run.v1/checkpoints/7"):
+        assert remote.is_remote(address) and remote.is_remote(remote.locate(address))
+        assert str(remote.locate(address)) == address
+        assert str(remote.locate(address) / "config.json") == f"{address}/config.json"
+    for path in ("run", "./gs/run", "run//eval", str(tmp_path), tmp_path):
+        assert not remote.is_remote(path)
+        assert remote.locate(path) == Path(path)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "http://host/run", "file:///run"])
+def test_other_addresses_are_refused(address):
+    with pytest.raises(ValueError, match=r"begins with gs://"):
+        remote.locate(address)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    def missing(protocol):
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(ImportError, match=r'gs://bucket/run: .*pip install -e "\.\[gcs\]"'):
+        remote.locate("gs://bucket/run")
+    assert remote.locate("run") == Path("run")
+
+
+def test_what_the_store_raises_names_the_address():
+    with pytest.raises(OSError, match=r"gs://elsewhere/a\.json: RuntimeError: no such bucket"):
+        files.write_json("gs://elsewhere/a.json", {})
+    with pytest.raises(OSError, match=r"gs://elsewhere/data: RuntimeError"):
+        records.open_index("gs://elsewhere/data", "train")
+
+
+def test_a_checkpoint_is_named_by_its_address():
+    workdir, step = embed.locate_checkpoint(None, "gs://bucket/run/checkpoints/7/")
+    assert (str(workdir), step) == ("gs://bucket/run", 7)
+    workdir, step = embed.locate_checkpoint("gs://bucket/run/", None)
+    assert (str(workdir), step) == ("gs://bucket/run", None)
+    with pytest.raises(FileNotFoundError, match=r"^gs://bucket/run: no run here"):
+        embed.restore_network(workdir, step)
+
+
+def test_the_small_files_of_a_run(bucket):
+    workdir, config = bucket / "run", tiny.config("nowhere")
+    run_files.claim(workdir, config)
+    run_files.claim(workdir, config)
+    run_files.add_to_record(workdir, fact=1)
+    assert run_files.read_json(workdir / "run.json")["fact"] == 1
+    report = run_files.write_report(workdir, {"step": 3})
+    assert str(report) == "gs://bucket/run/eval/3.json"
+    assert json.loads(report.read_bytes()) == {"step": 3}
+    config.seed = 9
+    with pytest.raises(ValueError, match="gs://bucket/run belongs to another config: seed"):
+        run_files.claim(workdir, config)
+    assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "eval", "run.json"]
+
+
+def test_compiled_programs_are_kept_beside_the_run(bucket):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert not train.keep_compiled_programs(bucket / "run")
+        assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/compiled"
+        assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
+        files.write_file(bucket / "run" / "compiled" / "step-cache", b"program")
+        assert train.keep_compiled_programs(bucket / "run")
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def steps_at(workdir):
+    lines = (workdir / "metrics.jsonl").read_bytes().decode().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_rows_come_with_each_upload_and_at_the_end(bucket):
+    workdir = bucket / "run"
+    writer = MetricsWriter(workdir)
+    writer.write(1, {"loss": 1.0})
+    assert not workdir.exists()
+    writer.upload()
+    writer.write(2, {"loss": 1.0})
+    assert steps_at(workdir) == [1]
+    with pytest.raises(KeyError), writer:
+        writer.write(3, {"loss": 1.0})
+        raise KeyError
+    assert steps_at(workdir) == [1, 2, 3]
+    (events,) = (workdir / "tensorboard").iterdir()
+    assert events.read_bytes()
+    assert not writer._folder.exists()
+
+
+def test_a_run_that_was_killed_goes_on_with_its_rows(bucket):
+    workdir = bucket / "run"
+    killed = MetricsWriter(workdir)
+    for step in range(1, 6):
+        killed.write(step, {"loss": 1.0})
+        if step == 4:
+            killed.upload()
+    with MetricsWriter(workdir, resume_step=3) as writer:
+        assert steps_at(workdir) == [1, 2, 3]
+        writer.write(4, {"loss": 1.0})
+    assert steps_at(workdir) == [1, 2, 3, 4]
+
+
+def test_a_strange_row_is_named_by_its_address(bucket):
+    files.write_file(bucket / "run" / "metrics.jsonl", b'{"step": 1}\n{}\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"^gs://bucket/run/metrics\.jsonl, line 2"):
+        MetricsWriter(bucket / "run")
+
+
+def test_processes_that_do_not_write_leave_no_trace(bucket):
+    with MetricsWriter(bucket / "run", enabled=False) as writer:
+        writer.write(1, {"loss": 1.0})
+        writer.upload()
+    assert not Bucket.store
+
+
+def test_a_damaged_checkpoint_is_put_aside(bucket):
+    directory = bucket / "run" / "checkpoints"
+    for name in ("2/config/metadata", "2/d/0", "1/d/0", "2.damaged/old"):
+        files.write_file(directory / name, name.encode())
+    reloaded = []
+    manager = SimpleNamespace(directory=directory, reload=lambda: reloaded.append(True))
+    checkpoint._put_aside(manager, [2])
+    assert sorted(path.name for path in directory.iterdir()) == ["1", "2.damaged"]
+    assert (directory / "2.damaged" / "d" / "0").read_bytes() == b"2/d/0"
+    assert sorted(path.name for path in (directory / "2.damaged").iterdir()) == ["config", "d"]
+    assert reloaded
+
+
+def test_a_dataset_is_read_where_it_is_not(packed, stored):
+    for split in ("train", "test"):
+        index, expected = records.open_index(ADDRESS, split), records.open_index(packed, split)
+        for name, column in vars(expected).items():
+            np.testing.assert_array_equal(getattr(index, name), column)
+        rows, expected = records.open_records(ADDRESS, split), records.open_records(packed, split)
+        assert len(rows) == len(expected)
+        for row, wanted in zip(rows, expected, strict=True):
+            assert row["frames"] == wanted["frames"] and row["frame_ids"] == wanted["frame_ids"]
+    copy = remote.local_copy(ADDRESS)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == {
+        path.name: path.read_bytes() for path in packed.iterdir()
+    }
+    assert Bucket.reads.count(shards(packed)[0]) == 1
+
+
+def test_a_copy_is_used_again_until_the_dataset_changes(packed, stored):
+    copy = remote.local_copy(ADDRESS)
+    remote.local_copy.cache_clear()
+    Bucket.reads.clear()
+    assert remote.local_copy(ADDRESS) == copy
+    assert not any("array_record" in name for name in Bucket.reads)
+    remote.local_copy.cache_clear()
+    origin = json.loads((packed / "origin.json").read_bytes()) | {"packed": "later"}
+    files.write_json(stored / "origin.json", origin)
+    assert remote.local_copy(ADDRESS) != copy
+    assert copy.is_dir()
+
+
+def test_several_that_start_together_make_one_copy(packed, stored):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # a lock keeps threads apart, too
+        copies = {*pool.map(lambda _: remote.local_copy.__wrapped__(ADDRESS), range(4))}
+    assert len(copies) == 1
+    assert sorted(name for name in Bucket.reads if "array_record" in name) == shards(packed)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[::-1]])
+def test_damaged_records_are_refused_and_the_next_attempt_goes_on(packed, stored, damage):
+    first, last = shards(packed)
+    files.write_file(stored / last, damage((packed / last).read_bytes()))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{ADDRESS}/{last}: \d+ bytes .* checksum"):
+            remote.local_copy(ADDRESS)
+    assert Bucket.reads.count(first) == 1
+    files.write_file(stored / last, (packed / last).read_bytes())
+    assert shards(remote.local_copy(ADDRESS)) == [first, last]
+    assert Bucket.reads.count(first) == 1
+
+
+def test_missing_records_are_named(packed, stored):
+    name = shards(packed)[0]
+    (stored / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{ADDRESS}/{name}"):
+        records.open_index(ADDRESS, "train")
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "/etc/x", "..", ".lock", "", "origin.json", "é"])
+def test_names_that_lead_out_of_the_folder_are_refused(stored, tmp_path, name):
+    origin = json.loads((stored / "origin.json").read_bytes())
+    origin["files"][name] = {"bytes": 1, "sha256": "0"}
+    files.write_json(stored / "origin.json", origin)
+    with pytest.raises(ValueError, match=re.escape(f"{name!r} is no name")):
+        remote.local_copy(ADDRESS)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize("origin", [b"", b"[]", b"{}", b'{"files": [1]}', b'{"files": {"a": 1}}'])
+def test_an_origin_that_lists_nothing_is_named(stored, origin):
+    files.write_file(stored / "origin.json", origin)
+    with pytest.raises(ValueError, match=f"{ADDRESS}/origin.json: does not list the records"):
+        remote.local_copy(ADDRESS)
+
+
+def test_an_address_without_a_dataset_is_named():
+    with pytest.raises(FileNotFoundError, match=r"^gs://bucket/none: no packed dataset here"):
+        records.open_index("gs://bucket/none", "train")
+
+
+def test_a_full_disk_is_seen_before(stored, monkeypatch):
+    monkeypatch.setattr(remote.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"needs 0\.0 GB, but 0\.0 GB are free.*XDG_CACHE_HOME"):
+        remote.local_copy(ADDRESS)
+    assert not any("array_record" in name for name in Bucket.reads)
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues(stored, bucket, tmp_path, monkeypatch):
+    """All but the arrays of the checkpoints, which TensorStore writes without fsspec."""
+    opened = []
+
+    def open_manager(workdir, keep):
+        opened.append(str(workdir))
+        return manager_of(tmp_path / "local", keep)
+
+    manager_of = checkpoint.open_manager
+    monkeypatch.setattr(checkpoint, "open_manager", open_manager)
+    config = tiny.config("nowhere")
+    config.data.dir = ADDRESS
+    config.model.guidance = "none"  # compiles in less time
+    whole_loader = train.train_batches
+
+    def dying_loader(*args, **kwargs):
+        for number, batch in enumerate(whole_loader(*args, **kwargs)):
+            if number == 5:
+                raise KeyError("killed")
+            yield batch
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError, match="killed"):
+        patch.setattr(train, "train_batches", dying_loader)
+        train.train(config, "gs://bucket/run")
+    workdir = bucket / "run"
+    assert steps_at(workdir)[:3] == [1, 2, 3] and len(steps_at(workdir)) < 6
+    train.train(config, "gs://bucket/run")
+    assert steps_at(workdir) == list(range(1, 13))
+    assert opened == ["gs://bucket/run"] * 2
+    assert {"config.json", "metrics.jsonl", "run.json"} <= {path.name for path in workdir.iterdir()}
+    assert not (Path("gs:").exists() or (tmp_path / "gs:").exists())
