@@ -115,6 +115,16 @@ def check_same(what: str, text: str) -> None:
         )
 
 
+def wait_for_all(event: str) -> None:
+    """Waits until all processes are there.
+
+    Before the first collective between all devices they must meet, for on CPUs and GPUs these
+    connect then, and one that has compiled half a minute before the other gives up.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(event)
+
+
 @contextlib.contextmanager
 def watch_for_preemption() -> Iterator[Callable[[int], bool]]:
     """Yields a function that tells after each step whether the run was told to stop (SIGTERM).

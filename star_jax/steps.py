@@ -162,7 +162,7 @@ def random_style_sources(key: jax.Array, num_pairs: int, clip_length: int) -> St
 
 def make_train_step(
     config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
-) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """The jitted training step.
 
     Returns:

@@ -3,16 +3,18 @@
 import dataclasses
 import logging
 import math
+import os
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from etils import epath
 
 from data_pipelines.loader import train_batches
 from data_pipelines.records import open_index
+from data_pipelines.remote import absolute, is_remote, locate
 from data_pipelines.sampling import steps_per_epoch
 from star_jax import checkpoint, processes, run_files
 from star_jax.evaluation.embed import evaluate_test_split
@@ -27,13 +29,16 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str | Path, *, started: float | None = None
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    started: float | None = None,
 ) -> TrainState:
     """Trains the network that `config` describes, or continues where `workdir` stands.
 
     Args:
       config: an experiment, as in `configs/`.
-      workdir: takes the config, checkpoints, metrics and evaluations.
+      workdir: takes the config, checkpoints, metrics and evaluations; a folder or an address.
       started: when the command started, by `time.monotonic`; now if None. How long the first step
         took from then on is told, and written to run.json.
 
@@ -46,7 +51,7 @@ def train(
       OSError: a checkpoint could not be written.
       Preempted: the run was told to stop (SIGTERM) and has saved its state.
     """
-    workdir = Path(workdir)
+    workdir = locate(workdir)
     started = time.monotonic() if started is None else started
     processes.check_same("the config", config.to_json(sort_keys=True))
     mesh = make_mesh(config)
@@ -94,7 +99,11 @@ def train(
             processes.watch_for_preemption() as preempted,
         ):
             for step, batch in enumerate(batches, start=start + 1):
-                state, metrics = train_step(state, put(batch, shardings, pairs))
+                on_devices = put(batch, shardings, pairs)
+                if step == start + 1:
+                    run_step = train_step.lower(state, on_devices).compile()
+                    processes.wait_for_all("the training step is compiled")
+                state, metrics = run_step(state, on_devices)
                 # The step before is read now, so that the device works while the host writes.
                 step_log.flush(writer, progress)
                 step_log.pending = (step, metrics)
@@ -111,6 +120,7 @@ def train(
                 if evaluate_now and not stop_now:
                     evaluate(config, model, state, mesh, workdir, writer)
                 if save_now or stop_now:
+                    writer.upload()
                     checkpoint.save(manager, state, config.to_dict())
                 if stop_now:
                     checkpoint.finish(manager)
@@ -121,15 +131,17 @@ def train(
     return state
 
 
-def keep_compiled_programs(workdir: Path) -> bool:
+def keep_compiled_programs(workdir: epath.Path) -> bool:
     """Keeps compiled programs for the next start; tells whether there were some already."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    folder = Path(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(absolute(workdir / "compiled")))
+    folder = locate(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+    if is_remote(folder):  # JAX writes there itself; XLA, which writes for GPUs, cannot
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     return folder.is_dir() and any(folder.iterdir())
 
 
-def tell_start(workdir: Path, seconds: float, compiled_before: bool) -> None:
+def tell_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> None:
     """Tells how long it took to the end of the first step, and writes it down."""
     if jax.process_index() == 0:
         how = "with a compilation cache" if compiled_before else "compiled anew"
@@ -203,7 +215,7 @@ def evaluate(
     model: Any,
     state: TrainState,
     mesh: Any,
-    workdir: Path,
+    workdir: epath.Path,
     writer: MetricsWriter,
 ) -> None:
     """Evaluates the state, and writes and logs the scores."""

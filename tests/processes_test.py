@@ -121,6 +121,32 @@ def test_their_checkpoint_is_restored_by_any_number_of_devices(two, dataset, dev
         assert leaf.sharding == wanted.sharding
 
 
+LATE = """
+import os, runpy, sys, time
+sys.path[:0] = [os.getcwd(), "launch"]
+from star_jax import train
+put = train.put
+def late(*arguments):
+    if os.environ["JAX_PROCESS_ID"] == "1" and train.put is late:
+        train.put = put
+        time.sleep(35)
+    return put(*arguments)
+train.put = late
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_one_may_be_ready_half_a_minute_after_the_other(dataset, tmp_path):
+    (tmp_path / "late.py").write_text(LATE)
+    config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 2")
+    command = [*TWO[:-1], tmp_path / "late.py", TWO[-1], f"--config={config}"]
+    process = start([*command, f"--workdir={tmp_path / 'run'}"])
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+
+
 @pytest.mark.slow
 def test_told_to_stop_they_save_and_continue(two, dataset, tmp_path):
     config = tiny.config_file(tmp_path, dataset, "config.checkpoint.every_steps = 1000")
