@@ -11,6 +11,7 @@ a Markdown table; ends with code 1 if a row differs.
 
 import argparse
 import json
+import os
 import pathlib
 import random
 import signal
@@ -35,6 +36,8 @@ def main() -> None:
     whole, killed = args.folder / "whole", args.folder / "killed"
     if killed.exists():
         parser.error(f"{killed} exists; remove it or name another folder")
+    # Or no start would get further than compiling, where that takes longer than until the kill.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(args.folder / "compiled"))
     subprocess.run([*command, f"--workdir={whole}"], check=True)
 
     times = random.Random(args.seed)
