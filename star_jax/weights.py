@@ -4,9 +4,10 @@ State dicts are mappings from PyTorch names to arrays. Every array is either use
 unused; what is missing, left over or of another shape is an error that names it.
 """
 
+import io
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import flax
@@ -17,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from data_pipelines.remote import locate, naming_failures
 from star_jax.models import build_model
 from star_jax.models.guidance import NUM_HEADS, POWERS
 from star_jax.models.resnet import num_channels
@@ -90,20 +92,24 @@ def from_torchvision_resnet50(
     }
 
 
-def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a state dict from a `.safetensors` or (with PyTorch installed) a `.pth` file.
+
+    The path may be an address, `gs://bucket/file`.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: for another kind of file, or a `.pth` that holds more than arrays.
       ImportError: for a `.pth` without PyTorch.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = locate(path)
+    with naming_failures(path):
+        file = path.read_bytes() if path.is_file() else None
+    if file is None:
         raise FileNotFoundError(f"no weights at {path}")
     if path.suffix == ".safetensors":
         try:
-            return safetensors.numpy.load_file(path)
+            return safetensors.numpy.load(file)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file ({error})") from error
     if path.suffix not in (".pth", ".pt"):
@@ -115,7 +121,7 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
             f"{path}: reading a .pth needs PyTorch; install it, or give a .safetensors file"
         ) from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: not a file of plain arrays ({error})") from error
     if isinstance(content, dict):

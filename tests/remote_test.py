@@ -10,11 +10,12 @@ import fsspec
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny
 from fsspec.implementations.memory import MemoryFileSystem
 
 from data_pipelines import files, records, remote
-from star_jax import checkpoint, run_files, train
+from star_jax import checkpoint, run_files, train, weights
 from star_jax.evaluation import embed
 from star_jax.metrics import MetricsWriter
 
@@ -127,6 +128,14 @@ def test_the_small_files_of_a_run(bucket):
     with pytest.raises(ValueError, match="gs://bucket/run belongs to another config: seed"):
         run_files.claim(workdir, config)
     assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "eval", "run.json"]
+
+
+def test_weights_are_read_from_an_address(bucket):
+    files.write_file(bucket / "weights.safetensors", safetensors.numpy.save({"a": np.arange(3.0)}))
+    arrays = weights.load_arrays("gs://bucket/weights.safetensors")
+    assert arrays.keys() == {"a"} and (arrays["a"] == np.arange(3)).all()
+    with pytest.raises(FileNotFoundError, match="no weights at gs://bucket/none"):
+        weights.load_arrays("gs://bucket/none.safetensors")
 
 
 def test_compiled_programs_are_kept_beside_the_run(bucket):
