@@ -102,17 +102,17 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       ValueError: for another kind of file, or a `.pth` that holds more than arrays.
       ImportError: for a `.pth` without PyTorch.
     """
-    path = locate(path)
-    with naming_failures(path):
-        file = path.read_bytes() if path.is_file() else None
-    if file is None:
+    file = locate(path)
+    with naming_failures(file):
+        stored = file.read_bytes() if file.is_file() else None
+    if stored is None:
         raise FileNotFoundError(f"no weights at {path}")
-    if path.suffix == ".safetensors":
+    if file.suffix == ".safetensors":
         try:
-            return safetensors.numpy.load(file)
+            return safetensors.numpy.load(stored)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path}: not a safetensors file ({error})") from error
-    if path.suffix not in (".pth", ".pt"):
+    if file.suffix not in (".pth", ".pt"):
         raise ValueError(f"{path}: give a .safetensors or a .pth file")
     try:
         import torch
@@ -121,7 +121,7 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             f"{path}: reading a .pth needs PyTorch; install it, or give a .safetensors file"
         ) from error
     try:
-        content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: not a file of plain arrays ({error})") from error
     if isinstance(content, dict):
