@@ -173,28 +173,29 @@ case "${command}" in
     echo >> looks
     case "$(wc -l < looks)" in
       1) echo active ;;
-      2) echo PREEMPTED > node; exit 255 ;;
+      2) eval "${LOSE}"; exit 255 ;;
       *) echo inactive; exit 3 ;;
     esac ;;
 esac
 """
 
 
-def test_keep_begins_again_until_training_is_done(tmp_path):
+@pytest.mark.parametrize("lose", ["echo PREEMPTED > node", "rm queue node"])
+def test_keep_begins_again_until_training_is_done(tmp_path, lose):
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(GCLOUD)
     gcloud.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    result = script("vm.sh", "--queued", "--spot", "keep", *ODD, PATH=path, POLL_SECONDS="0.01")
+    options = {"PATH": path, "POLL_SECONDS": "0.01", "LOSE": lose}
+    result = script("vm.sh", "--queued", "--spot", "keep", *ODD, **options)
     assert result.returncode == 0, result.stderr
-    assert [line[:14] for line in result.stdout.splitlines()] == [
-        "the chips are ",
-        "training is do",
-    ]
+    taken = lose.startswith("echo")  # what is gone altogether need not be deleted
+    told = ["the chips are "] * taken + ["training is do"]
+    assert [line[:14] for line in result.stdout.splitlines()] == told
     queue, ssh = "compute tpus queued-resources", "compute tpus tpu-vm ssh star"
     begin = [f"{queue} create star", "compute tpus tpu-vm scp", ssh, ssh]
     log = [re.sub("(scp) .*", r"\1", line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert log == [*begin, ssh, ssh, f"{queue} delete star", *begin, ssh]
+    assert log == [*begin, ssh, ssh, *[f"{queue} delete star"] * taken, *begin, ssh]
 
 
 def test_keep_dry_run_shows_one_round():

@@ -139,7 +139,10 @@ keep() {
           esac
         fi
         ;;
-      none) "${this[@]}" create || true ;;
+      none)
+        begun=""
+        "${this[@]}" create || true
+        ;;
       PREEMPTED | TERMINATED | STOPPED | SUSPENDED | FAILED)
         echo "the chips are gone; asking for others"
         begun=""
