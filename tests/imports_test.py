@@ -102,7 +102,9 @@ def test_the_network_knows_no_dataset():
     lower = [name for name in SOURCES if name.startswith("star_jax.") and layer_of(name) <= 2]
     assert len(lower) > 8
     for name in lower:
-        assert not any(inside(module, "data_pipelines") for module in IMPORTS[name]), name
+        known = {module for module in IMPORTS[name] if inside(module, "data_pipelines")}
+        # Files of weights may lie at addresses, which are no dataset.
+        assert known <= ({"data_pipelines.remote"} if name == "star_jax.weights" else set()), name
 
 
 def test_data_pipelines_import_only_the_skeleton_of_the_library():
