@@ -8,7 +8,6 @@ at the end, under another name until it is whole.
 import base64
 import concurrent.futures
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -24,6 +23,7 @@ import numpy as np
 from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import pose, schema
+from data_pipelines.files import hold
 from data_pipelines.packing import map_ahead
 from data_pipelines.progress import with_progress
 
@@ -113,10 +113,7 @@ def _require_same_origin(
 
 def _take_up(journal: BinaryIO, path: pathlib.Path, origin: Mapping[str, str]) -> set[str]:
     """Makes a journal this process' own; returns the frames that are done in it."""
-    try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{path}: another process writes it; let it finish") from error
+    hold(journal, f"{path}: another process writes it; let it finish")
     journal.seek(0)
     header = journal.readline()
     if header.endswith(b"\n"):

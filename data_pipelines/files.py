@@ -1,12 +1,13 @@
-"""Reading files that somebody else made, never outside their root; writing whole files.
+"""Reading files that somebody else made, never outside their root; writing whole files; locks.
 
 What is written may be at an address (`remote`), what is read of others may not.
 """
 
+import fcntl
 import json
 import os
 import pathlib
-from typing import Any
+from typing import IO, Any
 
 from data_pipelines import remote
 
@@ -57,6 +58,18 @@ def read_lines(root: str | os.PathLike[str], relative: str) -> list[str]:
     if lines == [""]:
         raise ValueError(f"{relative}: the file is empty")
     return lines
+
+
+def hold(file: IO[Any], refusal: str) -> None:
+    """Keeps an open local file to this process until it is closed.
+
+    Raises:
+      ValueError: another process holds it; `refusal` says so.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(refusal) from error
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:

@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import contextlib
 import datetime
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -29,7 +28,7 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import records, schema
-from data_pipelines.files import write_json
+from data_pipelines.files import hold, write_json
 from data_pipelines.progress import with_progress
 
 TRACKLETS_PER_SHARD = 512
@@ -354,12 +353,7 @@ def _claimed(staging: pathlib.Path, fingerprint: Mapping[str, str]) -> Iterator[
     """Makes the staging folder this process' own; empties it if it is that of another source."""
     staging.mkdir(parents=True, exist_ok=True)
     with open(staging / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{staging}: another process packs this dataset; let it finish"
-            ) from error
+        hold(lock, f"{staging}: another process packs this dataset; let it finish")
         claim = staging / "fingerprint.json"
         if not claim.exists() or json.loads(claim.read_text()) != fingerprint:
             for path in staging.iterdir():

@@ -1,10 +1,13 @@
 """The small files of a run: its config, what it ran with, and its evaluations."""
 
+import contextlib
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ import ml_collections
 from etils import epath
 
 from data_pipelines import remote
-from data_pipelines.files import write_json
+from data_pipelines.files import hold, write_json
+
+log = logging.getLogger(__name__)
 
 # What may differ when a run continues: none of it changes the numbers of training.
 FREE_KEYS = (
@@ -57,6 +62,29 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     if jax.process_index() == 0:
         write_json(path, as_json(config))
         write_json(workdir / "run.json", environment())
+
+
+@contextlib.contextmanager
+def claimed(workdir: epath.Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Claims the workdir, and keeps other runs out of it meanwhile.
+
+    An object store knows no locks: there nothing keeps them out.
+
+    Raises:
+      ValueError: another run is under way in it; otherwise as `claim`.
+    """
+    if remote.is_remote(workdir) or jax.process_index() != 0:
+        claim(workdir, config)
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / "lock", "w") as file:
+        try:
+            hold(file, f"{workdir}: another run is under way here; wait for it or stop it first")
+        except OSError as error:  # not every network file system has locks
+            log.warning("%s: cannot be locked (%s); start no second run here", workdir, error)
+        claim(workdir, config)
+        yield
 
 
 def add_to_record(workdir: epath.Path, **facts: Any) -> None:

@@ -66,10 +66,12 @@ def train(
         raise ValueError(f"{config.data.dir}: too few training tracklets for one batch an epoch")
     num_steps = config.optim.epochs * epoch
     model = build_model(config.model)
-    run_files.claim(workdir, config)
-    compiled_before = keep_compiled_programs(workdir)
 
-    with checkpoint.open_manager(workdir, config.checkpoint.keep) as manager:
+    with (
+        run_files.claimed(workdir, config),
+        checkpoint.open_manager(workdir, config.checkpoint.keep) as manager,
+    ):
+        compiled_before = keep_compiled_programs(workdir)
         state = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
         if state is None:
             state = initial_state(config, model, epoch, mesh)

@@ -19,7 +19,7 @@ import pytest
 import simplejpeg
 from hypothesis import strategies as st
 
-from data_pipelines import extraction, hitsz_vcm, keypoints, pose, records, schema
+from data_pipelines import extraction, files, hitsz_vcm, keypoints, pose, records, schema
 
 ROOT = Path(__file__).parents[1]
 SIZE = (pose_models.HEIGHT, pose_models.WIDTH)
@@ -370,7 +370,7 @@ def test_another_model_may_not_go_on(tmp_path, dataset):
     with pytest.raises(ValueError, match=r"skeletons.h5.partial: .*another model"):
         extraction.extract(other, dataset, rows, output)
     with open(tmp_path / "skeletons.h5.partial", "a+b") as journal:
-        extraction.fcntl.flock(journal, extraction.fcntl.LOCK_EX)
+        files.hold(journal, "this test cannot have it")
         with pytest.raises(ValueError, match="another process writes it"):
             extraction.extract(model, dataset, rows, output)
 

@@ -1,9 +1,12 @@
 """The files of a run: whose workdir it is, and what it ran with."""
 
+import errno
+import fcntl
 import json
 
 import jax
 import pytest
+from etils import epath
 
 from configs import star_synthetic_demo
 from star_jax import run_files
@@ -49,6 +52,29 @@ def test_claim_accepts_and_writes_what_does_not_change_training(tmp_path):
     run_files.claim(tmp_path, demo_config(**changes))
     written = run_files.flatten(run_files.read_json(tmp_path / "config.json"))
     assert {key: written[key] for key in changes} == changes
+
+
+def test_a_second_run_is_kept_out_until_the_first_ends(tmp_path):
+    workdir = epath.Path(tmp_path / "run")
+    with run_files.claimed(workdir, demo_config()):
+        with (
+            pytest.raises(ValueError, match="another run is under way here"),
+            run_files.claimed(workdir, demo_config(log_every_steps=3)),
+        ):
+            pass
+        assert run_files.read_json(workdir / "config.json")["log_every_steps"] == 10
+    with run_files.claimed(workdir, demo_config(log_every_steps=3)):
+        assert run_files.read_json(workdir / "config.json")["log_every_steps"] == 3
+
+
+def test_a_file_system_without_locks_is_told_and_serves(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run_files.claimed(epath.Path(tmp_path), demo_config()):
+        assert (tmp_path / "config.json").exists()
+    assert "No locks available" in caplog.text
 
 
 @pytest.mark.parametrize(
