@@ -239,7 +239,7 @@ class Backbone(nn.Module):
 
         def pool(y: jax.Array) -> jax.Array:
             # Fused into a bfloat16 convolution, XLA of JAX 0.12 makes NaN of this mean on a CPU.
-            y = jax.lax.optimization_barrier(y)
+            y = jax.lax.platform_dependent(y, cpu=jax.lax.optimization_barrier, default=lambda y: y)
             pooled = y.astype(jnp.float32).mean((1, 2))
             if modality == "paired":
                 pooled = pooled.reshape(rows // 2, time, 2, -1).swapaxes(1, 2)
@@ -269,6 +269,8 @@ class Backbone(nn.Module):
         rows = len(frames)
         if rows % 2:
             raise ValueError(f"a paired batch has {rows} rows: give visible and infrared in turns")
-        visible = self.stem_visible(flat(frames[0::2]), train=train)
-        infrared = self.stem_infrared(flat(frames[1::2]), train=train)
+        # Slices with a stride would not cancel with the stack that interleaved the batch.
+        pairs = frames.reshape(rows // 2, 2, *frames.shape[1:])
+        visible = self.stem_visible(flat(pairs[:, 0]), train=train)
+        infrared = self.stem_infrared(flat(pairs[:, 1]), train=train)
         return jnp.stack([visible, infrared], axis=1).reshape(-1, *visible.shape[1:])
