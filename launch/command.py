@@ -28,6 +28,8 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             fail(f"unexpected argument {arguments[1]!r}; see --help", 2)
         try:
             main(*arguments[1:])
+        except KeyboardInterrupt:
+            fail("interrupted", 130)
         except MENDABLE as error:
             if absl_logging.level_debug():
                 traceback.print_exc()

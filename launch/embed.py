@@ -8,6 +8,8 @@ Writes <output>.npz, the embeddings and what is known of each tracklet, and <out
 without the embeddings. Frame size and clip length are those of the checkpoint's config.
 """
 
+from pathlib import Path
+
 import command
 from absl import flags
 
@@ -28,6 +30,8 @@ def main() -> None:
     from star_jax.evaluation import embeddings
     from star_jax.evaluation.embed import embed_dataset, locate_checkpoint, restore_network
 
+    if not Path(OUTPUT.value).name or OUTPUT.value.endswith("/"):
+        raise ValueError(f"--output={OUTPUT.value}: give a file's name, for instance mine/star")
     network = restore_network(*locate_checkpoint(WORKDIR.value, CHECKPOINT.value))
     found = embed_dataset(network, SOURCE.value, SPLIT.value, clips=CLIPS.value)
     paths = embeddings.save(OUTPUT.value.removesuffix(".npz"), found)

@@ -4,7 +4,8 @@
     --gallery_modality=visible --output=matches
 
 Prints the best matches of the first queries and writes <output>/matches.png and
-<output>/matches.html, pictures of them, and <output>/matches.csv. A frame is green where query and
+<output>/matches.html, pictures of them, and <output>/matches.csv. The PNG file shows the first
+50 queries only. A frame is green where query and
 match have the same identity, red where they have not, grey where one is "unknown". A tracklet does
 not find itself.
 """
@@ -54,7 +55,8 @@ def main() -> None:
     write_file(output / "matches.csv", matches_csv(*found))
     write_file(output / "matches.png", match_sheet.matches_png(*found, pictures))
     write_file(output / "matches.html", match_sheet.matches_html(*found, pictures))
-    print(f"{len(results)} queries; pictures and table in {output}")
+    queries = sum(QUERY_MODALITY.value in ("any", modality) for modality in query.modalities)
+    print(f"{len(results)} of {queries} queries (--max_queries); pictures and table in {output}")
 
 
 if __name__ == "__main__":

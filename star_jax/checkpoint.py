@@ -144,20 +144,39 @@ def _naming_the_failure(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def restore_config(manager: ocp.CheckpointManager, step: int) -> ml_collections.ConfigDict:
-    """The config that the checkpoint of a step belongs to."""
+    """The config that the checkpoint of a step belongs to.
+
+    Raises:
+      ValueError: the checkpoint is damaged.
+    """
     args = ocp.args.Composite(config=ocp.args.JsonRestore())
-    return ml_collections.ConfigDict(manager.restore(step, args=args).config)
+    with _naming_the_damage(manager, step):
+        return ml_collections.ConfigDict(manager.restore(step, args=args).config)
 
 
 def restore_variables(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
     """The weights and the statistics of a step, with the shapes and the shardings of `abstract`.
 
     Raises:
-      ValueError: naming the weights of the checkpoint that do not fit.
+      ValueError: naming the weights of the checkpoint that do not fit, or it is damaged.
     """
-    check_weights(manager, step, abstract)
     args = ocp.args.Composite(variables=ocp.args.StandardRestore(abstract))
-    return manager.restore(step, args=args).variables
+    with _naming_the_damage(manager, step):
+        check_weights(manager, step, abstract)
+        return manager.restore(step, args=args).variables
+
+
+@contextlib.contextmanager
+def _naming_the_damage(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    try:
+        yield
+    except OtherNetworkError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise ValueError(
+            f"{manager.directory / str(step)}: damaged, or no checkpoint "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); take another one"
+        ) from error
 
 
 def check_weights(manager: ocp.CheckpointManager, step: int, expected: Any) -> None:

@@ -102,6 +102,27 @@ def test_only_damaged_checkpoints_are_an_error_and_stay(two_checkpoints, state, 
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
 
 
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_reading_a_damaged_checkpoint_names_it(two_checkpoints, state, tmp_path, damage):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    folder = workdir / "checkpoints" / "2"
+    with checkpoint.open_manager(workdir, None) as manager:
+        assert checkpoint.restore_config(manager, 2).seed == 0
+        for item in ("config", "variables"):
+            damage(content(folder / item))
+        with pytest.raises(ValueError, match=f"{folder}: damaged"):
+            checkpoint.restore_config(manager, 2)
+        with pytest.raises(ValueError, match=f"{folder}: damaged"):
+            checkpoint.restore_variables(manager, 2, abstract(state).variables)
+    (workdir / "checkpoints" / "7").mkdir()
+    with (
+        checkpoint.open_manager(workdir, None) as manager,
+        pytest.raises(ValueError, match="checkpoints/7: damaged, or no checkpoint"),
+    ):
+        checkpoint.restore_config(manager, 7)
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return tiny.packed_dataset(tmp_path_factory.mktemp("dataset"))

@@ -162,6 +162,20 @@ def test_the_sheets_show_pictures_and_escape_names(shown):
     assert "\x1b" not in search.format_result(shown, shown, search.search(shown, shown)[0])
 
 
+def test_the_picture_has_an_end(capsys):
+    many = embeddings(2 * match_sheet._PNG_ROWS)
+    results = search.search(many, many, top=1, max_queries=len(many.rows))
+    pictures = (lambda position: None,) * 2
+    heights = [
+        Image.open(io.BytesIO(match_sheet.matches_png(many, many, some, pictures))).height
+        for some in (results, results[: match_sheet._PNG_ROWS])
+    ]
+    assert heights[0] == heights[1] < 2**15
+    page = match_sheet.matches_html(many, many, results, pictures).decode()
+    assert page.count('class="query"') == len(many.rows)
+    assert f"drawing: {len(many.rows)} of {len(many.rows)} queries" in capsys.readouterr().err
+
+
 def test_without_the_dataset_there_are_placeholders(shown):
     for gone in (
         dataclasses.replace(shown, dataset_dir="/nowhere"),

@@ -14,6 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
+from data_pipelines.progress import with_progress
 from data_pipelines.records import open_index, open_records
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.search import Match, Result, facts_of, printable
@@ -26,6 +27,7 @@ _CELL = (_THUMBNAIL[0] + 2 * _BORDER + 14, _THUMBNAIL[1] + 2 * _BORDER + 82)
 _MARGIN = 20
 _QUERY_GAP = 26
 _LINE = 16
+_PNG_ROWS = 50
 _COLOURS = {True: "#1a8f3c", False: "#c62828", None: "#9aa0a6"}
 _LEGEND = (
     ("the query's identity", _COLOURS[True]),
@@ -81,6 +83,8 @@ def matches_png(
 ) -> bytes:
     """Draws the contact sheet: a row a query, which is at the left, and its matches by rank.
 
+    More than the first 50 queries would make a picture that many programs cannot show.
+
     Args:
       query: what was searched with.
       gallery: what was searched in.
@@ -90,6 +94,7 @@ def matches_png(
     Returns:
       A PNG file.
     """
+    results = results[:_PNG_ROWS]
     columns = max(len(result.matches) for result in results)
     legend_width = 520
     width = max(_CELL[0] * (1 + columns) + _QUERY_GAP, legend_width) + 2 * _MARGIN
@@ -120,7 +125,7 @@ def matches_html(
 ) -> bytes:
     """The contact sheet as a web page that needs no other file; see `matches_png`."""
     rows = []
-    for result in results:
+    for result in with_progress(results, len(results), "drawing", "queries"):
         figures = [
             _figure(
                 pictures[0](result.query), ("query", *_captions(query, result.query)), "#202124"
