@@ -83,7 +83,7 @@ def measure(part: str, devices: int, num_processes: int, *extra: str) -> dict[st
     return json.loads(line.removeprefix("[0] "))
 
 
-def made_up_batch(config: Any, pairs: int, rows: range) -> dict[str, Any]:
+def made_up_batch(config: Any, pairs: int, rows: list[int]) -> dict[str, Any]:
     """Returns the rows of a batch of noise."""
     data, rng = config.data, np.random.default_rng(0)
 
@@ -91,11 +91,11 @@ def made_up_batch(config: Any, pairs: int, rows: range) -> dict[str, Any]:
         shape = (pairs, data.clip_length, *data.frame_size, 3)
         keypoints = rng.random((pairs, data.clip_length, 17, 3)) * data.frame_size[1]
         return {
-            "frames": rng.integers(0, 256, shape, np.uint8)[rows.start : rows.stop],
-            "keypoints": keypoints.astype(np.float32)[rows.start : rows.stop],
+            "frames": rng.integers(0, 256, shape, np.uint8)[rows],
+            "keypoints": keypoints.astype(np.float32)[rows],
         }
 
-    labels = np.repeat(np.arange(pairs // 2, dtype=np.int32), 2)[rows.start : rows.stop]
+    labels = np.repeat(np.arange(pairs // 2, dtype=np.int32), 2)[rows]
     return {"visible": clips(), "infrared": clips(), "labels": labels}
 
 

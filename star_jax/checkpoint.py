@@ -11,7 +11,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 
 from data_pipelines.remote import absolute
-from star_jax.processes import wait_for_all
+from star_jax.processes import all_agree, wait_for_all
 from star_jax.steps import TrainState
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ def finish(manager: ocp.CheckpointManager) -> None:
 def restore_state(manager: ocp.CheckpointManager, abstract: TrainState) -> TrainState | None:
     """The last saved state that is intact, with the shapes and the shardings of `abstract`.
 
-    A damaged checkpoint is told of and put aside, as `<step>.damaged`, for the run will save that
-    step again.
+    A checkpoint that cannot be read twice, by any of the processes, is damaged. It is told of and
+    put aside, as `<step>.damaged`, for the run will save that step again.
 
     Returns:
       None if there is no checkpoint.
@@ -78,28 +78,37 @@ def restore_state(manager: ocp.CheckpointManager, abstract: TrainState) -> Train
       ValueError: naming the weights of the checkpoint that do not fit.
       OSError: there are checkpoints, but all are damaged.
     """
-    damaged = []
+    damaged: list[int] = []
     for step in sorted(manager.all_steps(), reverse=True):
-        try:
-            restored = _restore(manager, step, abstract)
-        except OtherNetworkError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            log.warning(
-                "%s is damaged (%s); going on from the checkpoint before",
-                manager.directory / str(step),
-                " ".join(str(error).split())[:200],
-            )
-            damaged.append(step)
-            continue
-        _put_aside(manager, damaged)
-        return restored
+        for _ in range(2):  # what a busy storage refuses once is not damaged
+            restored, reason = _try_to_restore(manager, step, abstract)
+            if all_agree(restored is not None):
+                _put_aside(manager, damaged)
+                return restored
+        log.warning(
+            "%s is damaged (%s); going on from the checkpoint before",
+            manager.directory / str(step),
+            reason,
+        )
+        damaged.append(step)
     if damaged:
         raise OSError(
             f"{manager.directory}: all checkpoints are damaged ({', '.join(map(str, damaged))}); "
             "copy them from elsewhere, or remove them to begin anew"
         )
     return None
+
+
+def _try_to_restore(
+    manager: ocp.CheckpointManager, step: int, abstract: TrainState
+) -> tuple[TrainState | None, str]:
+    """Returns the state of a step, or None and why it cannot be read."""
+    try:
+        return _restore(manager, step, abstract), "another process cannot read it"
+    except (OtherNetworkError, MemoryError):
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        return None, " ".join(str(error).split())[:200]
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:

@@ -121,7 +121,7 @@ def _as_float(name: str, value: Any) -> float:
 
 def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
     """Drops a half-written last line and the rows after `resume_step`, all or nothing."""
-    lines = path.read_bytes().decode().splitlines()
+    lines = path.read_bytes().splitlines()
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -131,8 +131,8 @@ def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
                 break
             raise ValueError(f"{path}, line {number}: no row of metrics: {line[:80]!r}") from error
         if resume_step is None or step <= resume_step:
-            kept.append(line + "\n")
-    write_file(path, "".join(kept).encode())
+            kept.append(line + b"\n")
+    write_file(path, b"".join(kept))
 
 
 class Progress:

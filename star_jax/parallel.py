@@ -115,20 +115,15 @@ def _rule(mesh: Mesh, path: str, shape: Sequence[int]) -> PartitionSpec:
     return PartitionSpec(*[None] * longest, "fsdp")
 
 
-def check_rows(rows: int, mesh: Mesh, key: str) -> None:
-    """Raises ValueError if `rows`, which the config's `key` sets, cannot be split over the mesh."""
-    if rows % mesh.size:
-        raise ValueError(
-            f"{key}: {rows} rows cannot be split over {mesh.size} devices; "
-            f"use a multiple of {mesh.size}, or fewer devices"
-        )
+def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> list[int]:
+    """The rows of an array of a shape of which devices of this process hold a part, ascending.
 
-
-def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> range:
-    """The rows of an array of a shape of which devices of this process hold a part."""
+    They need not be neighbours: on a torus of chips, a machine's chips are not those that follow
+    each other in the mesh.
+    """
     indices = sharding.addressable_devices_indices_map(shape).values()
-    parts = [index[0].indices(shape[0]) for index in indices if index is not None]
-    return range(min(start for start, *_ in parts), max(stop for _, stop, _ in parts))
+    parts = [range(shape[0])[index[0]] for index in indices if index is not None]
+    return sorted(set().union(*parts))
 
 
 def put(tree: Any, shardings: Any, num_rows: int) -> Any:
@@ -142,11 +137,12 @@ def put(tree: Any, shardings: Any, num_rows: int) -> Any:
 
     def global_array(part: np.ndarray, sharding: NamedSharding) -> jax.Array:
         shape = (num_rows, *part.shape[1:])
-        first = local_rows(sharding, shape).start
+        rows = local_rows(sharding, shape)
 
         def piece(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(num_rows)
-            return part[(slice(start - first, stop - first), *index[1:])]
+            first, end = np.searchsorted(rows, (start, stop))
+            return part[(slice(first, end), *index[1:])]
 
         return jax.make_array_from_callback(shape, sharding, piece)
 

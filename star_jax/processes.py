@@ -5,7 +5,9 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -63,12 +65,15 @@ def start(
             f"{coordinator}, {num_processes} and {process_id}"
         )
     if not any(given) and not _in_a_known_cluster():
+        _require_devices()
         return
     if process_id is not None and num_processes is not None and coordinator is not None:
         if not 0 <= process_id < num_processes:
             raise ValueError(f"--process_id={process_id} of --num_processes={num_processes}")
         if not coordinator.rpartition(":")[2].isdecimal():
             raise ValueError(f"--coordinator={coordinator} must be host:port")
+        if process_id:
+            _wait_for_coordinator(coordinator, timeout_seconds)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -83,6 +88,31 @@ def start(
             f"the processes did not find each other within {timeout_seconds} s (coordinator "
             f"{coordinator}): {' '.join(str(error).split())[:200]}"
         ) from error
+    _require_devices()
+
+
+def _wait_for_coordinator(address: str, timeout_seconds: float) -> None:
+    """Waits until the coordinator listens; JAX would end the process without an exception."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConnectionError(
+                    f"nobody answered at --coordinator={address} within {timeout_seconds} s "
+                    f"({error}); start process 0 there, or give its address"
+                ) from error
+        time.sleep(0.5)
+
+
+def _require_devices() -> None:
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise OSError(f"JAX finds no device: {error}; see the variable JAX_PLATFORMS") from error
 
 
 def _number_from_environment(name: str) -> int | None:
@@ -115,6 +145,22 @@ def check_same(what: str, text: str) -> None:
         )
 
 
+def all_agree(fact: bool) -> bool:
+    """Whether something holds on all processes; all of them must ask."""
+    if jax.process_count() == 1:
+        return fact
+    return bool(multihost_utils.process_allgather(np.array(fact)).all())
+
+
+def of_the_first(content: bytes) -> bytes:
+    """What process 0 gives, on all processes."""
+    if jax.process_count() == 1:
+        return content
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.frombuffer(content.ljust(size, b"\0")[:size], np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8))
+
+
 def wait_for_all(event: str) -> None:
     """Waits until all processes are there.
 
@@ -131,7 +177,7 @@ def watch_for_preemption() -> Iterator[Callable[[int], bool]]:
 
     With several processes it says so on all of them at the same step, whichever got the signal.
     """
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized():  # JAX has caught the signal since then
         yield multihost_utils.reached_preemption_sync_point
         return
     told = threading.Event()

@@ -7,7 +7,7 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from etils import epath
 
 from data_pipelines import remote
 from data_pipelines.files import hold, write_json
+from star_jax import processes
 
 log = logging.getLogger(__name__)
 
@@ -47,21 +48,48 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     with remote.naming_failures(workdir):
         known = path.exists()
     if known:
-        before = flatten(read_json(path))
-        now = flatten(as_json(config))
-        differences = [
-            f"{key} was {before.get(key, 'absent')}, now {now.get(key, 'absent')}"
-            for key in sorted(set(before) | set(now))
-            if before.get(key) != now.get(key) and not key.startswith(FREE_KEYS)
-        ]
-        if differences:
-            raise ValueError(
-                f"{workdir} belongs to another config: {'; '.join(differences)}. Use another "
-                "--workdir, or the config it was begun with"
-            )
+        require_same(workdir, read_json(path), config)
     if jax.process_index() == 0:
         write_json(path, as_json(config))
         write_json(workdir / "run.json", environment())
+    require_shared(workdir / "run.json")
+
+
+def require_same(
+    where: epath.Path, before: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> None:
+    """Raises a ValueError that names the keys, if a config was another one before."""
+    old, new = flatten(before), flatten(as_json(config))
+    differences = [
+        f"{key} was {old.get(key, 'absent')}, now {new.get(key, 'absent')}"
+        for key in sorted(set(old) | set(new))
+        if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
+    ]
+    if differences:
+        raise ValueError(
+            f"{where} belongs to another config: {'; '.join(differences)}. Use another "
+            "--workdir, or the config it was begun with"
+        )
+
+
+def require_shared(path: epath.Path, seconds: float = 60) -> None:
+    """Raises a ValueError if some process does not see what process 0 has written to a file.
+
+    Network file systems show it late; `seconds` is how long that may take.
+    """
+    if jax.process_count() == 1:
+        return
+    written = processes.of_the_first(path.read_bytes() if jax.process_index() == 0 else b"")
+    deadline = time.monotonic() + seconds
+    while not (seen := path.exists() and path.read_bytes() == written):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    if not processes.all_agree(seen):
+        raise ValueError(
+            f"{path.parent}: not all processes see the same folder here; give a --workdir that "
+            "they share, or an address such as gs://bucket/star"
+        )
 
 
 @contextlib.contextmanager
@@ -119,9 +147,14 @@ def git_revision() -> str:
 
 def write_report(workdir: epath.Path, report: dict[str, Any]) -> epath.Path:
     """Writes an evaluation to `<workdir>/eval/<step>.json` and returns the path."""
-    path = workdir / "eval" / f"{report['step']}.json"
+    path = report_path(workdir, report["step"])
     write_json(path, report)
     return path
+
+
+def report_path(workdir: epath.Path, step: int) -> epath.Path:
+    """Where the evaluation of a step is written."""
+    return workdir / "eval" / f"{step}.json"
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -129,7 +162,7 @@ def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, its keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -149,4 +182,6 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: no JSON object ({error}); remove it to begin anew") from error
+        raise ValueError(
+            f"{path}: no JSON object ({error}); remove it, or use another --workdir"
+        ) from error

@@ -12,13 +12,13 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from data_pipelines.loader import train_batches
+from data_pipelines.loader import CLIPS, train_batches
 from data_pipelines.records import open_index
 from data_pipelines.remote import absolute, is_remote, locate
 from data_pipelines.sampling import steps_per_epoch
 from star_jax import checkpoint, processes, run_files
 from star_jax.evaluation.embed import evaluate_test_split
-from star_jax.evaluation.protocols import format_table
+from star_jax.evaluation.protocols import PROTOCOLS, format_table
 from star_jax.metrics import MetricsWriter, Progress
 from star_jax.models import build_model
 from star_jax.parallel import batch_shardings, local_rows, make_mesh, put
@@ -54,6 +54,7 @@ def train(
     workdir = locate(workdir)
     started = time.monotonic() if started is None else started
     processes.check_same("the config", config.to_json(sort_keys=True))
+    check_numbers(config)
     mesh = make_mesh(config)
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
     shardings = batch_shardings(mesh)
@@ -78,6 +79,8 @@ def train(
             if config.init.backbone:
                 state = with_backbone(state, config)
         else:
+            kept_config = checkpoint.restore_config(manager, int(state.step)).to_dict()
+            run_files.require_same(manager.directory, kept_config, config)
             log.info("continuing from step %d of %d", state.step, num_steps)
         start = int(state.step)
         train_step = make_train_step(config, model, epoch, mesh)
@@ -94,12 +97,17 @@ def train(
             rows=local_rows(shardings["labels"], (pairs,)),
             num_threads=config.data.num_threads,
         )
+        evaluated_every = config.eval.every_epochs * epoch
         step_log = StepLog(config, frames_per_step=2 * pairs * config.data.clip_length)
         with (
             MetricsWriter(workdir, enabled=jax.process_index() == 0, resume_step=start) as writer,
             Progress(num_steps, start, "training") as progress,
             processes.watch_for_preemption() as preempted,
         ):
+            if start and evaluated_every and start % evaluated_every == 0:
+                report = run_files.report_path(workdir, start)
+                if processes.all_agree(not report.exists()):  # the run was stopped before it
+                    evaluate(config, model, state, mesh, workdir, writer)
             for step, batch in enumerate(batches, start=start + 1):
                 on_devices = put(batch, shardings, pairs)
                 if step == start + 1:
@@ -114,13 +122,9 @@ def train(
                     tell_start(workdir, time.monotonic() - started, compiled_before)
                 stop_now = preempted(step) and step < num_steps
                 save_now = step % config.checkpoint.every_steps == 0 or step == num_steps
-                evaluate_now = config.eval.every_epochs and (
-                    step % (config.eval.every_epochs * epoch) == 0
-                )
+                evaluate_now = evaluated_every and step % evaluated_every == 0
                 if save_now or stop_now or evaluate_now:
                     step_log.flush(writer, progress)  # what is not finite is not saved
-                if evaluate_now and not stop_now:
-                    evaluate(config, model, state, mesh, workdir, writer)
                 if save_now or stop_now:
                     writer.upload()
                     checkpoint.save(manager, state, config.to_dict())
@@ -128,6 +132,8 @@ def train(
                     checkpoint.finish(manager)
                     log.info("told to stop: step %d is saved; the same command continues", step)
                     raise processes.Preempted
+                if evaluate_now:
+                    evaluate(config, model, state, mesh, workdir, writer)
             step_log.flush(writer, progress)
         checkpoint.finish(manager)
     return state
@@ -151,6 +157,26 @@ def tell_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> No
         run_files.add_to_record(
             workdir, seconds_to_first_step=round(seconds, 1), compilation_cache=compiled_before
         )
+
+
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for what would end a run only after hours, or in a puzzle."""
+    for key, least in {
+        "seed": 0,
+        "optim.epochs": 1,
+        "log_every_steps": 1,
+        "checkpoint.every_steps": 1,
+        "eval.every_epochs": 0,
+        "eval.batch_size": 1,
+    }.items():
+        value = run_files.flatten(config.to_dict())[key]
+        if value < least:
+            raise ValueError(f"config.{key} is {value}: give {least} or more")
+    for key, allowed in {"protocol": PROTOCOLS, "clips": CLIPS}.items():
+        if config.eval[key] not in allowed:
+            raise ValueError(
+                f"config.eval.{key} is {config.eval[key]!r}: use {' or '.join(map(repr, allowed))}"
+            )
 
 
 def check_identities(config: ml_collections.ConfigDict, labels: np.ndarray) -> None:
@@ -223,8 +249,6 @@ def evaluate(
     """Evaluates the state, and writes and logs the scores."""
     step = int(state.step)
     report = evaluate_test_split(config, model, state.variables, mesh, step)
-    if jax.process_index() == 0:
-        run_files.write_report(workdir, report)
     writer.write(
         step,
         {
@@ -233,4 +257,7 @@ def evaluate(
             for name in ("rank1", "map")
         },
     )
+    writer.upload()
+    if jax.process_index() == 0:
+        run_files.write_report(workdir, report)  # last, for it says that the evaluation is done
     log.info("step %d\n%s", step, format_table(report))

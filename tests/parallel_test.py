@@ -195,4 +195,25 @@ def test_rows_are_put_where_they_belong():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(on_devices), given)
     for shard in on_devices["visible"]["frames"].addressable_shards:
         assert shard.data.shape == (1, 1, 64, 48, 3)  # one frame of one pair
-    assert parallel.local_rows(shardings["labels"], (4,)) == range(4)
+    assert parallel.local_rows(shardings["labels"], (4,)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("order", [(0, 4, 1, 5, 2, 6, 3, 7), (7, 0, 6, 1, 5, 2, 4, 3)])
+def test_a_process_whose_devices_are_no_neighbours_loads_its_rows_only(order):
+    devices = [jax.devices()[i] for i in order]
+    shardings = parallel.batch_shardings(parallel.make_mesh(config(), devices))
+    given = batch(8, 2)
+
+    class OfTheFirstHalf:
+        """A sharding as one process of two sees it."""
+
+        def addressable_devices_indices_map(self, shape):
+            indices = shardings["labels"].addressable_devices_indices_map(shape)
+            return {device: indices[device] for device in jax.devices()[:4]}
+
+    rows = parallel.local_rows(OfTheFirstHalf(), (8,))
+    assert rows == sorted(order.index(i) for i in range(4))
+    # All devices are this process' own here, so all rows are put; each finds its place.
+    on_devices = parallel.put(given, shardings, 8)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(on_devices), given)
+    np.testing.assert_array_equal(parallel.local_part(on_devices["labels"]), given["labels"])

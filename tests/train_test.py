@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 import tiny
 
 from star_jax import checkpoint, parallel, train
-from star_jax.evaluation.embed import evaluate_checkpoint
+from star_jax.evaluation.embed import embed_split, evaluate_checkpoint, restore_network
 from star_jax.models import build_model
 from star_jax.steps import abstract_state
 
@@ -147,6 +149,63 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(d
         train.train(config, tmp_path)
     assert all(np.isfinite(row["loss/total"]) for row in rows(tmp_path))
     assert not saved_steps(tmp_path)
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(dataset, tmp_path, monkeypatch):
+    def settled(config):
+        config.eval.every_epochs = 3
+        return config
+
+    def kill(*_):
+        raise Killed
+
+    monkeypatch.setattr(train, "evaluate", kill)
+    with pytest.raises(Killed):
+        train.train(settled(tiny.config(dataset)), tmp_path)
+    assert saved_steps(tmp_path) == [3] and not (tmp_path / "eval").exists()
+    monkeypatch.undo()
+    train.train(settled(tiny.config(dataset)), tmp_path)
+    evaluations = sorted(int(path.stem) for path in (tmp_path / "eval").iterdir())
+    assert evaluations == [3, 6, 9, 12]
+    assert [row["step"] for row in rows(tmp_path) if "i2v/map" in row] == evaluations
+    assert len(rows(tmp_path)) == 12 + 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", -1, "config.seed is -1: give 0 or more"),
+        ("optim.epochs", 0, "config.optim.epochs is 0"),
+        ("log_every_steps", 0, "config.log_every_steps is 0"),
+        ("checkpoint.every_steps", 0, "config.checkpoint.every_steps is 0"),
+        ("eval.protocol", "mars", "config.eval.protocol is 'mars': use 'hitsz_vcm/v1' or"),
+        ("eval.clips", "all", "config.eval.clips is 'all': use 'first' or 'dense'"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_at_once(dataset, tmp_path, key, value, message):
+    config = tiny.config(dataset)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_config_json_the_checkpoints_tell_whose_workdir_it_is(whole_run, dataset, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run, workdir)
+    (workdir / "config.json").unlink()
+    config = tiny.config(dataset)
+    config.data.identities_per_batch = 2
+    with pytest.raises(ValueError, match=r"checkpoints belongs to another config: data\.ident"):
+        train.train(config, workdir)
+    assert (workdir / "checkpoints" / "12").is_dir()
+
+
+def test_the_devices_need_not_divide_the_batch_of_an_evaluation(whole_run, dataset):
+    network = restore_network(whole_run, None)
+    expected = embed_split(*network[1:])
+    network.config.eval.batch_size = 3  # for 8 devices
+    np.testing.assert_allclose(embed_split(*network[1:]), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_workdir_of_another_config_is_refused(whole_run, dataset):

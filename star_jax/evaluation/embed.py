@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ from star_jax.evaluation.protocols import evaluate
 from star_jax.metrics import Progress
 from star_jax.models import Star, build_model
 from star_jax.parallel import (
-    check_rows,
     gather,
     local_part,
     local_rows,
@@ -51,7 +51,7 @@ def embed_split(
     Returns:
       float32[n, C], rows of length 1, in the order of `open_index(config.data.dir, split)`.
     """
-    check_rows(config.eval.batch_size, mesh, "config.eval.batch_size")
+    batch_size = math.ceil(config.eval.batch_size / mesh.size) * mesh.size  # the devices share it
     index = open_index(config.data.dir, split)
     if not len(index.modalities):
         raise ValueError(f"{config.data.dir}: split {split} holds no tracklet")
@@ -67,15 +67,15 @@ def embed_split(
                 positions=np.flatnonzero(index.modalities == number),
                 clip_length=config.data.clip_length,
                 frame_size=tuple(config.data.frame_size),
-                batch_size=config.eval.batch_size,
+                batch_size=batch_size,
                 split=split,
                 mode=config.eval.clips,
                 sampling=config.data.sampling,
-                rows=local_rows(rows, (config.eval.batch_size,)),
+                rows=local_rows(rows, (batch_size,)),
                 num_threads=config.data.num_threads,
             )
             for batch in clips:
-                inputs = put((batch["frames"], batch["keypoints"]), rows, config.eval.batch_size)
+                inputs = put((batch["frames"], batch["keypoints"]), rows, batch_size)
                 embeddings.append(local_part(embed(variables, *inputs)))
                 positions.append(batch["position"])
                 found = np.unique(batch["position"][batch["position"] >= 0])
