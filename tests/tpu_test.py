@@ -36,7 +36,9 @@ def script(name, *arguments, **changes):
     environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     environment |= {key: value for key, value in {**VARIABLES, **changes}.items() if value}
     command = ["bash", str(TPU / name), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
 
 
 def printed(name, *arguments, **changes):
@@ -91,6 +93,10 @@ def test_install_sends_the_last_commit_and_installs_on_all_workers():
     assert remove == ["rm", output]
     assert install[:-1] == [*TPUS, "tpu-vm", "ssh", "star", *PLACE, "--worker=all"]
     assert '--editable ".[tpu]"' in install[-1]
+    # What trains is stopped before the environment goes.
+    lines = install[-1].splitlines()
+    assert lines[1].endswith("sudo systemctl stop star_jax")
+    assert min(i for i, line in enumerate(lines) if "tar " in line or "venv" in line) > 1
 
 
 def test_install_fills_in_the_service(tmp_path):
@@ -135,6 +141,18 @@ def test_train_passes_arguments_through_two_shells(tmp_path):
     ]
 
 
+def test_run_shows_another_command_on_all_workers(tmp_path):
+    (command,) = printed("vm.sh", "run", "launch/eval.py", *ODD)
+    assert command[:-1] == [*TPUS, "tpu-vm", "ssh", "star", *PLACE, "--worker=all"]
+    python = tmp_path / "star_jax/.venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\0" "$PWD" "$@"\n')
+    python.chmod(0o755)
+    remote = ["bash", "-c", command[-1].removeprefix("--command=")]
+    result = subprocess.run(remote, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.split("\0")[:-1] == [str(tmp_path / "star_jax"), "launch/eval.py", *ODD]
+
+
 def test_logs_stop_and_delete():
     ssh = [*TPUS, "tpu-vm", "ssh", "star", *PLACE]
     follow = "--command=journalctl --unit=star_jax --output=cat --lines=100 --follow"
@@ -159,43 +177,96 @@ def test_without_dry_run_the_commands_are_run(tmp_path):
     assert ["gcloud", *got] == printed("vm.sh", "stop")[0]
 
 
-# A Google that grants chips at the second look, takes them back once, and then lets training end.
+# A Google that grants chips at once, or from its queue at the second look. Its worker answers the
+# looks at the training, once that was begun, by the words of ANSWERS.
 GCLOUD = r"""#!/bin/bash
 cd "$(dirname "$0")"
 command="$*"
-[[ "${command}" == *describe* ]] || printf '%s\n' "${command%% --*}" >> log
+none() { echo "ERROR: (gcloud) NOT_FOUND: Resource 'nodes/star' was not found." >&2; exit 1; }
+case "${command}" in
+  *describe*)
+    echo >> asked
+    if [[ "$(wc -l < asked)" == "${UNREACHABLE:-}" ]]; then
+      echo "ERROR: (gcloud) connection timed out" >&2
+      exit 1
+    fi ;;
+  *is-active*) echo look >> log ;;
+  *) printf '%s\n' "${command%% --*}" >> log ;;
+esac
 case "${command}" in
   *queued-resources\ create*) echo WAITING_FOR_RESOURCES > queue ;;
-  *queued-resources\ delete*) rm -f queue node ;;
-  *queued-resources\ describe*) cat queue 2>/dev/null || exit 1; echo READY > node ;;
-  *tpu-vm\ describe*) cat node 2>/dev/null || exit 1; exit ;;
+  *queued-resources\ describe*) cat queue 2>/dev/null || none; echo READY > node ;;
+  *tpu-vm\ create*) echo READY > node ;;
+  *tpu-vm\ describe*) cat node 2>/dev/null || none ;;
+  *delete*) rm -f queue node service ;;
+  *systemctl\ restart*)
+    echo >> service
+    [[ "$(wc -l < service)" != "${UNTRAINED:-}" ]] || exit 255 ;;
   *is-active*)
+    [[ -e service ]] || { echo inactive; exit 3; }
     echo >> looks
-    case "$(wc -l < looks)" in
-      1) echo active ;;
-      2) eval "${LOSE}"; exit 255 ;;
-      *) echo inactive; exit 3 ;;
-    esac ;;
+    answers=(${ANSWERS})
+    answer="${answers[$(wc -l < looks) - 1]}"
+    [[ "${answer}" != lost ]] || { eval "${LOSE:-}"; exit 255; }
+    echo "${answer}"
+    [[ "${answer}" == active ]] ;;
 esac
 """
 
 
-@pytest.mark.parametrize("lose", ["echo PREEMPTED > node", "rm queue node"])
-def test_keep_begins_again_until_training_is_done(tmp_path, lose):
-    gcloud = tmp_path / "gcloud"
+def keep(folder, *flags, **changes):
+    """The lines that `keep` prints, and what it did: a verb of gcloud, or `look`, a line."""
+    gcloud = folder / "gcloud"
     gcloud.write_text(GCLOUD)
     gcloud.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    options = {"PATH": path, "POLL_SECONDS": "0.01", "LOSE": lose}
-    result = script("vm.sh", "--queued", "--spot", "keep", *ODD, **options)
+    options = {"PATH": f"{folder}:{os.environ['PATH']}", "POLL_SECONDS": "0.01", **changes}
+    result = script("vm.sh", *flags, "keep", *ODD, **options)
     assert result.returncode == 0, result.stderr
+    assert ("timed out" in result.stderr) == ("UNREACHABLE" in changes)
+    log = (folder / "log").read_text().replace("compute tpus ", "")
+    return result.stdout.splitlines(), re.sub("(scp) .*", r"\1", log).splitlines()
+
+
+SSH = "tpu-vm ssh star"
+BEGIN = ["tpu-vm create star", "look", "tpu-vm scp", SSH, SSH]
+DONE = "training is done; "
+
+
+@pytest.mark.parametrize("lose", ["echo PREEMPTED > node", "rm queue node service"])
+def test_keep_begins_again_until_training_is_done(tmp_path, lose):
+    options = {"LOSE": lose, "ANSWERS": "active lost inactive"}
+    told, log = keep(tmp_path, "--queued", "--spot", **options)
     taken = lose.startswith("echo")  # what is gone altogether need not be deleted
-    told = ["the chips are "] * taken + ["training is do"]
-    assert [line[:14] for line in result.stdout.splitlines()] == told
-    queue, ssh = "compute tpus queued-resources", "compute tpus tpu-vm ssh star"
-    begin = [f"{queue} create star", "compute tpus tpu-vm scp", ssh, ssh]
-    log = [re.sub("(scp) .*", r"\1", line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert log == [*begin, ssh, ssh, *[f"{queue} delete star"] * taken, *begin, ssh]
+    assert [line[:18] for line in told] == ["the chips are gone"] * taken + [DONE]
+    queue = "queued-resources"
+    begin = [f"{queue} create star", *BEGIN[1:]]
+    assert log == [*begin, "look", "look", *[f"{queue} delete star"] * taken, *begin, "look"]
+
+
+@pytest.mark.parametrize(("flags", "time"), [([], 4), (["--queued"], 4), (["--queued"], 6)])
+def test_keep_does_nothing_where_google_does_not_answer(tmp_path, flags, time):
+    options = {"UNREACHABLE": str(time), "ANSWERS": "active active inactive"}
+    told, log = keep(tmp_path, *flags, **options)
+    assert [line[:18] for line in told] == [DONE]
+    create = "queued-resources create star" if flags else BEGIN[0]
+    assert log == [create, *BEGIN[1:], "look", "look", "look"]
+
+
+@pytest.mark.parametrize(
+    "answers", ["active inactive", "activating inactive", "lost active inactive"]
+)
+def test_keep_leaves_training_alone_that_runs(tmp_path, answers):
+    (tmp_path / "node").write_text("READY\n")
+    (tmp_path / "service").write_text("\n")
+    told, log = keep(tmp_path, ANSWERS=answers)
+    assert [line[:18] for line in told] == ["training runs alre", DONE]
+    assert log == ["look"] * len(answers.split())
+
+
+def test_keep_begins_again_where_only_some_workers_were_reached(tmp_path):
+    """One of them trains, which is no reason to leave it alone."""
+    _, log = keep(tmp_path, UNTRAINED="1", ANSWERS="active inactive")
+    assert log == [*BEGIN, *BEGIN[1:], "look"]
 
 
 def test_keep_dry_run_shows_one_round():
@@ -208,6 +279,30 @@ def test_keep_dry_run_shows_one_round():
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *(("vm.sh", [verb, "--dry-run"]) for verb in ("create", "install", "stop", "delete")),
+        *(("vm.sh", [verb, *ODD, "--dry-run"]) for verb in ("train", "keep", "run")),
+        *(("vm.sh", ["train", *ODD, flag]) for flag in ("--spot", "--queued", "--help")),
+        ("vm.sh", ["keep", "--dry_run=true", *ODD]),
+        ("vm.sh", ["logs", "--dry-run"]),
+        ("vm.sh", ["logs", "3", "--dry-run"]),
+        *(("gke.sh", [verb, "--dry-run"]) for verb in ("build", "logs", "delete")),
+        *(("gke.sh", ["submit", *ODD, flag]) for flag in ("--dry-run", "--spot")),
+    ],
+)
+def test_flags_of_the_scripts_do_not_stand_behind_the_verb(tmp_path, name, arguments):
+    for tool in ("gcloud", "kubectl", "docker", "git"):
+        (tmp_path / tool).write_text(f"#!/bin/sh\necho >> {tmp_path}/called\n")
+        (tmp_path / tool).chmod(0o755)
+    result = script(name, *arguments, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert not (tmp_path / "called").exists()
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: --")
+    assert f"before the verb: {TPU / name} --" in result.stderr
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "changes", "message"),
     [
         ("vm.sh", ["keep"], {}, "--workdir"),
@@ -217,6 +312,9 @@ def test_keep_dry_run_shows_one_round():
         ("vm.sh", ["train"], {}, "--workdir"),
         ("vm.sh", ["explode"], {}, "explode"),
         ("vm.sh", ["stop", "now"], {}, "now"),
+        ("vm.sh", ["logs", "all"], {}, "all"),
+        ("vm.sh", ["logs", "0", "1"], {}, "0 1"),
+        ("vm.sh", ["run"], {}, "launch/eval.py"),
         ("vm.sh", [], {}, "name a command"),
         ("gke.sh", ["submit", "--config=a"], {"IMAGE": ""}, "IMAGE"),
         ("gke.sh", ["submit", "--config=a"], {"TOPOLOGY": "v5e-16"}, "TOPOLOGY=v5e-16"),
@@ -244,12 +342,30 @@ def manifest(*arguments, **changes):
 
 
 @pytest.mark.parametrize(
+    "topology",
+    [
+        *("v5e:3x3", "v5e:2x2x2", "v5e:08x08", "v5e:1x4", "v5e:4x2", "v5e:16x32", "v6e:2x8"),
+        *("v4:4x4", "v5p:2x4", "v4:2x2x3", "v4:4x4x2", "v5p:4x4x6", "v4:8x4x4", "v4:04x04x04"),
+        *("v4:4x4x", "v5p:4x4x8x4", "v5p:2x2x0", "v4:", "v4", "v5e:$(id)", "v4:4x4x9999"),
+    ],
+)
+def test_topologies_that_gke_does_not_have(topology):
+    result = script("gke.sh", "--dry-run", "submit", *ODD, TOPOLOGY=topology)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith(f"error: TOPOLOGY={topology}: ")
+    assert result.stderr.count("\n") == 1 and "x" in result.stderr.rpartition(":")[2]
+
+
+@pytest.mark.parametrize(
     ("topology", "accelerator", "hosts", "chips"),
     [
         ("v5e:16x16", "tpu-v5-lite-podslice", 64, 4),
         ("v5e:2x4", "tpu-v5-lite-podslice", 1, 8),
         ("v6e:4x4", "tpu-v6e-slice", 4, 4),
+        ("v6e:2x2", "tpu-v6e-slice", 1, 4),
+        ("v4:2x2x1", "tpu-v4-podslice", 1, 4),
         ("v4:2x2x2", "tpu-v4-podslice", 2, 4),
+        ("v4:12x16x16", "tpu-v4-podslice", 768, 4),
         ("v5p:4x4x8", "tpu-v5p-slice", 32, 4),
     ],
 )
@@ -271,9 +387,38 @@ def test_manifest(topology, accelerator, hosts, chips):
     assert spec["failurePolicy"]["maxRestarts"] > 0
 
 
+def pod_of_manifest(*arguments):
+    job = manifest(*arguments)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    return job["template"]["spec"]
+
+
 def test_manifest_on_spot_nodes():
-    job = manifest("--spot", "submit", *ODD)["spec"]["replicatedJobs"][0]["template"]["spec"]
-    assert job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    pod = pod_of_manifest("--spot", "submit", *ODD)
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+
+
+def test_the_copy_of_the_dataset_outlives_the_pods():
+    """Where the copy goes by the environment, the node's own disk is mounted."""
+    pod = pod_of_manifest("submit", *ODD)
+    (container,), (volume,) = pod["containers"], pod["volumes"]
+    (mount,) = container["volumeMounts"]
+    (variable,) = container["env"]
+    assert variable["name"] == "XDG_CACHE_HOME"
+    assert mount == {"name": volume["name"], "mountPath": f"{variable['value']}/star_jax"}
+    assert volume["hostPath"] == {"path": "/var/cache/star_jax", "type": "DirectoryOrCreate"}
+
+
+def test_sigterm_reaches_training():
+    """It is no child of a shell, nor process 1, which ignores signals that it does not handle."""
+    pod = pod_of_manifest("submit", *ODD)
+    assert pod["containers"][0]["command"][0] == "python"
+    assert pod["shareProcessNamespace"] is True
+
+
+def test_the_manifest_names_no_port_of_jax():
+    """JAX chooses its coordinator's, and between pods all ports are open."""
+    (container,) = pod_of_manifest("submit", *ODD)["containers"]
+    assert [port["containerPort"] for port in container["ports"]] == [8471]
 
 
 def test_gke_commands():

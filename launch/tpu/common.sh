@@ -16,8 +16,20 @@ need() {
   done
 }
 
+# Stops if a flag of the script stands behind its verb, where it would be lost or go to training.
+no_own_flags() {
+  local verb="$1" word flag
+  shift
+  for word in "$@"; do
+    if [[ "${word//_/-}" =~ ^--?(dry-run|queued|spot|help)(=|$) ]]; then
+      flag="--${BASH_REMATCH[1]}"
+      die "${word}: flags of the script stand before the verb: $0 ${flag} ${verb} ..."
+    fi
+  done
+}
+
 # Runs a command, or with --dry-run only prints it, quoted so that it could be pasted.
-run() {
+execute() {
   if [[ -n "${dry_run}" ]]; then
     printf '%q ' "$@"
     printf '\n'

@@ -7,10 +7,11 @@
 #   launch/tpu/gke.sh logs
 #   launch/tpu/gke.sh delete   # saves the state; submit with the same arguments continues
 #
-# --dry-run: print the commands and the manifest, run none. --spot (submit): take spot nodes. kubectl
-# must point to the cluster (gcloud container clusters get-credentials), which needs the JobSet
-# controller and a node pool of TOPOLOGY; XPK makes clusters that have both. SERVICE_ACCOUNT names
-# the Kubernetes service account that may use the bucket; "default" if not set.
+# Before the verb: --dry-run: print the commands and the manifest, run none; --spot (submit): take
+# spot nodes. kubectl must point to the cluster (gcloud container clusters get-credentials), which
+# needs the JobSet controller and a node pool of TOPOLOGY; XPK makes clusters that have both. On
+# Autopilot clusters pods must not write to a node's disk: there take hostPath out of jobset.yaml.
+# SERVICE_ACCOUNT names the Kubernetes service account that may use the bucket; "default" if not set.
 set -euo pipefail
 
 here="$(dirname "${BASH_SOURCE[0]}")"
@@ -29,14 +30,15 @@ main() {
     shift
   done
   [[ -n "${command}" ]] || die "name a command: build, submit, logs or delete"
+  no_own_flags "${command}" "$@"
   [[ "${command}" == submit || $# == 0 ]] || die "unexpected argument: $1"
   "${command}" "$@"
 }
 
 build() {
   need IMAGE
-  run docker build --file "${here}/Dockerfile" --tag "${IMAGE}" "${here}/../.."
-  run docker push "${IMAGE}"
+  execute docker build --file "${here}/Dockerfile" --tag "${IMAGE}" "${here}/../.."
+  execute docker push "${IMAGE}"
 }
 
 submit() {
@@ -47,26 +49,26 @@ submit() {
   if [[ -n "${dry_run}" ]]; then
     printf '%s\n' "${manifest}"
   fi
-  run kubectl apply --filename=- <<<"${manifest}"
+  execute kubectl apply --filename=- <<<"${manifest}"
 }
 
 # Writes the manifest: the template with what is between @ and @ filled in.
 fill() {
-  local accelerator chips_a_host hosts text
+  local accelerator shapes chips_a_host hosts text
   local generation="${TOPOLOGY%%:*}" shape="${TOPOLOGY#*:}"
-  [[ "${TOPOLOGY}" =~ ^[a-z0-9]+:[0-9]+(x[0-9]+)+$ ]] ||
-    die "TOPOLOGY=${TOPOLOGY}: write generation and chips in each dimension, such as v5e:16x16"
-  case "${generation}" in
-    v4) accelerator=tpu-v4-podslice ;;
-    v5e) accelerator=tpu-v5-lite-podslice ;;
-    v5p) accelerator=tpu-v5p-slice ;;
-    v6e) accelerator=tpu-v6e-slice ;;
-    *) die "TOPOLOGY=${TOPOLOGY}: the generation must be v4, v5e, v5p or v6e" ;;
+  local flat="2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16"
+  local solid="2x2x1, 2x2x2, 2x2x4, 2x4x4 or, in rising order, multiples of 4 such as 4x4x8"
+  case "${TOPOLOGY}" in
+    v4:*) accelerator=tpu-v4-podslice shapes="${solid}" ;;
+    v5e:*) accelerator=tpu-v5-lite-podslice shapes="${flat}" ;;
+    v5p:*) accelerator=tpu-v5p-slice shapes="${solid}" ;;
+    v6e:*) accelerator=tpu-v6e-slice shapes="${flat}" ;;
+    *) die "TOPOLOGY=${TOPOLOGY}: write v4, v5e, v5p or v6e and the chips, such as v5e:16x16" ;;
   esac
+  exists "${generation}" "${shape}" || die "TOPOLOGY=${TOPOLOGY}: ${generation} takes ${shapes}"
   chips_a_host=4
   [[ "${shape}" != 2x4 ]] || chips_a_host=8 # machines of type ct5lp-hightpu-8t or ct6e-standard-8t
   hosts=$((${shape//x/*} / chips_a_host))
-  ((hosts)) || die "TOPOLOGY=${TOPOLOGY}: less than the ${chips_a_host} chips of a machine"
   [[ "${NAME}" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
     die "NAME=${NAME}: use up to 40 small letters, digits and -"
   text="$(<"${here}/jobset.yaml")"
@@ -82,6 +84,21 @@ fill() {
   printf '%s' "${text}"
 }
 
+# Whether a generation has slices of a shape of at least 4 chips. Sources: cloud.google.com/tpu/docs,
+# the pages v5e and v6e, and "TPU types and topologies" for the others.
+exists() {
+  local side="[1-9][0-9]{0,2}" a b c
+  case "$1" in
+    v5e | v6e) [[ "$2" =~ ^(2x2|2x4|4x4|4x8|8x8|8x16|16x16)$ ]] ;;
+    *)
+      [[ "$2" =~ ^(2x2x[124]|2x4x4)$ ]] && return
+      [[ "$2" =~ ^${side}x${side}x${side}$ ]] || return
+      IFS=x read -r a b c <<<"$2"
+      ((a % 4 == 0 && b % 4 == 0 && c % 4 == 0 && a <= b && b <= c))
+      ;;
+  esac
+}
+
 # Arguments as JSON strings, which are YAML, too.
 json() {
   python3 -c 'import json, sys; print(json.dumps(sys.argv[1:])[1:-1])' "$@"
@@ -90,12 +107,12 @@ json() {
 logs() {
   need NAME
   local worker="jobset.sigs.k8s.io/jobset-name=${NAME},batch.kubernetes.io/job-completion-index=0"
-  run kubectl logs --selector="${worker}" --tail=100 --follow
+  execute kubectl logs --selector="${worker}" --tail=100 --follow
 }
 
 delete() {
   need NAME
-  run kubectl delete jobset "${NAME}"
+  execute kubectl delete jobset "${NAME}"
 }
 
 main "$@"

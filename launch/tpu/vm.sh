@@ -7,17 +7,21 @@
 #   launch/tpu/vm.sh train --config=configs/star_hitsz_vcm.py --workdir=gs://bucket/star
 #   launch/tpu/vm.sh logs      # of worker 0; logs 3: of worker 3; Ctrl-C ends the logs only
 #   launch/tpu/vm.sh stop      # saves the state; train with the same arguments continues
+#   launch/tpu/vm.sh run launch/eval.py --workdir=gs://bucket/star    # while nothing trains
 #   launch/tpu/vm.sh --queued delete
 #
 # Or all of it, again and again until the training is done, whenever Google takes spot chips back:
 #
 #   launch/tpu/vm.sh --queued --spot keep --config=configs/star_hitsz_vcm.py --workdir=gs://bucket/star
 #
-# --queued (create, delete): wait in Google's queue for free chips. --spot (create): cheaper, but
-# Google may take them back. --dry-run: print the commands, run none. TYPE is Google's name, which
-# counts cores for v4 and v5p (v4-16 and v5p-16 have 8 chips) and chips for v5e and v6e
-# (v5litepod-8, v6e-8). `install` sends the last commit to all workers. On each of them training is
-# a service of systemd: it starts again after a crash or a reboot, and continues.
+# Before the verb: --queued (create, delete): wait in Google's queue for free chips; --spot (create):
+# cheaper, but Google may take them back; --dry-run: print the commands, run none. TYPE is Google's
+# name, which counts cores for v4 and v5p (v4-16 and v5p-16 have 8 chips) and chips for v5e and v6e
+# (v5litepod-8, v6e-8). `install` sends the last commit to all workers, and stops what trains there.
+# On each of them training is a service of systemd: it starts again after a crash or a reboot, and
+# continues. `keep` leaves training alone that runs already. `run` runs another Python file of the
+# repository on all workers and shows what it prints; where there are several, the file must connect
+# them (star_jax.processes.start).
 set -euo pipefail
 
 here="$(dirname "${BASH_SOURCE[0]}")"
@@ -25,19 +29,20 @@ here="$(dirname "${BASH_SOURCE[0]}")"
 source "${here}/common.sh"
 
 main() {
-  local queued="" spot="" command=""
+  local queued="" spot="" command="" verbs="create|install|train|run|logs|stop|delete|keep"
   while (($#)) && [[ -z "${command}" ]]; do
     case "$1" in
       --dry-run) dry_run=1 ;;
       --queued) queued=1 ;;
       --spot) spot=1 ;;
-      create | install | train | logs | stop | delete | keep) command="$1" ;;
-      *) die "$1: use [--dry-run] [--queued] [--spot] create|install|train|logs|stop|delete|keep" ;;
+      create | install | train | run | logs | stop | delete | keep) command="$1" ;;
+      *) die "$1: use [--dry-run] [--queued] [--spot] ${verbs}" ;;
     esac
     shift
   done
-  [[ -n "${command}" ]] || die "name a command: create, install, train, logs, stop, delete or keep"
-  [[ "${command}" =~ ^(train|logs|keep)$ || $# == 0 ]] || die "unexpected argument: $1"
+  [[ -n "${command}" ]] || die "name a command: ${verbs}"
+  no_own_flags "${command}" "$@"
+  [[ "${command}" =~ ^(train|run|logs|keep)$ || $# == 0 ]] || die "unexpected argument: $1"
   need PROJECT ZONE NAME
   place=(--project="${PROJECT}" --zone="${ZONE}")
   "${command}" "$@"
@@ -49,10 +54,10 @@ create() {
   image="$(runtime)"
   [[ -z "${spot}" ]] || options+=(--spot)
   if [[ -n "${queued}" ]]; then
-    run gcloud compute tpus queued-resources create "${NAME}" --node-id="${NAME}" \
+    execute gcloud compute tpus queued-resources create "${NAME}" --node-id="${NAME}" \
       "${options[@]}" --runtime-version="${image}"
   else
-    run gcloud compute tpus tpu-vm create "${NAME}" "${options[@]}" --version="${image}"
+    execute gcloud compute tpus tpu-vm create "${NAME}" "${options[@]}" --version="${image}"
   fi
 }
 
@@ -68,16 +73,18 @@ runtime() {
 }
 
 # The image's own Python is too old; uv brings one. Python 3.11 is what the programs of
-# docs/scaling.md were compiled with.
+# docs/scaling.md were compiled with. A program must not lose its environment while it runs: what
+# trains is stopped first, and saves its state.
 install() {
   local archive=star_jax.tar.gz
   [[ -n "${dry_run}" ]] || archive="$(mktemp --suffix=.tar.gz)"
-  run git -C "${here}/../.." archive --format=tar.gz --output="${archive}" HEAD
-  run gcloud compute tpus tpu-vm scp "${archive}" "${NAME}:star_jax.tar.gz" "${place[@]}" \
+  execute git -C "${here}/../.." archive --format=tar.gz --output="${archive}" HEAD
+  execute gcloud compute tpus tpu-vm scp "${archive}" "${NAME}:star_jax.tar.gz" "${place[@]}" \
     --worker=all
-  run rm "${archive}"
+  execute rm "${archive}"
   # shellcheck disable=SC2016  # the variables are those of the worker
   on_workers all 'set -e
+[ ! -e /etc/systemd/system/star_jax.service ] || sudo systemctl stop star_jax
 mkdir -p star_jax
 tar --extract --gzip --file star_jax.tar.gz --directory star_jax
 cd star_jax
@@ -97,7 +104,13 @@ train() {
 sudo systemctl enable --quiet star_jax && sudo systemctl restart star_jax"
 }
 
+run() {
+  (($#)) || die "run needs a file and its arguments, for instance launch/eval.py --workdir=..."
+  on_workers all "cd star_jax && exec .venv/bin/python $(quoted "$@")"
+}
+
 logs() {
+  [[ $# -le 1 && "${1:-0}" =~ ^[0-9]+$ ]] || die "logs takes the number of one worker, not: $*"
   on_workers "${1:-0}" "journalctl --unit=star_jax --output=cat --lines=100 --follow"
 }
 
@@ -107,13 +120,14 @@ stop() {
 
 delete() {
   if [[ -n "${queued}" ]]; then
-    run gcloud compute tpus queued-resources delete "${NAME}" "${place[@]}" --force --quiet
+    execute gcloud compute tpus queued-resources delete "${NAME}" "${place[@]}" --force --quiet
   else
-    run gcloud compute tpus tpu-vm delete "${NAME}" "${place[@]}" --quiet
+    execute gcloud compute tpus tpu-vm delete "${NAME}" "${place[@]}" --quiet
   fi
 }
 
-# Creates, installs and trains; looks once a minute, and begins again where the chips are gone.
+# Creates, installs and trains; looks once a minute, and begins again where the chips are gone. What
+# cannot be asked now is asked again the next time, and nothing is done until there is an answer.
 keep() {
   need_arguments "$@"
   need TYPE
@@ -129,15 +143,19 @@ keep() {
   while true; do
     case "$(state)" in
       READY)
-        if [[ -z "${begun}" ]]; then
-          # New workers may not take connections yet: then the next round tries again.
-          if "${this[@]}" install && "${this[@]}" train "$@"; then begun=1; fi
-        else
-          case "$(service || true)" in
-            inactive) echo "training is done; ${this[*]} delete gives the chips back" && return ;;
-            failed) die "training failed, again and again; see ${this[*]} logs" ;;
-          esac
-        fi
+        case "${begun}:$(service || true)" in
+          :active | :activating)
+            echo "training runs already; it goes on with the arguments that it has"
+            begun=wholly
+            ;;
+          :inactive | :failed | partly:*)
+            # Some workers may not take connections yet: then the next round tries again.
+            begun=partly
+            if "${this[@]}" install && "${this[@]}" train "$@"; then begun=wholly; fi
+            ;;
+          wholly:inactive) echo "training is done; ${this[*]} delete gives the chips back" && return ;;
+          wholly:failed) die "training failed, again and again; see ${this[*]} logs" ;;
+        esac
         ;;
       none)
         begun=""
@@ -153,12 +171,30 @@ keep() {
   done
 }
 
-# What Google says of the chips; `none` if they are not asked for.
+# What Google says of the chips; `none` if they are not asked for, `unknown` if it does not answer.
 state() {
-  local queue=(gcloud compute tpus queued-resources describe "${NAME}" "${place[@]}")
-  run gcloud compute tpus tpu-vm describe "${NAME}" "${place[@]}" --format="value(state)" 2>/dev/null ||
-    { [[ -n "${queued}" ]] && run "${queue[@]}" --format="value(state.state)" 2>/dev/null; } ||
+  local answer tpus=(gcloud compute tpus) star=(describe "${NAME}" "${place[@]}")
+  answer="$(ask "${tpus[@]}" tpu-vm "${star[@]}" --format="value(state)")"
+  if [[ "${answer}" == none && -n "${queued}" ]]; then
+    answer="$(ask "${tpus[@]}" queued-resources "${star[@]}" --format="value(state.state)")"
+  fi
+  printf '%s\n' "${answer}"
+}
+
+# Runs a command that describes something, and prints `none` where Google says that there is none.
+ask() {
+  local errors answer
+  errors="$(mktemp)"
+  if answer="$(execute "$@" 2>"${errors}")"; then
+    printf '%s\n' "${answer}"
+  elif grep --quiet --extended-regexp "NOT_FOUND|[Rr]esource .* was not found" "${errors}"; then
     echo none
+  else
+    cat "${errors}" >&2
+    echo "Google could not be asked; the next round asks again" >&2
+    echo unknown
+  fi
+  rm "${errors}"
 }
 
 # What systemd says of the training.
@@ -172,7 +208,7 @@ need_arguments() {
 
 # Runs lines of bash on one worker, by its number, or on all.
 on_workers() {
-  run gcloud compute tpus tpu-vm ssh "${NAME}" "${place[@]}" --worker="$1" --command="$2"
+  execute gcloud compute tpus tpu-vm ssh "${NAME}" "${place[@]}" --worker="$1" --command="$2"
 }
 
 main "$@"
