@@ -14,6 +14,7 @@ from data_pipelines import schema
 from data_pipelines.records import decode_clip, open_index, open_records
 from data_pipelines.sampling import BatchPlan, dense_clips, find_recipe, row_generator
 
+CLIPS = ("first", "dense")  # which clips of a tracklet are embedded
 MAX_THREADS = 16  # the default; each holds a batch, 48 MB at 384 frames of 288 x 144
 
 
@@ -36,7 +37,7 @@ def train_batches(
     start_step: int,
     num_steps: int,
     sampling: str = "hitsz_vcm",
-    rows: range | None = None,
+    rows: Sequence[int] | None = None,
     num_threads: int | None = None,
 ) -> Iterator[schema.TrainBatch]:
     """Yields the training batches of `num_steps` steps from `start_step` on.
@@ -53,7 +54,7 @@ def train_batches(
       start_step: number of the first batch.
       num_steps: how many batches.
       sampling: how tracklets and frames are drawn, a key of `sampling.RECIPES`.
-      rows: of the global batch, which are loaded here; all if None.
+      rows: of the global batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
     Raises:
@@ -91,7 +92,7 @@ def train_batches(
         return schema.TrainBatch(
             visible=load_clips(step, tracklets.visible, schema.VISIBLE),
             infrared=load_clips(step, tracklets.infrared, schema.INFRARED),
-            labels=tracklets.labels[rows.start : rows.stop],
+            labels=tracklets.labels[list(rows)],
         )
 
     plan(start_step)  # raises here, not in a thread, if the index cannot fill a batch
@@ -108,7 +109,7 @@ def test_clips(
     split: str = "test",
     mode: Literal["first", "dense"] = "first",
     sampling: str = "hitsz_vcm",
-    rows: range | None = None,
+    rows: Sequence[int] | None = None,
     num_threads: int | None = None,
 ) -> Iterator[TestBatch]:
     """Yields clips of tracklets to embed, in the order of `positions`, in batches of one size.
@@ -123,7 +124,7 @@ def test_clips(
       mode: "first" takes one clip a tracklet, "dense" all consecutive ones
         (`sampling.dense_clips`), so that a position comes up several times.
       sampling: which frames make the one clip, a key of `sampling.RECIPES`.
-      rows: of each batch, which are loaded here; all if None.
+      rows: of each batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
     Raises:
@@ -131,7 +132,7 @@ def test_clips(
       ValueError: the mode or the sampling is unknown.
       IndexError: a position is not in the split.
     """
-    if mode not in ("first", "dense"):
+    if mode not in CLIPS:
         raise ValueError(f"mode {mode!r}: the modes are 'first' and 'dense'")
     recipe = find_recipe(sampling)
     num_frames = open_index(dataset_dir, split).num_frames
@@ -154,10 +155,11 @@ def test_clips(
             **_empty_clips(len(rows), clip_length, frame_size),
             position=np.full(len(rows), -1, np.int32),
         )
-        first = number * batch_size
-        own_clips = clips[first + rows.start : first + rows.stop]
         record = None
-        for place, (position, chosen) in enumerate(own_clips):
+        for place, row in enumerate(rows):
+            if number * batch_size + row >= len(clips):
+                break
+            position, chosen = clips[number * batch_size + row]
             if record is None or position != batch["position"][place - 1]:
                 record = records[int(position)]
             batch["keypoints"][place] = decode_clip(record, chosen, batch["frames"][place])

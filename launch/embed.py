@@ -5,7 +5,8 @@
     --clips=dense --output=mine
 
 Writes <output>.npz, the embeddings and what is known of each tracklet, and <output>.csv, the same
-without the embeddings. Frame size and clip length are those of the checkpoint's config.
+without the embeddings. Frame size and clip length are those of the checkpoint's config. Where
+several processes make up a machine (Cloud TPU, SLURM, Open MPI), each of them runs this command.
 """
 
 from pathlib import Path
@@ -27,13 +28,17 @@ OUTPUT = flags.DEFINE_string("output", None, "Where to write, without an ending.
 
 def main() -> None:
     """Embeds as the flags say."""
+    from star_jax import processes
     from star_jax.evaluation import embeddings
     from star_jax.evaluation.embed import embed_dataset, locate_checkpoint, restore_network
 
     if not Path(OUTPUT.value).name or OUTPUT.value.endswith("/"):
         raise ValueError(f"--output={OUTPUT.value}: give a file's name, for instance mine/star")
+    processes.start()
     network = restore_network(*locate_checkpoint(WORKDIR.value, CHECKPOINT.value))
     found = embed_dataset(network, SOURCE.value, SPLIT.value, clips=CLIPS.value)
+    if not processes.is_first():
+        return
     paths = embeddings.save(OUTPUT.value.removesuffix(".npz"), found)
     count, width = found.embeddings.shape
     print(f"{count} tracklets, {width} numbers each, written to {' and '.join(map(str, paths))}")

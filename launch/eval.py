@@ -4,7 +4,8 @@
   python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.0.0
 
 Prints a table and writes <workdir>/eval/<step>.json. The last checkpoint is taken unless one is
-named; protocol, clips and batch size are those of the run's config.
+named; protocol, clips and batch size are those of the run's config. Where several processes make
+up a machine (Cloud TPU, SLURM, Open MPI), each of them runs this command.
 """
 
 import command
@@ -22,15 +23,18 @@ CLIPS = flags.DEFINE_enum(
 
 def main() -> None:
     """Evaluates as the flags say."""
-    from star_jax.evaluation.embed import evaluate_checkpoint, locate_checkpoint  # starts JAX
+    from star_jax import processes  # imports JAX, which --help should not wait for
+    from star_jax.evaluation.embed import evaluate_checkpoint, locate_checkpoint
     from star_jax.evaluation.protocols import format_table
 
+    processes.start()
     workdir, step = locate_checkpoint(WORKDIR.value, CHECKPOINT.value)
     report, path = evaluate_checkpoint(
         workdir, step, dataset_dir=DATASET_DIR.value, clips=CLIPS.value
     )
-    print(format_table(report))
-    print(f"written to {path}")
+    if processes.is_first():
+        print(format_table(report))
+        print(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 
 from data_pipelines.remote import absolute
-from star_jax.processes import all_agree, wait_for_all
+from star_jax.processes import all_agree, is_first, wait_for_all
 from star_jax.steps import TrainState
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, abstract: TrainState) ->
 
 
 def _put_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
-    if steps and jax.process_index() == 0:
+    if steps and is_first():
         for step in steps:
             aside = manager.directory / f"{step}.damaged"
             aside.rmtree(missing_ok=True)

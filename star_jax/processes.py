@@ -145,6 +145,11 @@ def check_same(what: str, text: str) -> None:
         )
 
 
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes and prints."""
+    return jax.process_index() == 0
+
+
 def all_agree(fact: bool) -> bool:
     """Whether something holds on all processes; all of them must ask."""
     if jax.process_count() == 1:

@@ -49,7 +49,7 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
         known = path.exists()
     if known:
         require_same(workdir, read_json(path), config)
-    if jax.process_index() == 0:
+    if processes.is_first():
         write_json(path, as_json(config))
         write_json(workdir / "run.json", environment())
     require_shared(workdir / "run.json")
@@ -79,7 +79,7 @@ def require_shared(path: epath.Path, seconds: float = 60) -> None:
     """
     if jax.process_count() == 1:
         return
-    written = processes.of_the_first(path.read_bytes() if jax.process_index() == 0 else b"")
+    written = processes.of_the_first(path.read_bytes() if processes.is_first() else b"")
     deadline = time.monotonic() + seconds
     while not (seen := path.exists() and path.read_bytes() == written):
         if time.monotonic() > deadline:
@@ -101,7 +101,7 @@ def claimed(workdir: epath.Path, config: ml_collections.ConfigDict) -> Iterator[
     Raises:
       ValueError: another run is under way in it; otherwise as `claim`.
     """
-    if remote.is_remote(workdir) or jax.process_index() != 0:
+    if remote.is_remote(workdir) or not processes.is_first():
         claim(workdir, config)
         yield
         return

@@ -100,7 +100,7 @@ def train(
         evaluated_every = config.eval.every_epochs * epoch
         step_log = StepLog(config, frames_per_step=2 * pairs * config.data.clip_length)
         with (
-            MetricsWriter(workdir, enabled=jax.process_index() == 0, resume_step=start) as writer,
+            MetricsWriter(workdir, enabled=processes.is_first(), resume_step=start) as writer,
             Progress(num_steps, start, "training") as progress,
             processes.watch_for_preemption() as preempted,
         ):
@@ -151,7 +151,7 @@ def keep_compiled_programs(workdir: epath.Path) -> bool:
 
 def tell_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> None:
     """Tells how long it took to the end of the first step, and writes it down."""
-    if jax.process_index() == 0:
+    if processes.is_first():
         how = "with a compilation cache" if compiled_before else "compiled anew"
         log.info("first step %.1f s after the start (%s)", seconds, how)
         run_files.add_to_record(
@@ -258,6 +258,6 @@ def evaluate(
         },
     )
     writer.upload()
-    if jax.process_index() == 0:
+    if processes.is_first():
         run_files.write_report(workdir, report)  # last, for it says that the evaluation is done
     log.info("step %d\n%s", step, format_table(report))

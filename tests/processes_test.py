@@ -100,6 +100,19 @@ def test_both_processes_evaluate_and_one_writes(one, two):
 
 
 @pytest.mark.slow
+def test_both_processes_evaluate_a_checkpoint(two, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two[0], workdir)
+    (workdir / "eval" / "12.json").unlink()
+    process = start([*TWO[:-1], "launch/eval.py", f"--workdir={workdir}"])
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert f"[0] written to {workdir}/eval/12.json" in printed and "[1] written" not in printed
+    report = json.loads((workdir / "eval" / "12.json").read_text())
+    assert report == json.loads((two[0] / "eval" / "12.json").read_text())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (4, 1), (4, 4)])
 def test_their_checkpoint_is_restored_by_any_number_of_devices(two, dataset, devices, fsdp):
     config = tiny.config(dataset)

@@ -16,7 +16,7 @@ from data_pipelines.loader import test_clips
 from data_pipelines.records import open_index, open_records
 from data_pipelines.remote import absolute, is_remote, locate
 from data_pipelines.schema import MODALITIES
-from star_jax import checkpoint, run_files
+from star_jax import checkpoint, processes, run_files
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.protocols import evaluate
 from star_jax.metrics import Progress
@@ -194,7 +194,9 @@ def evaluate_checkpoint(
     if clips is not None:
         config.eval.clips = clips
     report = evaluate_test_split(config, model, variables, mesh, step)
-    return report, run_files.write_report(workdir, report)
+    if processes.is_first():
+        run_files.write_report(workdir, report)
+    return report, run_files.report_path(workdir, report["step"])
 
 
 def embed_dataset(
