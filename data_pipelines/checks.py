@@ -5,9 +5,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
@@ -15,40 +19,51 @@ from data_pipelines import packing, schema
 from data_pipelines.progress import with_progress
 from data_pipelines.tables import aligned
 
-_SHOWN = 100  # of the things that are wrong
+_SHOWN = 10  # of the things of one kind that are wrong
+_SAMPLE = 200  # tracklets of a split, of each of which one skeleton is held against its frame
+_CORNER = 1.5  # pixels; coordinates that are shares of width and height hardly exceed 1
 
 
-@dataclasses.dataclass
 class Findings:
     """What a check has found.
 
     Attributes:
       tables: rows of cells, the first row a header.
-      wrong: one line for each thing that is wrong; empty if all is well.
     """
 
-    tables: list[list[tuple[Any, ...]]] = dataclasses.field(default_factory=list)
-    wrong: list[str] = dataclasses.field(default_factory=list)
+    def __init__(self) -> None:
+        self.tables: list[list[tuple[Any, ...]]] = []
+        self._messages: dict[str, dict[str, None]] = {}  # of each kind, in order, none twice
 
-    def report(self, message: str) -> None:
-        """Notes one thing that is wrong."""
-        self.wrong.append(message)
+    @property
+    def wrong(self) -> list[str]:
+        """One line for each thing that is wrong, kind by kind; empty if all is well."""
+        return [message for messages in self._messages.values() for message in messages]
+
+    def report(self, message: str, kind: str = "these") -> None:
+        """Notes one thing that is wrong; of each kind, only the first are shown."""
+        self._messages.setdefault(kind, {})[message] = None
+
+    def report_file(self, message: str) -> None:
+        """Notes what is wrong with an index; its kind is the file that the message begins with."""
+        self.report(message, re.split(r"[:\[]", message, maxsplit=1)[0])
 
     @contextlib.contextmanager
-    def catch(self) -> Iterator[None]:
+    def catch(self, kind: str = "these") -> Iterator[None]:
         """Notes an error of reading as a thing that is wrong; what follows it is not checked."""
         try:
             yield
         except (ValueError, OSError) as error:
-            self.report(str(error))
+            self.report(str(error), kind)
 
     def __str__(self) -> str:
         tables = [aligned([[str(cell) for cell in row] for row in table]) for table in self.tables]
-        wrong = self.wrong[:_SHOWN]
-        if len(self.wrong) > _SHOWN:
-            wrong.append(f"... and {len(self.wrong) - _SHOWN} more")
-        verdict = f"wrong ({len(self.wrong)}):" if wrong else "nothing is wrong"
-        return "\n".join(["\n\n".join(tables), "", verdict, *(f"- {line}" for line in wrong)])
+        lines = [f"wrong ({len(self.wrong)}):" if self.wrong else "nothing is wrong"]
+        for kind, messages in self._messages.items():
+            lines += [f"- {message}" for message in itertools.islice(messages, _SHOWN)]
+            if len(messages) > _SHOWN:
+                lines.append(f"- ... and {len(messages) - _SHOWN} more of {kind}")
+        return "\n".join(["\n\n".join(tables), "", *lines])
 
 
 def check_tracklets(
@@ -72,10 +87,11 @@ def check_tracklets(
         rule that removes gallery entries of the query's camera removes some.
     """
     table: dict[str, list[Any]] = collections.defaultdict(list)
+    missing = _check_skeletons(findings, builder, splits)
     for split, tracklets in splits.items():
         kept = [tracklet for tracklet in tracklets if len(tracklet.frames) >= min_frames]
         infrared = sum(tracklet.modality == schema.INFRARED for tracklet in kept)
-        frames = sum(len(tracklet.frames) for tracklet in tracklets)
+        frames = _count_frames(tracklets)
         table["tracklets that are packed"].append(len(kept))
         table["visible ones"].append(len(kept) - infrared)
         table["infrared ones"].append(infrared)
@@ -83,9 +99,8 @@ def check_tracklets(
         table["identities"].append(len({tracklet.identity for tracklet in kept}))
         table["frames"].append(frames)
         table["unreadable frames"].append(_check_frames(findings, builder, split, tracklets))
-        missing = _check_skeletons(findings, builder, split, tracklets)
-        share = 100 * missing / max(frames, 1)
-        table["frames without a skeleton"].append(f"{missing} ({share:.1f} %)")
+        share = 100 * missing[split] / max(frames, 1)
+        table["frames without a skeleton"].append(f"{missing[split]} ({share:.1f} %)")
         single, few = _identities_short_of_tracklets(kept)
         table["identities seen in one modality"].append(len(single))
         table["with one tracklet of a modality"].append(len(few))
@@ -93,7 +108,8 @@ def check_tracklets(
             for identity in single:
                 findings.report(
                     f"{split}: identity {identity} has no tracklet of {min_frames} frames in one "
-                    "of the modalities, so it cannot be trained on or matched"
+                    "of the modalities, so it cannot be trained on or matched",
+                    f"the identities of {split}",
                 )
         shared = _cameras_of_both_modalities(kept)
         table["cameras of one identity with both"].append(len(shared))
@@ -101,9 +117,14 @@ def check_tracklets(
             for identity, camera in shared:
                 findings.report(
                     f"{split}: camera {camera} shows identity {identity} in both modalities, so "
-                    "the same-camera rule would remove gallery entries"
+                    "the same-camera rule would remove gallery entries",
+                    f"the cameras of {split}",
                 )
     findings.tables.append([("files", *splits), *((name, *row) for name, row in table.items())])
+
+
+def _count_frames(tracklets: Sequence[schema.Tracklet]) -> int:
+    return sum(len(tracklet.frames) for tracklet in tracklets)
 
 
 def _check_frames(
@@ -120,32 +141,85 @@ def _check_frames(
         found = packing.map_ahead(pool, errors_of, tracklets, ahead=4 * builder.num_workers)
         for errors in with_progress(found, len(tracklets), f"{split}: reading"):
             unreadable += len(errors)
-            findings.wrong += errors
-    frames = sum(len(tracklet.frames) for tracklet in tracklets)
-    packing.tell(f"{split}: read {frames / (time.monotonic() - start):.0f} frames/s")
+            for error in errors:
+                findings.report(error, f"the frames of {split}")
+    rate = _count_frames(tracklets) / (time.monotonic() - start)
+    packing.tell(f"{split}: read {rate:.0f} frames/s")
     return unreadable
 
 
 def _check_skeletons(
     findings: Findings,
     builder: packing.TrackletBuilder,
+    splits: Mapping[str, Sequence[schema.Tracklet]],
+) -> dict[str, int]:
+    """Reads every skeleton; returns how many frames of each split have none."""
+    missing = {split: _count_frames(tracklets) for split, tracklets in splits.items()}
+    with findings.catch("the skeletons"), builder.open_keypoints() as source:
+        for split, tracklets in splits.items():
+            frames = missing[split]
+            missing[split] = _check_skeletons_of_split(findings, builder, source, split, tracklets)
+            if missing[split] == frames > 0 and not builder.without_skeletons:
+                findings.report(
+                    f"{split}: no frame has a skeleton; make skeletons of these very frames with "
+                    "launch/extract_skeletons.py",
+                    "the skeletons",
+                )
+    return missing
+
+
+def _check_skeletons_of_split(
+    findings: Findings,
+    builder: packing.TrackletBuilder,
+    source: keypoints_lib.Keypoints,
     split: str,
     tracklets: Sequence[schema.Tracklet],
 ) -> int:
-    """Reads every skeleton; returns how many frames have none."""
+    """Reads a split's skeletons, holds some against their frames; returns how many are missing."""
     missing = 0
-    frames = sum(len(tracklet.frames) for tracklet in tracklets)
-    with findings.catch(), builder.open_keypoints() as source:
-        for tracklet in with_progress(tracklets, len(tracklets), f"{split}: skeletons"):
-            with findings.catch():
-                missing += int(keypoints_lib.without_skeleton(source.read(tracklet)).sum())
-        if missing == frames and not builder.without_skeletons:
-            findings.report(
-                f"{split}: no frame has a skeleton; make skeletons of these very frames with "
-                "launch/extract_skeletons.py"
-            )
-        return missing
-    return frames
+    sample: list[tuple[schema.Tracklet, np.ndarray]] = []  # one frame of a tracklet, its skeleton
+    step = -(-len(tracklets) // _SAMPLE) | 1  # odd, since modalities may take turns
+    passing = with_progress(tracklets, len(tracklets), f"{split}: skeletons")
+    for number, tracklet in enumerate(passing):
+        with findings.catch(f"the skeletons of {split}"):
+            keypoints = source.read(tracklet)
+            empty = keypoints_lib.without_skeleton(keypoints)
+            missing += int(empty.sum())
+            if number % step == 0 and not empty.all():
+                first = int(empty.argmin())
+                frame = dataclasses.replace(tracklet, frames=tracklet.frames[first : first + 1])
+                sample.append((frame, keypoints[first]))
+    _check_coordinates(findings, builder, split, sample)
+    return missing
+
+
+def _check_coordinates(
+    findings: Findings,
+    builder: packing.TrackletBuilder,
+    split: str,
+    sample: Sequence[tuple[schema.Tracklet, np.ndarray]],
+) -> None:
+    """Reports skeletons whose coordinates are no pixels of their frames, if they are many."""
+    misplaced = []
+    for tracklet, skeleton in sample:
+        with contextlib.suppress(ValueError, OSError):  # of a frame, told where all are read
+            (pixels,) = frames_lib.read_images(builder.source, tracklet)
+            height, width = pixels.shape[:2]
+            joints = skeleton[skeleton[:, 2] >= skeleton[:, 2].max() / 2, :2]
+            outside = ((joints < -1) | (joints > (width, height))).any(axis=1)
+            in_corner = (abs(joints) <= _CORNER).all() and min(width, height) > 2 * _CORNER
+            if outside.mean() > 0.5 or in_corner:
+                (left, top), (right, bottom) = joints.min(axis=0), joints.max(axis=0)
+                misplaced.append(
+                    f"that of {tracklet.frames[0]} ({width} x {height} pixels), where x is "
+                    f"{left:g} to {right:g} and y {top:g} to {bottom:g}"
+                )
+    if 3 * len(misplaced) > len(sample):  # half of them, if one modality is wrong
+        findings.report(
+            f"{split}: {len(misplaced)} of {len(sample)} skeletons looked at do not lie in their "
+            f"frames, such as {misplaced[0]}; give x and y in pixels of the frame",
+            "the skeletons",
+        )
 
 
 def _identities_short_of_tracklets(

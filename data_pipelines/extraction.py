@@ -6,15 +6,15 @@ at the end, under another name until it is whole.
 """
 
 import base64
+import collections
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import h5py
@@ -24,10 +24,9 @@ from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import pose, schema
 from data_pipelines.files import hold
-from data_pipelines.packing import map_ahead
 from data_pipelines.progress import with_progress
 
-_FRAMES_AT_ONCE = 64  # are read and warped as one piece of work
+_FRAMES_AT_ONCE = 64  # of a tracklet are read and warped ahead
 
 
 class _Crop(NamedTuple):
@@ -76,14 +75,13 @@ def extract(
         "frames": hashlib.sha256("\n".join(sorted(frames)).encode()).hexdigest(),
     }
     if output.exists():
-        with h5py.File(output, "r") as file:
-            _require_same_origin(output, dict(file.attrs), origin)
+        _require_same_origin(output, _read_origin(output), origin)
         return len(frames)
     output.parent.mkdir(parents=True, exist_ok=True)
     journal_path = output.with_name(f"{output.name}.partial")
     with open(journal_path, "a+b") as journal:
         done = _take_up(journal, journal_path, origin)
-        _estimate(model, source, _pieces(tracklets, done), journal, num_workers)
+        _estimate(model, source, _remaining(tracklets, done), journal, num_workers)
         _write_hdf5(journal, output, origin)
         journal_path.unlink()
     return len(frames)
@@ -98,6 +96,16 @@ def _require_distinct_keys(frames: Collection[str]) -> None:
     folders = {key[:depth] for key in {key[:-1] for key in keys} for depth in range(len(key) + 1)}
     for folder in folders & keys.keys():
         raise ValueError(f"{keys[folder]}: is called as a folder of frames is; rename one of them")
+
+
+def _read_origin(output: pathlib.Path) -> dict[str, Any]:
+    try:
+        with h5py.File(output, "r") as file:
+            return dict(file.attrs)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{output}: not a readable HDF5 file ({error}); choose another output or remove it"
+        ) from error
 
 
 def _require_same_origin(
@@ -147,34 +155,31 @@ def _entries(journal: BinaryIO) -> Iterator[tuple[list[str], np.ndarray]]:
         yield frames, skeletons
 
 
-def _pieces(tracklets: Sequence[schema.Tracklet], done: set[str]) -> list[schema.Tracklet]:
-    """Returns what is left to do, each frame once, in tracklets that are not too long."""
+def _remaining(tracklets: Sequence[schema.Tracklet], done: set[str]) -> list[schema.Tracklet]:
+    """Returns tracklets of the frames that are left to do, each frame once."""
     seen = set(done)
-    pieces = []
+    remaining = []
     for tracklet in tracklets:
         fresh = tuple(frame for frame in dict.fromkeys(tracklet.frames) if frame not in seen)
         seen.update(fresh)
-        for start in range(0, len(fresh), _FRAMES_AT_ONCE):
-            frames = fresh[start : start + _FRAMES_AT_ONCE]
-            pieces.append(dataclasses.replace(tracklet, frames=frames))
-    return pieces
+        if fresh:
+            remaining.append(dataclasses.replace(tracklet, frames=fresh))
+    return remaining
 
 
 def _estimate(
     model: pose.PoseModel,
     source: str | os.PathLike[str],
-    pieces: Sequence[schema.Tracklet],
+    tracklets: Sequence[schema.Tracklet],
     journal: BinaryIO,
     num_workers: int | None,
 ) -> None:
     workers = num_workers or os.cpu_count() or 1
-    num_frames = sum(len(piece.frames) for piece in pieces)
+    num_frames = sum(len(tracklet.frames) for tracklet in tracklets)
+    readers = (_crops(model, source, tracklet) for tracklet in tracklets)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        read = functools.partial(_read_crops, model, source)
-        crops_ahead = map_ahead(pool, read, pieces, ahead=2 * workers)
-        crops = with_progress(
-            itertools.chain.from_iterable(crops_ahead), num_frames, "extracting", unit="frames"
-        )
+        crops_ahead = _read_ahead(pool, readers, 2 * workers)
+        crops = with_progress(crops_ahead, num_frames, "extracting", unit="frames")
         while batch := list(itertools.islice(crops, model.batch_size)):
             skeletons = model.predict([crop.image for crop in batch])
             for crop, skeleton in zip(batch, skeletons, strict=True):
@@ -187,15 +192,36 @@ def _estimate(
             journal.flush()
 
 
-def _read_crops(
+def _read_ahead(
+    pool: concurrent.futures.Executor, readers: Iterable[Iterator[_Crop]], ahead: int
+) -> Iterator[_Crop]:
+    """Yields what the readers yield, one reader after the other.
+
+    The first `ahead` of them are read at the same time, each a few frames at a time, so that a
+    video is decoded once and is never in memory as a whole.
+    """
+
+    def read_on(reader: Iterator[_Crop]) -> tuple[Iterator[_Crop], concurrent.futures.Future]:
+        return reader, pool.submit(lambda: list(itertools.islice(reader, _FRAMES_AT_ONCE)))
+
+    waiting = iter(readers)
+    reading = collections.deque(map(read_on, itertools.islice(waiting, ahead)))
+    while reading:
+        reader, part = reading.popleft()
+        if crops := part.result():
+            reading.appendleft(read_on(reader))
+            yield from crops
+        else:
+            reading.extend(map(read_on, itertools.islice(waiting, 1)))
+
+
+def _crops(
     model: pose.PoseModel, source: str | os.PathLike[str], tracklet: schema.Tracklet
-) -> list[_Crop]:
-    crops = []
-    images = frames_lib.read_images(source, tracklet)
+) -> Iterator[_Crop]:
+    images = frames_lib.iterate_images(source, tracklet)
     for frame, image in zip(tracklet.frames, images, strict=True):
         matrix = pose.input_matrix(image.shape[:2], model.input_size, udp=model.udp)
-        crops.append(_Crop(frame, pose.warp(image, matrix, model.input_size), matrix))
-    return crops
+        yield _Crop(frame, pose.warp(image, matrix, model.input_size), matrix)
 
 
 def _write_hdf5(journal: BinaryIO, output: pathlib.Path, origin: Mapping[str, str]) -> None:

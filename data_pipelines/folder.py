@@ -1,16 +1,16 @@
 """Your own footage: a folder of pictures or videos, one tracklet each, and its builder.
 
 Pictures are `<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg` (.jpeg, .png), videos
-are `<identity>/<visible|infrared>/<camera>/<tracklet>.mp4` (.avi, .mkv). A tracklet shows one
-person, cut out. Who is not known goes under the identity `unknown`. All of it is one split, `test`.
+are `<identity>/<visible|infrared>/<camera>/<tracklet>.mp4` (.m4v, .mov, .avi, .mkv). A tracklet
+shows one person, cut out. Who is not known goes under the identity `unknown`. All of it is one
+split, `test`.
 """
 
 import concurrent.futures
-import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
@@ -22,9 +22,13 @@ from data_pipelines.progress import with_progress
 SPLIT = "test"
 LAYOUT = (
     "<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg (.jpeg, .png) or "
-    "<identity>/<visible|infrared>/<camera>/<tracklet>.mp4 (.avi, .mkv)"
+    "<identity>/<visible|infrared>/<camera>/<tracklet>.mp4 (.m4v, .mov, .avi, .mkv)"
 )
 SKELETONS = "skeletons"  # the folder in the root that is no identity (see keypoints.find_keypoints)
+_UNREAD_SUFFIXES = (  # footage all the same
+    *(".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".3gp", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
 _SKELETON_SUFFIXES = (".h5", ".hdf5", ".json", ".npy")
 _MAX_CAMERA = 2**31 - 1  # an int32 in records
 
@@ -43,7 +47,12 @@ class _Found(NamedTuple):
     images: list[str]  # names; empty for a video
 
 
-def read_index(root: str | os.PathLike[str], every: int = 1) -> list[schema.Tracklet]:
+def read_index(
+    root: str | os.PathLike[str],
+    every: int = 1,
+    *,
+    report: Callable[[str], None] | None = None,
+) -> list[schema.Tracklet]:
     """Finds the tracklets of a folder.
 
     Pictures are not opened, but videos are decoded to count their frames. Frames are in natural
@@ -54,6 +63,8 @@ def read_index(root: str | os.PathLike[str], every: int = 1) -> list[schema.Trac
     Args:
       root: of the dataset.
       every: take each so-many-th frame of every tracklet, the first one included.
+      report: is told of each broken video, which is left out, and of footage in forms that are not
+        read; by default the former is raised and the latter skipped like other files.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -66,20 +77,29 @@ def read_index(root: str | os.PathLike[str], every: int = 1) -> list[schema.Trac
         raise FileNotFoundError(f"{root}: no such folder; expected {LAYOUT} below it")
     skipped: list[str] = []
     found = list(_find(root, skipped))
-    if skipped:
-        examples = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        packing.tell(f"{root}: skipped {len(skipped)} files that are no footage ({examples})")
+    unread = [path for path in skipped if _is_unread_footage(path)]
+    if unread:
+        (report or packing.tell)(
+            f"{root}: left out {len(unread)} files of footage in forms that are not read "
+            f"({_examples(unread)}); convert them to .jpg, .png or .mp4"
+        )
+    if others := [path for path in skipped if not _is_unread_footage(path)]:
+        packing.tell(
+            f"{root}: skipped {len(others)} files that are no footage ({_examples(others)})"
+        )
     if not found:
         raise ValueError(f"{root}: no tracklet; expected {LAYOUT}")
     cameras = _number_cameras({tracklet.camera for tracklet in found})
-    counts = _count_frames(root, [tracklet.path for tracklet in found if not tracklet.images])
+    videos = [tracklet.path for tracklet in found if not tracklet.images]
+    counts = _count_frames(root, videos, report)
     tracklets = []
     for row, (identity, modality, camera, path, images) in enumerate(found, start=1):
-        frames = (
-            [f"{path}/{name}" for name in images]
-            if images
-            else [f"{path}#{number}" for number in range(counts[path])]
-        )
+        if images:
+            frames = [f"{path}/{name}" for name in images]
+        elif path in counts:
+            frames = [f"{path}#{number}" for number in range(counts[path])]
+        else:
+            continue
         tracklets.append(
             schema.Tracklet(modality, identity, cameras[camera], tuple(frames[::every]), row)
         )
@@ -132,8 +152,15 @@ def prepare(
 
     Raises:
       FileNotFoundError: the folder, a frame or the skeletons are missing.
-      ValueError: a file is broken or in the wrong place, or the directory holds another source.
+      ValueError: a file is broken or in the wrong place, or the directory holds another source or
+        lies within the folder.
     """
+    folder, target = os.path.realpath(source), os.path.realpath(data_dir)
+    if os.path.commonpath([folder, target]) == folder:
+        raise ValueError(
+            f"{data_dir}: lies within {source}, where it would be taken for footage; choose a "
+            "data_dir elsewhere"
+        )
     return packing.prepare(
         Folder(
             source=source,
@@ -157,15 +184,15 @@ def check(
     """Reads all that packing would read and packs nothing; see `prepare` for the arguments."""
     findings = checks.Findings()
     with findings.catch():
+        tracklets = read_index(source, every, report=findings.report)
         builder = Folder(
             source=source,
             keypoints=keypoints,
             without_skeletons=without_skeletons,
-            every=every,
             num_workers=num_workers,
         )
         checks.check_tracklets(
-            findings, builder, builder.tracklets, both_modalities=False, own_cameras=False
+            findings, builder, {SPLIT: tracklets}, both_modalities=False, own_cameras=False
         )
     return findings
 
@@ -222,7 +249,10 @@ def _tracklets(
         for stray in inside.folders + inside.videos:
             raise ValueError(f"{camera}/{name}/{stray}: not its place; expected {LAYOUT}")
         if not inside.images:
-            raise ValueError(f"{camera}/{name}: a tracklet without a picture; remove the folder")
+            raise ValueError(
+                f"{camera}/{name}: a tracklet without a picture ({', '.join(IMAGE_SUFFIXES)}); "
+                "convert what is there, or remove the folder"
+            )
         _require_different(
             f"{camera}/{name}", {image: os.path.splitext(image)[0] for image in inside.images}
         )
@@ -281,9 +311,35 @@ def _number_cameras(names: Iterable[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(ordered, start=1)}
 
 
-def _count_frames(root: str | os.PathLike[str], videos: Sequence[str]) -> dict[str, int]:
+def _count_frames(
+    root: str | os.PathLike[str], videos: Sequence[str], report: Callable[[str], None] | None
+) -> dict[str, int]:
+    """Counts the frames of videos; those of which a problem was reported are left out."""
+
+    def count(video: str) -> int | str:
+        try:
+            return count_frames(root, video)
+        except (ValueError, OSError) as error:
+            if report is None:
+                raise
+            return str(error)
+
+    counts = {}
     threads = os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        count = functools.partial(count_frames, root)
-        counts = packing.map_ahead(pool, count, videos, ahead=2 * threads)
-        return dict(zip(videos, with_progress(counts, len(videos), "counting frames"), strict=True))
+        found = packing.map_ahead(pool, count, videos, ahead=2 * threads)
+        found = with_progress(found, len(videos), "counting frames")
+        for video, frames in zip(videos, found, strict=True):
+            if isinstance(frames, int):
+                counts[video] = frames
+            elif report:
+                report(frames)
+    return counts
+
+
+def _is_unread_footage(path: str) -> bool:
+    return path.lower().endswith(_UNREAD_SUFFIXES) and not os.path.basename(path).startswith(".")
+
+
+def _examples(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:3]) + ", ..." * (len(paths) > 3)

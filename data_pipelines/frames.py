@@ -7,11 +7,12 @@ is.
 
 import collections
 import contextlib
+import hashlib
 import itertools
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -21,10 +22,12 @@ import simplejpeg
 from data_pipelines import files, schema
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv")
 MAX_PIXELS = 1 << 26  # of a picture: a few bytes can claim a size that fills the memory
 _QUALITY = 95
 _PNG = b"\x89PNG\r\n\x1a\n"
+_RIFF = b"RIFF"
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # the elements of a Matroska file
 # FFmpeg tells formats by content and knows some that name other files or addresses to read.
 _VIDEO_START = re.compile(
     rb"....(ftyp|moov|mdat|wide|free|skip)|RIFF....AVI |\x1a\x45\xdf\xa3", re.DOTALL
@@ -32,7 +35,7 @@ _VIDEO_START = re.compile(
 _VIDEO_FRAME = re.compile(
     rf"(.+(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))#([0-9]+)", re.DOTALL | re.IGNORECASE
 )
-_LEAST_SHARE = 0.9  # of the frames that a video announces: some files announce an estimate
+_LEAST_SHARE = 0.9  # of the frames that MP4 lists: those at its ends may be trimmed off
 
 # What OpenCV and FFmpeg dislike about a file, the errors below say once and with its name.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -81,7 +84,12 @@ def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Fram
 
 def read_images(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> list[np.ndarray]:
     """Decodes a tracklet's frames: uint8[H, W, 3] each, RGB; raises as `read_frames` does."""
-    return [pixels for _, pixels in _decoded(root, tracklet.frames)]
+    return list(iterate_images(root, tracklet))
+
+
+def iterate_images(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Iterator[np.ndarray]:
+    """Decodes a tracklet's frames one after the other; see `read_images`."""
+    return (pixels for _, pixels in _decoded(root, tracklet.frames))
 
 
 def frame_errors(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> list[str]:
@@ -111,19 +119,41 @@ def count_frames(root: str | os.PathLike[str], video: str) -> int:
       FileNotFoundError: there is no such file.
       ValueError: it is no video, has no frame or ends early, or its path leads out of the root.
     """
-    with _open_video(root, video) as capture:
+    with _open_video(root, video) as (capture, lists_frames):
         count = 0
         while capture.grab():
             count += 1
         announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     if not count:
         raise ValueError(f"{video}: no frame of the video can be decoded; replace it")
-    if count < _LEAST_SHARE * announced:
+    if lists_frames and count < _LEAST_SHARE * announced:
         raise ValueError(
             f"{video}: the video ends early, {count} of {announced} frames can be decoded; replace "
             f"it by a good copy or, if it was trimmed, encode it anew (ffmpeg -i {video} new.mp4)"
         )
     return count
+
+
+def hash_sizes(root: str | os.PathLike[str], tracklets: Iterable[schema.Tracklet]) -> str:
+    """Hashes how many bytes the files of tracklets have, which tells other files of these names.
+
+    Times would tell more, but differ in a copy. Paths are not checked and files may be missing,
+    which reading them tells.
+    """
+    digest = hashlib.sha256()
+    for tracklet in tracklets:
+        for file in dict.fromkeys(map(_file_of, tracklet.frames)):
+            size = -1
+            with contextlib.suppress(OSError):
+                size = os.stat(f"{os.fspath(root)}/{file}").st_size
+            digest.update(b"%d " % size)
+    return digest.hexdigest()
+
+
+def _file_of(frame: str) -> str:
+    """Returns the path of the file that holds a frame: a picture, or a video for all its frames."""
+    match = _VIDEO_FRAME.fullmatch(frame) if "#" in frame else None
+    return match[1] if match else frame
 
 
 def _decoded(
@@ -143,8 +173,8 @@ def _by_video(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Groups the names of frames by the video they are of, "" if of none."""
 
     def video_of(name: str) -> str:
-        match = _VIDEO_FRAME.fullmatch(name)
-        return match[1] if match else ""
+        file = _file_of(name)
+        return "" if file == name else file
 
     for video, own in itertools.groupby(names, video_of):
         yield video, list(own)
@@ -205,7 +235,7 @@ def _read_video(
     root: str | os.PathLike[str], video: str, numbers: Sequence[int]
 ) -> Iterator[np.ndarray]:
     """Yields the frames of these ascending numbers, uint8[H, W, 3], RGB."""
-    with _open_video(root, video) as capture:
+    with _open_video(root, video) as (capture, _):
         grabbed = 0
         for number in numbers:
             if number < grabbed:
@@ -224,13 +254,27 @@ def _read_video(
 
 
 @contextlib.contextmanager
-def _open_video(root: str | os.PathLike[str], video: str) -> Iterator[cv2.VideoCapture]:
+def _open_video(
+    root: str | os.PathLike[str], video: str
+) -> Iterator[tuple[cv2.VideoCapture, bool]]:
+    """Opens a video that is as long as it says; tells whether its form lists its frames.
+
+    MP4 does. The others tell how long they last, and a rate that frames need not keep.
+    """
     path = files.resolve_inside(root, video)
     with open(path, "rb") as file:
-        if not _VIDEO_START.match(file.read(12)):
-            raise ValueError(
-                f"{video}: not a video in MP4, AVI or Matroska form; replace it by a good copy"
-            )
+        start = file.read(4096)
+    if not _VIDEO_START.match(start):
+        raise ValueError(
+            f"{video}: not a video in MP4, QuickTime, AVI or Matroska form; replace it by a good "
+            "copy"
+        )
+    size, announced = path.stat().st_size, _announced_size(start)
+    if size < announced:
+        raise ValueError(
+            f"{video}: the video ends early, at {size} of {announced} bytes; replace it by a good "
+            "copy"
+        )
     # Tracklets are read in parallel, so one thread a video is enough.
     capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
@@ -238,8 +282,26 @@ def _open_video(root: str | os.PathLike[str], video: str) -> Iterator[cv2.VideoC
             raise ValueError(
                 f"{video}: not an intact video, it cannot be opened; replace it by a good copy"
             )
-        yield capture
+        yield capture, not start.startswith((_RIFF, _EBML))
     except cv2.error as error:
         raise ValueError(f"{video}: the video cannot be decoded ({error.err})") from error
     finally:
         capture.release()
+
+
+def _announced_size(start: bytes) -> int:
+    """Returns how many bytes an AVI or Matroska file has by its own account; 0 if it gives none."""
+    if start.startswith(_RIFF):
+        size = int.from_bytes(start[4:8], "little")
+        return 0 if size == 0xFFFFFFFF else 8 + size  # all ones: written as it was recorded
+    end = 0
+    for element in (_EBML, _SEGMENT):
+        if not start.startswith(element, end) or len(start) < end + 12:
+            return 0
+        length = 9 - start[end + 4].bit_length()  # of the size: its leading zeros tell, and a one
+        ones = (1 << 7 * length) - 1
+        size = int.from_bytes(start[end + 4 : end + 4 + length], "big") & ones
+        if size == ones:
+            return 0
+        end += 4 + length + size
+    return end

@@ -18,7 +18,7 @@ SPLITS = ("train", "test")
 MIN_FRAMES = 12  # protocol hitsz_vcm/v1 drops shorter tracklets
 
 # What the public index files hold. Rows and identities count every tracklet; "tracklets" only
-# those of 12 frames or more; unused names follow the last tracklet's.
+# those of 12 frames or more; unused names are in no row (in the public files, the last ones).
 GOLDEN_COUNTS: Mapping[str, Mapping[str, int]] = {
     "train": {
         "names": 232_496,
@@ -59,10 +59,11 @@ INDEX_FILES = (
     "track_test_info.txt",
     "query_IDX.txt",
 )
-_NAME = re.compile(r"([0-9]{4})M([12])D([0-9]+)T[0-9]+F([0-9]+)\.jpg")
-_ROW = re.compile(r"([12])\s+([0-9]+)\s+([0-9]+)\s+([0-9]{1,4})\s+([0-9]+)")
+# Identity, modality, camera, track, frame. Nine digits always fit into the int32 of records.
+_NAME = re.compile(r"([0-9]{4})M([12])D([0-9]{1,3})T([0-9]{1,9})F([0-9]{1,9})\.jpg")
+_ROW = re.compile(r"([12])\s+([0-9]{1,9})\s+([0-9]{1,9})\s+([0-9]{1,4})\s+([0-9]{1,3})")
 _MODALITIES = {"1": schema.INFRARED, "2": schema.VISIBLE}
-_FOLDERS = {schema.INFRARED: "ir", schema.VISIBLE: "rgb"}
+_FOLDERS = {"1": "ir", "2": "rgb"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +90,20 @@ def read_index(
     min_frames: int = MIN_FRAMES,
     *,
     report: Callable[[str], None] = _refuse,
+    doubt: Callable[[str], None] = packing.tell,
 ) -> HitszIndex:
     """Reads and checks the five index files of HITSZ-VCM; opens no image.
 
     The text files may lie in the root or in `info`; the folders of identities in the root, in
-    `Train` and `Test`, or in `Train/Train` and `Test/Test`.
+    `Train` and `Test`, or in `Train/Train` and `Test/Test`: where most of them are is taken.
 
     Args:
       root: of the dataset.
       min_frames: shorter tracklets are dropped.
       report: is told of each line that is wrong; by default the first is raised. If it returns,
         rows that are wrong are left out.
+      doubt: is told of what may be wrong, in one line for each file: rows whose names have several
+        track numbers, which nothing else reads.
 
     Raises:
       FileNotFoundError: an index file is missing.
@@ -114,10 +118,9 @@ def read_index(
         names_file = f"{info}{split}_name.txt"
         rows_file = f"{info}track_{split}_info.txt"
         names = _read_names(root, names_file, report)
-        frames_folder = _frames_folder(root, split, {name[0] for name in names if name})
-        tracklets, last_name = _read_rows(root, rows_file, names, names_file, frames_folder, report)
-        splits[split] = tracklets
-        counts[split] = _count(tracklets, len(names), last_name)
+        frames_folder = _frames_folder(root, split, names)
+        splits[split] = _read_rows(root, rows_file, names, names_file, frames_folder, report, doubt)
+        counts[split] = _count(splits[split], len(names))
     _check_queries(root, f"{info}query_IDX.txt", splits["test"], report)
     if all(counts[split]["names"] == GOLDEN_COUNTS[split]["names"] for split in SPLITS):
         check_golden_counts(counts, report)
@@ -210,9 +213,11 @@ def check(
     """
     findings = checks.Findings()
     with findings.catch():
-        index = read_index(source, min_frames=1, report=findings.report)
+        index = read_index(
+            source, min_frames=1, report=findings.report_file, doubt=findings.report_file
+        )
         if published:
-            check_golden_counts(index.counts, findings.report)
+            check_golden_counts(index.counts, findings.report_file)
         findings.tables.append(
             [
                 ("index", *SPLITS, *(f"{split}, published" for split in SPLITS)),
@@ -240,47 +245,65 @@ def _info_folder(root: str | os.PathLike[str]) -> str:
     root = pathlib.Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such directory; give the root of HITSZ-VCM")
-    for folder in ("", "info/"):
-        if any((root / (folder + name)).exists() for name in INDEX_FILES):
-            return folder
-    raise FileNotFoundError(
-        f"{root}: none of {', '.join(INDEX_FILES)} there or in info; give the root of HITSZ-VCM"
+    found = {
+        folder: sum((root / (folder + name)).exists() for name in INDEX_FILES)
+        for folder in ("", "info/")
+    }
+    if not any(found.values()):
+        raise FileNotFoundError(
+            f"{root}: none of {', '.join(INDEX_FILES)} there or in info; give the root of HITSZ-VCM"
+        )
+    return max(found, key=lambda folder: found[folder])
+
+
+def _frames_folder(
+    root: str | os.PathLike[str], split: str, names: Sequence[tuple[str, ...]]
+) -> str:
+    """Returns the folder, with a slash, that holds the folders of identities.
+
+    It is the one that has most of the places of frames, of which one an identity is looked for. An
+    index without frames can be read, too; packing will name the first missing one.
+    """
+    examples = {name[0]: _place(name) for name in names if name}.values()
+    split_folder = split.capitalize()
+    return max(
+        ("", f"{split_folder}/", f"{split_folder}/{split_folder}/"),
+        key=lambda folder: sum(os.path.isdir(os.path.join(root, folder, one)) for one in examples),
     )
 
 
-def _frames_folder(root: str | os.PathLike[str], split: str, identities: set[str]) -> str:
-    """Returns the folder, with a slash, that holds the folders of identities."""
-    split_folder = split.capitalize()
-    for folder in ("", f"{split_folder}/", f"{split_folder}/{split_folder}/"):
-        if any(os.path.isdir(os.path.join(root, folder, identity)) for identity in identities):
-            return folder
-    return ""  # an index without frames can be read; packing will name the first missing one
+def _place(name: tuple[str, ...]) -> str:
+    """Returns where a name's frame is, below the folder of identities."""
+    identity, code, camera, *_ = name
+    return f"{identity}/{_FOLDERS[code]}/D{camera}"
 
 
 def _read_names(
     root: str | os.PathLike[str], file: str, report: Callable[[str], None]
-) -> list[tuple[str, str, str, str] | None]:
-    """Returns identity, modality, camera and frame, as they are written; None for a bad line."""
-    names: list[tuple[str, str, str, str] | None] = []
+) -> list[tuple[str, ...]]:
+    """Returns the groups of _NAME as they are written; an empty tuple for a bad line."""
+    names: list[tuple[str, ...]] = []
     for number, line in enumerate(files.read_lines(root, file), start=1):
         match = _NAME.fullmatch(line)
         if match is None:
             report(f"{file}:{number}: found {line!r}, expected a name like 0001M2D3T1F1.jpg")
-        names.append(match and (match[1], match[2], match[3], match[4]))
+        names.append(match.groups() if match else ())
     return names
 
 
 def _read_rows(
     root: str | os.PathLike[str],
     file: str,
-    names: list[tuple[str, str, str, str] | None],
+    names: Sequence[tuple[str, ...]],
     names_file: str,
     frames_folder: str,
     report: Callable[[str], None],
-) -> tuple[list[schema.Tracklet], int]:
-    """Returns all tracklets of a split and the number of the last name that one of them uses."""
-    tracklets = []
-    last_name = 0
+    doubt: Callable[[str], None],
+) -> list[schema.Tracklet]:
+    """Returns all tracklets of a split."""
+    several: list[int] = []  # rows of several tracks
+    tracklets: list[schema.Tracklet] = []
+    last_used = 0  # no name is in two rows
     for number, line in enumerate(files.read_lines(root, file), start=1):
         match = _ROW.fullmatch(line)
         if match is None:
@@ -296,23 +319,34 @@ def _read_rows(
                 f"{len(names)} lines of {names_file}"
             )
             continue
+        if first <= last_used:
+            report(
+                f"{file}:{number}: frames {first} to {last} do not follow those of the rows "
+                f"before, which reach to {last_used}; fetch the index files again"
+            )
+            continue
         modality, identity, camera = _MODALITIES[match[1]], match[4].zfill(4), int(match[5])
-        frames = []
+        frames: list[str] = []
         for line_number, name in enumerate(names[first - 1 : last], start=first):
-            if name is None:  # told already
+            if not name:  # told already
                 break
-            pid, code, device, frame = name
+            pid, code, device, track, frame = name
             if (pid, code, int(device)) != (identity, match[1], camera):
                 report(
                     f"{file}:{number}: identity {identity}, modality {match[1]}, camera {camera} "
                     f"contradicts {names_file}:{line_number}, which has {pid}, {code}, {device}"
                 )
                 break
-            frames.append(f"{frames_folder}{pid}/{_FOLDERS[modality]}/D{device}/{frame}.jpg")
+            if track != names[first - 1][3] and several[-1:] != [number]:
+                several.append(number)
+            frames.append(f"{frames_folder}{_place(name)}/{frame}.jpg")
         else:
             tracklets.append(schema.Tracklet(modality, identity, camera, tuple(frames), number))
-        last_name = max(last_name, last)
-    return tracklets, last_name
+            last_used = last
+    if several:
+        others = f" and {len(several) - 1} more" if len(several) > 1 else ""
+        doubt(f"{file}:{several[0]}{others}: the names have several track numbers in one row")
+    return tracklets
 
 
 def _check_queries(
@@ -336,7 +370,7 @@ def _check_queries(
         )
 
 
-def _count(tracklets: Sequence[schema.Tracklet], names: int, last_name: int) -> dict[str, int]:
+def _count(tracklets: Sequence[schema.Tracklet], names: int) -> dict[str, int]:
     long = [tracklet for tracklet in tracklets if len(tracklet.frames) >= MIN_FRAMES]
     identities = {int(tracklet.identity) for tracklet in tracklets}
     cameras = {tracklet.camera for tracklet in tracklets}
@@ -344,7 +378,7 @@ def _count(tracklets: Sequence[schema.Tracklet], names: int, last_name: int) -> 
     infrared_long = sum(tracklet.modality == schema.INFRARED for tracklet in long)
     return {
         "names": names,
-        "unused_names": names - last_name,
+        "unused_names": names - sum(len(tracklet.frames) for tracklet in tracklets),
         "rows": len(tracklets),
         "infrared_rows": infrared_rows,
         "visible_rows": len(tracklets) - infrared_rows,

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from data_pipelines import frames as frames_lib
@@ -32,10 +31,6 @@ from data_pipelines.files import hold, write_json
 from data_pipelines.progress import with_progress
 
 TRACKLETS_PER_SHARD = 512
-ORIGIN = "origin.json"
-# One tracklet at a time is read. JPEG files do not compress: records would shrink by 4 %, and be
-# written 7 times more slowly and read 1.6 times more slowly.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 class _LocalDatasetInfo(tfds.core.DatasetInfo):
@@ -83,7 +78,7 @@ class TrackletBuilder(FileReaderBuilder):
         self.num_workers = num_workers or os.cpu_count() or 1
         super().__init__(file_format="array_record", **kwargs)
         directory = pathlib.Path(self.data_dir)
-        self._staging = directory.with_name(f".{directory.name}.packing")
+        self.staging = directory.with_name(f".{directory.name}.packing")
 
     @abc.abstractmethod
     def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
@@ -103,6 +98,9 @@ class TrackletBuilder(FileReaderBuilder):
         """The tracklets of every split, as the source's index has them."""
         return self._read_tracklets()
 
+    def _all_tracklets(self) -> Iterator[schema.Tracklet]:
+        return itertools.chain.from_iterable(self.tracklets.values())
+
     @functools.cached_property
     def _keypoints_path(self) -> pathlib.Path:
         return pathlib.Path(self._keypoints or keypoints_lib.find_keypoints(self.source))
@@ -115,7 +113,7 @@ class TrackletBuilder(FileReaderBuilder):
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of the index and of the skeletons, which tell one source from another."""
+        """SHA-256 of index, skeletons and sizes of files, which tell one source from another."""
         digest = hashlib.sha256()
         for split, tracklets in self.tracklets.items():
             for tracklet in tracklets:
@@ -125,6 +123,7 @@ class TrackletBuilder(FileReaderBuilder):
             "keypoints": "none"
             if self.without_skeletons
             else keypoints_lib.fingerprint(self._keypoints_path),
+            "files": frames_lib.hash_sizes(self.source, self._all_tracklets()),
         }
 
     def _log_download_bytes(self) -> None:
@@ -136,19 +135,12 @@ class TrackletBuilder(FileReaderBuilder):
         """Fills the temporary folder that TFDS renames once this and its own files are there."""
         del dl_manager, download_config  # the data is licensed: users bring it
         temporary = pathlib.Path(self.data_dir)
+        for stale in {*temporary.parent.glob("incomplete.*")} - {temporary}:  # of a killed process
+            shutil.rmtree(stale)
         shards = self._plan_shards()
-        with self.open_keypoints() as source, _claimed(self._staging, self.fingerprint):
-            for stale in temporary.parent.glob("incomplete.*"):  # of a killed process
-                if stale != temporary:
-                    shutil.rmtree(stale)
-            try:
-                self._require_a_skeleton(source)
-                self._move_in(temporary, shards, self._pack(shards, source))
-            except BaseException:
-                if not list(self._staging.glob("*.facts.json")):  # nothing is finished
-                    shutil.rmtree(self._staging)
-                raise
-            shutil.rmtree(self._staging)
+        with self.open_keypoints() as source:
+            self._require_a_skeleton(source)
+            self._move_in(temporary, shards, self._pack(shards, source))
 
     def _move_in(
         self,
@@ -162,7 +154,7 @@ class TrackletBuilder(FileReaderBuilder):
         for split in self.tracklets:
             names = [shard.name for shard in shards if shard.split == split]
             for name in names:
-                os.replace(self._staging / name, directory / name)
+                os.replace(self.staging / name, directory / name)
             self.info.metadata[split] = _joined([facts[name]["columns"] for name in names])
             split_infos.append(
                 tfds.core.SplitInfo(
@@ -178,7 +170,7 @@ class TrackletBuilder(FileReaderBuilder):
     def _require_a_skeleton(self, source: keypoints_lib.Keypoints) -> None:
         if self.without_skeletons:
             return
-        for tracklet in itertools.chain.from_iterable(self.tracklets.values()):
+        for tracklet in self._all_tracklets():
             if not keypoints_lib.without_skeleton(source.read(tracklet)).all():
                 return
         raise ValueError(
@@ -213,7 +205,8 @@ class TrackletBuilder(FileReaderBuilder):
         """Packs the shards that are not in the staging folder yet; returns the facts of all."""
         facts = {}
         for shard in shards:
-            if known := _read_facts(self._staging / shard.name):
+            known = _read_facts(self.staging / shard.name)
+            if known and known.get("files") == frames_lib.hash_sizes(self.source, shard.tracklets):
                 facts[shard.name] = known
         missing = [shard for shard in shards if shard.name not in facts]
         if len(missing) < len(shards):
@@ -236,18 +229,17 @@ class TrackletBuilder(FileReaderBuilder):
     ) -> dict[str, Any]:
         """Writes the facts of a shard and then the shard, which is there if it is whole."""
         columns: dict[str, list[Any]] = collections.defaultdict(list)
-        path = self._staging / shard.name
+        path = self.staging / shard.name
         partial = path.with_name(f"{shard.name}.partial")
-        writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
-        try:
+        files = frames_lib.hash_sizes(self.source, shard.tracklets)
+        with records.open_writer(partial) as write:
             for tracklet in shard.tracklets:
                 record = _record(tracklet, next(frames), source, shard.labels)
-                writer.write(self.info.features.serialize_example(record))
+                write(self.info.features.serialize_example(record))
                 for name, value in _columns(tracklet, record).items():
                     columns[name].append(value)
-        finally:
-            writer.close()
         facts = {
+            "files": files,
             "bytes": partial.stat().st_size,
             "sha256": _sha256(partial),
             "columns": dict(columns),
@@ -263,7 +255,7 @@ class TrackletBuilder(FileReaderBuilder):
             missing, frames = counts["frames_without_skeleton"], counts["frames"]
             tell(f"{split}: {missing} of {frames} frames have no skeleton")
         write_json(
-            directory / ORIGIN,
+            directory / records.ORIGIN,
             {
                 "dataset": self.name,
                 "version": str(self.version),
@@ -349,27 +341,36 @@ def _counts(columns: Mapping[str, list]) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _claimed(staging: pathlib.Path, fingerprint: Mapping[str, str]) -> Iterator[None]:
-    """Makes the staging folder this process' own; empties it if it is that of another source."""
+def _claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]:
+    """Makes the staging folder this process' own; empties it if it is that of another source.
+
+    Afterwards nothing is left of it but, after an error, finished shards to go on with.
+    """
     staging.mkdir(parents=True, exist_ok=True)
     with open(staging / "lock", "w") as lock:
-        hold(lock, f"{staging}: another process packs this dataset; let it finish")
+        refusal = f"{staging}: another process packs this dataset; let it finish"
+        hold(lock, refusal)
+        if not os.fstat(lock.fileno()).st_nlink:  # the other one ended and removed it just now
+            raise ValueError(refusal)
         claim = staging / "fingerprint.json"
-        if not claim.exists() or json.loads(claim.read_text()) != fingerprint:
-            for path in staging.iterdir():
-                if path.name != "lock":
-                    path.unlink()
-            write_json(claim, fingerprint)
-        yield
+        if not claim.exists() or json.loads(claim.read_text()) != source:
+            for path in {*staging.iterdir()} - {staging / "lock"}:
+                path.unlink()
+            write_json(claim, source)
+        try:
+            yield
+        except BaseException:
+            if not list(staging.glob("*.facts.json")):
+                shutil.rmtree(staging)
+            raise
+        shutil.rmtree(staging)
 
 
 def _read_facts(shard: pathlib.Path) -> dict[str, Any] | None:
     """Returns the facts of a finished shard; None if it is not finished, or damaged."""
     path = shard.with_name(f"{shard.name}.facts.json")
-    if not (path.exists() and shard.exists()):
-        return None
-    facts = json.loads(path.read_text())
-    return facts if _sha256(shard) == facts["sha256"] else None
+    facts = json.loads(path.read_text()) if path.exists() and shard.exists() else None
+    return facts if facts and facts["sha256"] == _sha256(shard) else None
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -392,25 +393,34 @@ def prepare(builder: TrackletBuilder) -> pathlib.Path:
       holds `origin.json`: source, counts, checksums.
 
     Raises:
-      ValueError: the directory holds another source, another process packs it, or a frame or a
-        skeleton is broken.
+      ValueError: the directory holds another source or is damaged, another process packs it, or a
+        frame or a skeleton is broken.
+      OSError: the disk is full.
       FileNotFoundError: an index file, a frame or the skeletons are missing.
     """
     directory = pathlib.Path(builder.data_dir)
     fingerprint = builder.fingerprint
-    if directory.exists():
-        packed = records.open_builder(directory).info.metadata.get("fingerprint", {})
-        changed = [name for name in fingerprint if packed.get(name) != fingerprint[name]]
-        if changed:
-            raise ValueError(
-                f"{directory}: already packed from another source (its {' and '.join(changed)} "
-                "differ); choose another data_dir or remove the directory"
-            )
-        return directory
+    if not directory.exists():
+        _fill(directory, builder)
+    packed = records.open_builder(directory).info.metadata.get("fingerprint", {})
+    changed = [name for name in fingerprint if packed.get(name) != fingerprint[name]]
+    if changed:  # the first says it: of another index the files differ, too
+        raise ValueError(
+            f"{directory}: already packed from another source (its {changed[0]} differ); choose "
+            "another data_dir or remove the directory"
+        )
+    records.require_whole(directory)
+    return directory
+
+
+def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:
+    # Files of other sizes spoil only the shards that they are in, which know of them.
+    source = {name: digest for name, digest in builder.fingerprint.items() if name != "files"}
     missing_parents = [path for path in directory.parents if not path.exists()]
     try:
         # TFDS makes a folder for downloads, of which there are none, and looks for a packed copy.
-        with tempfile.TemporaryDirectory() as downloads:
+        # After our part it writes its metadata and renames the folder, so the claim goes on.
+        with _claimed(builder.staging, source), tempfile.TemporaryDirectory() as downloads:
             builder.download_and_prepare(
                 download_dir=downloads,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -420,7 +430,6 @@ def prepare(builder: TrackletBuilder) -> pathlib.Path:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
-    return directory
 
 
 def map_ahead(

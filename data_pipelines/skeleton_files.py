@@ -21,11 +21,16 @@ import h5py
 import numpy as np
 
 from data_pipelines import files, schema
+from data_pipelines.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 MIN_PARTS = 4  # <identity>/<modality>/<camera>/<frame>
 MAX_NPY_BYTES = 4096  # 17 x 3 numbers of 8 bytes, and ample room for the header
 _SHAPE = (schema.NUM_JOINTS, 3)
-_VIDEO_FRAME = re.compile(r"(.*[^/])\.[^./#]+#([0-9]+)")
+# A name may have other dots, so only what is known to be an ending is cut off.
+_PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")
+_VIDEO_FRAME = re.compile(
+    rf"(.*[^/](?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))#([0-9]+)", re.DOTALL | re.IGNORECASE
+)
 
 Lookup = Callable[[str], np.ndarray | None]
 
@@ -33,12 +38,17 @@ Lookup = Callable[[str], np.ndarray | None]
 def key_of(frame: str) -> tuple[str, ...]:
     """Returns the parts by which files of skeletons name a frame.
 
-    They are those of its path, without the file's ending: `1/IR/CQ1/8535.jpg` is known as
-    `("1", "IR", "CQ1", "8535")`, and `alice/visible/1/walk.mp4#12`, a frame of a video, as
+    They are those of its path, without the ending of a picture or video: `1/IR/CQ1/8535.jpg` is
+    known as `("1", "IR", "CQ1", "8535")`, and `alice/visible/1/walk.mp4#12`, a frame of a video, as
     `("alice", "visible", "1", "walk", "12")`.
     """
     container, name = _split(frame)
-    return (*_folders_of(container), os.path.splitext(name)[0])
+    return (*_folders_of(container), _without_ending(name))
+
+
+def _without_ending(name: str) -> str:
+    stem, ending = os.path.splitext(name)
+    return stem if ending.lower() in _PICTURE_SUFFIXES else name
 
 
 def _split(frame: str) -> tuple[str, str]:
@@ -47,7 +57,7 @@ def _split(frame: str) -> tuple[str, str]:
     A folder ends with a slash, which tells it from a video.
     """
     if match := _VIDEO_FRAME.fullmatch(frame):
-        return frame[: match.start(2) - 1], match[2]
+        return match[1], match[2]
     folder, slash, name = frame.rpartition("/")
     return folder + slash, name
 
@@ -96,7 +106,7 @@ class SkeletonFile(abc.ABC):
             places = list(self._places(_folders_of(container)))
             for position, _, name in frames:
                 for place, lookup in places:
-                    skeleton = lookup(os.path.splitext(name)[0])
+                    skeleton = lookup(_without_ending(name))
                     if skeleton is None:
                         skeleton = lookup(name)
                     if skeleton is not None:
@@ -270,7 +280,12 @@ class JsonSkeletons(SkeletonFile):
                 for image in images
             ):
                 raise ValueError(f"{path}: expected a list `images` of objects {{id, file_name}}")
-            names = {image["id"]: image["file_name"] for image in images}
+            for image in images:
+                if names.setdefault(image["id"], image["file_name"]) != image["file_name"]:
+                    raise ValueError(
+                        f"{path}: `images` has the id {image['id']!r} twice, for "
+                        f"{names[image['id']]!r} and {image['file_name']!r}; give each its own"
+                    )
         if not isinstance(entries, list):
             raise ValueError(
                 f"{path}: expected a list of {{image_id, keypoints, score}}, or an object with "

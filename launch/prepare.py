@@ -57,6 +57,7 @@ NUM_WORKERS = flags.DEFINE_integer(
 OPTIONS: dict[str, dict[str, Any]] = {  # flags that belong to one dataset
     "bupt_campus": {"auxiliary": AUXILIARY, "fake_infrared": FAKE_INFRARED},
     "folder": {"every": EVERY, "without_skeletons": WITHOUT_SKELETONS},
+    "synthetic_vcm": {"size": SIZE, "layout": LAYOUT, "seed": SEED},
 }
 
 
@@ -64,14 +65,18 @@ def main() -> None:
     """Prepares as the flags say."""
     from data_pipelines import bupt_campus, folder, hitsz_vcm
 
-    dataset, data_dir = DATASET.value, Path(DATA_DIR.value)
-    drawn = dataset == "synthetic_vcm"
+    drawn = DATASET.value == "synthetic_vcm"
+    dataset, data_dir = LAYOUT.value if drawn else DATASET.value, Path(DATA_DIR.value)
+    options = {
+        "keypoints": KEYPOINTS.value,
+        "num_workers": NUM_WORKERS.value,
+        **options_of(dataset),
+    }
     if drawn:
         if SOURCE.value is not None or KEYPOINTS.value is not None:
             raise ValueError(
                 "--dataset=synthetic_vcm is drawn here: leave out --source, --keypoints"
             )
-        dataset = LAYOUT.value
         data_dir = data_dir / f"synthetic_vcm_{SIZE.value}"
         if dataset != "hitsz_vcm":
             data_dir = data_dir.with_name(f"{data_dir.name}_{dataset}")
@@ -82,11 +87,6 @@ def main() -> None:
     else:
         source = Path(SOURCE.value)
     module: Any = {"hitsz_vcm": hitsz_vcm, "bupt_campus": bupt_campus, "folder": folder}[dataset]
-    options = {
-        "keypoints": KEYPOINTS.value,
-        "num_workers": NUM_WORKERS.value,
-        **options_of(dataset),
-    }
     if CHECK.value:
         if dataset != "folder":
             options["published"] = not drawn
@@ -105,7 +105,7 @@ def options_of(dataset: str) -> dict[str, Any]:
     """Returns the dataset's own options; refuses those of another."""
     for other, options in OPTIONS.items():
         for name, flag in options.items():
-            if other != dataset and flag.value != flag.default:
+            if flag.present and other not in (dataset, DATASET.value):
                 raise ValueError(f"--{name} is for --dataset={other}, not for {dataset}")
     return {name: flag.value for name, flag in OPTIONS.get(dataset, {}).items()}
 

@@ -1,5 +1,6 @@
 """BUPTCampus: reading its lists, packing it, and batches of aligned pairs."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -129,6 +130,43 @@ def test_tolerates_crlf_bom_and_trailing_blanks(tmp_path):
     assert bupt_campus.read_index(tmp_path) == plain
 
 
+def test_more_visible_than_infrared_frames_are_cut_and_told_of(tmp_path):
+    plain = bupt_campus.read_index(write_index(tmp_path))
+    doubts = []
+    for pid, camera, tracklet, count in (TRAIN[0], TRAIN[2]):
+        frames = frames_of(pid, "RGB", camera, tracklet, count + 3)
+        change_paths(tmp_path, [pid, "RGB", camera, tracklet], frames)
+    assert bupt_campus.read_index(tmp_path, doubt=doubts.append) == plain
+    assert doubts == ["train.txt:1 and 1 more: more RGB than IR frames, so the last are left out"]
+
+
+def test_numbers_of_frames_that_make_no_sense_are_told_of_and_read(tmp_path, capsys):
+    plain = bupt_campus.read_index(write_index(tmp_path)).splits
+    assert capsys.readouterr().err == ""
+    for keys, count in ((["1", "RGB", "LS3", "1"], 12), (["7", "IR", "CQ1", "3"], 2)):
+        change_paths(tmp_path, keys, frames_of(*keys, count)[::-1])
+    shifted = [name.replace("_1_", "_1_10") for name in frames_of("1", "IR", "G25", "1", 5)]
+    change_paths(tmp_path, ["1", "IR", "G25", "1"], shifted)
+    splits = bupt_campus.read_index(tmp_path).splits
+    assert splits["train"][0].frames == plain["train"][0].frames[::-1]
+    assert [len(t.frames) for t in splits["train"]] == [len(t.frames) for t in plain["train"]]
+    assert capsys.readouterr().err.splitlines() == [
+        "train.txt:1: the numbers of the RGB frames do not ascend, as they should in time",
+        "train.txt:1 and 1 more: the numbers of RGB and IR frames differ, as may their moments",
+        "query.txt:3: the numbers of the IR frames do not ascend, as they should in time",
+    ]
+
+
+def test_names_without_numbers_are_not_compared(tmp_path):
+    write_index(tmp_path)
+    for modality, stems in (("RGB", "zyxwv"), ("IR", "edcba")):
+        names = [f"1/{modality}/G25/{stem}.jpg" for stem in stems]
+        change_paths(tmp_path, ["1", modality, "G25", "1"], names)
+    doubts = []
+    bupt_campus.read_index(tmp_path, doubt=doubts.append)
+    assert doubts == []
+
+
 BROKEN_LINES = {
     "few words": (
         "train.txt",
@@ -184,6 +222,11 @@ BROKEN_PATHS = {
     "no JPEG": (LS3, ["1/RGB/LS3/1.png"], PLACE + "found"),
     "nul": (LS3, ["1/RGB/LS3/\0.jpg"], PLACE + "found"),
     "lone surrogate": (LS3, ["1/RGB/LS3/\ud800.jpg"], PLACE + "found"),
+    "frame twice": (
+        LS3,
+        [*frames_of(*LS3, 12), "1/RGB/LS3/1_RGB_LS3_1_7.jpg"],
+        PLACE + "lists 1/RGB/LS3/1_RGB_LS3_1_7.jpg 2 times",
+    ),
     "unequal pair": (
         LS3,
         ["1/RGB/LS3/1.jpg"],
@@ -275,11 +318,55 @@ JSON = st.recursive(
 
 
 def read_or_named(root, name):
-    """Reads an index that may be broken: then the error is of a kind to show, and names a file."""
+    """Reads an index that may be broken: then the error is of a kind to show, and names a file.
+
+    What is read is compared with a plain reading, and all that is wrong may also be collected.
+    """
+    told: list[str] = []
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        bupt_campus.read_index(root, auxiliary=True, report=told.append)
     try:
-        bupt_campus.read_index(root)
+        splits = bupt_campus.read_index(root, auxiliary=True).splits
     except (ValueError, FileNotFoundError) as error:
         assert name in str(error)
+        assert told[0] == str(error)
+        return
+    assert told == []
+    for split in ("train", "auxiliary"):
+        (name,) = bupt_campus.LISTS[split]
+        expected = [
+            (row, modality, pid, camera, *tracklet_frames(root, pid, modality, camera, tracklet))
+            for row, (pid, _, camera, tracklet) in plain_lines(root, name)
+            for modality in ("RGB", "IR")
+        ]
+        assert [plain(tracklet) for tracklet in splits[split]] == expected
+    for name, listed in (
+        ("query.txt", [t for t in splits["test"] if t.query]),
+        ("gallery.txt", [t for t in splits["test"] if t.gallery]),
+    ):
+        expected = [
+            (modality, pid, camera, *tracklet_frames(root, pid, modality, camera, tracklet))
+            for _, (pid, modality, camera, tracklet) in plain_lines(root, name)
+        ]
+        if name == "query.txt":
+            listed.sort(key=lambda tracklet: tracklet.row)
+        assert [plain(tracklet)[1:] for tracklet in listed] == expected
+
+
+def plain_lines(root, name):
+    text = (root / name).read_bytes().decode("utf-8-sig").rstrip()
+    return enumerate((line.split() for line in text.split("\n")), start=1)
+
+
+def tracklet_frames(root, pid, modality, camera, tracklet):
+    paths = json.loads((root / "data_paths.json").read_text())
+    return [f"DATA/{path}" for path in paths[pid][modality][camera][tracklet]]
+
+
+def plain(tracklet):
+    modality = "IR" if tracklet.modality == schema.INFRARED else "RGB"
+    camera = ["LS3", "G25", "CQ1", "W4", "TSG1", "TSG2"][tracklet.camera - 1]
+    return (tracklet.row, modality, tracklet.identity, camera, *tracklet.frames)
 
 
 @QUICK
@@ -303,6 +390,22 @@ def test_lists_of_any_content_are_read_or_named(name, content):
     with tempfile.TemporaryDirectory() as directory:
         root = write_index(pathlib.Path(directory))
         (root / name).write_bytes(content)
+        read_or_named(root, name)
+
+
+GOOD_LINES = st.sampled_from(
+    [f"{pid} RGB/IR {camera} {tracklet}" for pid, camera, tracklet, _ in TRAIN + AUXILIARY]
+    + [" ".join(row[:4]) for row in QUERY + GALLERY]
+    + ["7 RGB CQ1 3", "8  IR\tTSG1 1 \r", "10 RGB/IR W4 2"]
+)
+
+
+@QUICK
+@hypothesis.given(st.sampled_from(FILES[:-1]), st.lists(GOOD_LINES, max_size=5))
+def test_lists_of_other_lines_are_read_or_named(name, lines):
+    with tempfile.TemporaryDirectory() as directory:
+        root = write_index(pathlib.Path(directory))
+        (root / name).write_text("\n".join(lines), newline="")
         read_or_named(root, name)
 
 
@@ -412,6 +515,30 @@ def test_checking_finds_what_is_wrong(source, tmp_path):
     assert broken in wrong[1]
     change_line(tmp_path / "copy", "query.txt", 2, "x")
     assert bupt_campus.check(tmp_path / "copy").wrong[0].startswith("query.txt:2: found 'x'")
+
+
+def test_checking_tells_all_that_is_wrong_with_the_lists(tmp_path):
+    write_index(tmp_path)
+    change_line(tmp_path, "train.txt", 1, "1 RGB/IR LS9 1")
+    change_line(tmp_path, "train.txt", 3, "10 RGB/IR W4 77")
+    change_line(tmp_path, "gallery.txt", 2, "x")
+    change_line(tmp_path, "gallery.txt", 4, "1 RGB G25 1")
+    change_paths(tmp_path, ["1", "RGB", "G25", "1"], frames_of("1", "RGB", "G25", "1", 6))
+    (tmp_path / "query.txt").unlink()
+    findings = bupt_campus.check(tmp_path)
+    for start in (
+        "train.txt:1: camera 'LS9' is unknown",
+        'train.txt:3: data_paths.json["10"]["RGB"]["W4"]["77"] does not exist',
+        "query.txt: no such file",
+        "gallery.txt:2: found 'x'",
+        "gallery.txt:4: identity 1 belongs to another split, see train.txt:2",
+        "train.txt:2: more RGB than IR frames",
+        "the lists are not those of BUPTCampus: train pairs 1 instead of 3574",
+        f"{tmp_path}: no skeletons",
+    ):
+        assert [line.startswith(start) for line in findings.wrong].count(True) == 1, start
+    assert ("train pairs", 1, 3574) in findings.tables[0]
+    assert ("frames", 10, 19) in findings.tables[1]
 
 
 def test_batches_are_aligned_pairs(source, packed):

@@ -87,7 +87,8 @@ def test_missing_skeletons_are_counted_and_broken_ones_named(root):
     assert broken in findings.wrong[0]
     (root / "skeletons.h5").unlink()
     findings = hitsz_vcm.check(root, published=False)
-    assert any("no skeletons" in line for line in findings.wrong)
+    assert [line for line in findings.wrong if "no skeletons" not in line] == []
+    assert len(findings.wrong) == 1  # not once a split
     assert cell(findings, "unreadable frames") == [0, 0]  # the frames are checked all the same
 
 
@@ -146,12 +147,87 @@ def test_a_missing_index_is_named(tmp_path):
     assert "give the root of HITSZ-VCM" in findings.wrong[0]
 
 
-def test_a_long_list_is_cut():
-    findings = checks.Findings(wrong=[f"frame {number}" for number in range(1000)])
+def test_a_long_list_is_cut_but_every_kind_is_shown():
+    findings = checks.Findings()
+    for number in range(1000):
+        findings.report(f"frame {number}", "the frames of train")
+        findings.report_file(f"train_name.txt:{number}: bad")
+        findings.report_file(f'data_paths.json["{number}"]: bad')
+    findings.report("by itself")
+    findings.report("by itself")
     lines = str(findings).splitlines()
-    assert "wrong (1000):" in lines
-    assert lines[-1] == "- ... and 900 more"
-    assert "- frame 99" in lines and "- frame 100" not in lines
+    assert len(findings.wrong) == 3001
+    assert lines == [
+        "",
+        "",
+        "wrong (3001):",
+        *(f"- frame {number}" for number in range(10)),
+        "- ... and 990 more of the frames of train",
+        *(f"- train_name.txt:{number}: bad" for number in range(10)),
+        "- ... and 990 more of train_name.txt",
+        *(f'- data_paths.json["{number}"]: bad' for number in range(10)),
+        "- ... and 990 more of data_paths.json",
+        "- by itself",
+    ]
+
+
+def test_many_missing_frames_hide_nothing_else(tmp_path):
+    rows = [*SPLITS["train"], hitsz_files.Row(2, 9, 1, 1, 12)]
+    root = hitsz_files.write_dataset(
+        tmp_path / "root", "split", {"train": rows, "test": SPLITS["test"]}
+    )
+    for path in (root / "Train").rglob("*.jpg"):
+        path.unlink()
+    index = hitsz_vcm.read_index(root)
+    broken = index.test[0].frames[0]
+    (root / broken).write_bytes(b"")
+    key = index.test[1].frames[2].removeprefix("Test/").removesuffix(".jpg")
+    with hitsz_files.h5py.File(root / "skeletons.h5", "a") as file:
+        file[key][3, 0] = float("nan")
+    shown = str(hitsz_vcm.check(root, published=False))
+    missing = sum(row.num_frames for row in rows)
+    assert f"... and {missing - 10} more of the frames of train" in shown
+    for line in (f"- {broken}: the file is empty", f"{key}.jpg: a coordinate", "identity 0009 has"):
+        assert line in shown
+
+
+SCALES = {"shares": (1 / hitsz_files.WIDTH, 1 / hitsz_files.HEIGHT), "far off": (900, 400)}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES.keys())
+def test_coordinates_that_are_no_pixels_of_the_frame_are_found_out(root, scale):
+    with hitsz_files.h5py.File(root / "skeletons.h5", "a") as file:
+        for row in SPLITS["test"]:
+            for frame in row.frames():
+                skeleton = file[frame.removesuffix(".jpg")]
+                skeleton[:, :2] *= scale
+    findings = hitsz_vcm.check(root, published=False)
+    assert len(findings.wrong) == 1
+    first = hitsz_vcm.read_index(root).test[0].frames[0]
+    assert findings.wrong[0].startswith("test: 8 of 8 skeletons looked at do not lie in their")
+    assert f"such as that of {first} (16 x 32 pixels), where x is " in findings.wrong[0]
+    assert findings.wrong[0].endswith("; give x and y in pixels of the frame")
+
+
+def test_coordinates_of_one_modality_are_found_out_by_a_sample(root, monkeypatch):
+    monkeypatch.setattr(checks, "_SAMPLE", 5)
+    with hitsz_files.h5py.File(root / "skeletons.h5", "a") as file:
+        for row in SPLITS["train"]:
+            for frame in row.frames() if row.code == 1 else []:
+                file[frame.removesuffix(".jpg")][:, 1] += 40
+    (line,) = hitsz_vcm.check(root, published=False).wrong
+    assert line.startswith("train: 2 of 4 skeletons looked at do not lie in their frames")
+
+
+def test_a_few_stray_skeletons_are_no_wrong_coordinates(root):
+    frames = [tracklet.frames[0] for tracklet in hitsz_vcm.read_index(root).train[:4]]
+    with hitsz_files.h5py.File(root / "skeletons.h5", "a") as file:
+        for frame in frames[:3]:  # of a sample of 12
+            file[frame.removeprefix("Train/").removesuffix(".jpg")][:, 0] += 5000
+        far = file[frames[3].removeprefix("Train/").removesuffix(".jpg")]
+        far[:, 2] = [0.1] * 12 + [1] * 5
+        far[:12, :2] = 5000  # hardly found
+    assert hitsz_vcm.check(root, published=False).wrong == []
 
 
 def test_the_command_ends_with_code_1_if_anything_is_wrong(root, tmp_path):

@@ -1,5 +1,10 @@
 """One's own footage: layouts, names, what is refused, and packing."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -8,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import folder, records, schema
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -66,6 +73,14 @@ def test_stray_files_are_skipped_and_counted(root, capsys):
     (root / "skeletons").mkdir()
     assert folder.read_index(root) == before
     assert "skipped 4 files that are no footage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".MOV", ".m4v"])
+def test_videos_of_cameras_and_phones_are_read(tmp_path, suffix):
+    path = tmp_path / f"alice/visible/1/walk{suffix}"
+    video_files.write_video(path.with_suffix(suffix.lower()), 3).rename(path)
+    (found,) = folder.read_index(tmp_path)
+    assert found.frames == tuple(f"alice/visible/1/walk{suffix}#{number}" for number in range(3))
 
 
 WRONG = {
@@ -157,6 +172,76 @@ def test_the_check_names_all_that_is_broken(root):
     wrong = "\n".join(folder.check(root).wrong)
     assert "bob/visible/door/run/1.JPG: the file is empty" in wrong
     assert "alice/visible/door/walk/frame2.png: not an intact" in wrong
+
+
+def test_the_check_names_every_broken_video_and_checks_the_rest(root):
+    whole = (root / "alice/infrared/yard/walk.mp4").read_bytes()
+    (root / "alice/infrared/yard/half.mp4").write_bytes(whole[: len(whole) // 2])
+    (root / "bob/infrared/yard").mkdir(parents=True)
+    (root / "bob/infrared/yard/none.avi").write_bytes(b"")
+    (root / "bob/visible/door/run/1.JPG").write_bytes(b"")
+    findings = folder.check(root, without_skeletons=True)
+    names = [line.partition(":")[0] for line in findings.wrong]
+    assert names == [
+        "alice/infrared/yard/half.mp4",
+        "bob/infrared/yard/none.avi",
+        "bob/visible/door/run/1.JPG",
+    ]
+    (table,) = findings.tables
+    assert ("tracklets that are packed", 4) in table
+    with pytest.raises(ValueError, match=r"half.mp4: not an intact video"):
+        folder.read_index(root)
+
+
+def test_footage_that_is_not_read_is_wrong_for_the_check_and_skipped_by_packing(root, capsys):
+    before = folder.read_index(root)
+    for name in ("walk.WebM", "run.wmv"):
+        (root / f"alice/visible/door/{name}").write_bytes(b"x")
+    (root / "bob/visible/door/run/2.bmp").write_bytes(b"x")
+    for name in ("notes.txt", "visible/door/._walk.webm"):
+        (root / "alice" / name).write_bytes(b"x")
+    findings = folder.check(root, without_skeletons=True)
+    (wrong,) = findings.wrong
+    assert "left out 3 files of footage in forms that are not read (alice/visible/door/run" in wrong
+    assert "skipped 2 files that are no footage (alice/notes.txt, " in capsys.readouterr().err
+    assert folder.read_index(root) == before
+    assert wrong in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data_dir", ["", "data", "data/deeper"])
+def test_packing_into_the_footage_is_refused(root, data_dir):
+    before = sorted(root.rglob("*"))
+    with pytest.raises(ValueError, match=r"lies within .* choose a data_dir elsewhere"):
+        folder.prepare(root, root / data_dir, without_skeletons=True)
+    assert sorted(root.rglob("*")) == before
+
+
+def prepare_command(*flags):
+    command = [sys.executable, str(ROOT / "launch/prepare.py"), *flags]
+    return subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layout=hitsz_vcm"], "--layout is for --dataset=synthetic_vcm, not for folder"),
+        (["--size=demo", "--check"], "--size is for --dataset=synthetic_vcm, not for folder"),
+        (["--seed=0"], "--seed is for --dataset=synthetic_vcm, not for folder"),
+        (["--auxiliary"], "--auxiliary is for --dataset=bupt_campus, not for folder"),
+    ],
+)
+def test_flags_of_another_dataset_are_refused(tmp_path, flags, message):
+    run = prepare_command("--dataset=folder", f"--source={tmp_path}", *flags)
+    assert (run.returncode, run.stderr) == (1, f"error: {message}\n")
+
+
+def test_flags_of_another_layout_are_refused_before_drawing(tmp_path):
+    run = prepare_command("--dataset=synthetic_vcm", f"--data_dir={tmp_path}/data", "--every=2")
+    message = "error: --every is for --dataset=folder, not for hitsz_vcm\n"
+    assert (run.returncode, run.stderr) == (1, message)
+    assert not (tmp_path / "data").exists()
 
 
 letters = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])

@@ -3,6 +3,7 @@
 import io
 import struct
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
@@ -125,6 +126,94 @@ def test_a_truncated_video_is_named(tmp_path, suffix):
     half(video_files.write_video(tmp_path / f"walk{suffix}", 30))
     with pytest.raises(ValueError, match=f"walk{suffix}: .*(cannot be opened|ends early)"):
         frames.count_frames(tmp_path, f"walk{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mkv"])
+def test_a_video_that_lacks_its_last_bytes_is_named(tmp_path, suffix):
+    path = video_files.write_video(tmp_path / f"walk{suffix}", 30)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"walk{suffix}: .*ends early, at [0-9]+ of [0-9]+ bytes"):
+        frames.count_frames(tmp_path, f"walk{suffix}")
+
+
+def test_an_mp4_whose_index_comes_first_is_cut(tmp_path):
+    """Such a file can be opened although its frames end early."""
+    path = video_files.write_video(tmp_path / "walk.mp4", 30)
+    content = path.read_bytes()
+    data, index = content.find(b"mdat") - 4, content.find(b"moov") - 4
+    offsets = content.find(b"stco") + 12  # of the chunks, after the number of them
+    moov = bytearray(content[index:])
+    for place in range(offsets - index, offsets - index + 4 * content[offsets - 1], 4):
+        (offset,) = struct.unpack_from(">I", moov, place)
+        struct.pack_into(">I", moov, place, offset + len(moov))
+    streamed = content[:data] + moov + content[data:index]
+    path.write_bytes(streamed)
+    assert frames.count_frames(tmp_path, "walk.mp4") == 30
+    path.write_bytes(streamed[: len(streamed) - (index - data) // 2])
+    with pytest.raises(ValueError, match=r"walk.mp4: .*ends early, [0-9]+ of 30 frames"):
+        frames.count_frames(tmp_path, "walk.mp4")
+
+
+def test_matroska_at_a_variable_rate_is_read(tmp_path):
+    """A last frame that is shown for long: the video's time holds twice its frames."""
+    path = video_files.write_video(tmp_path / "walk.mkv", 30)
+    content = bytearray(path.read_bytes())
+    duration = content.find(b"\x44\x89\x88") + 3
+    (milliseconds,) = struct.unpack_from(">d", content, duration)
+    struct.pack_into(">d", content, duration, 2 * milliseconds)
+    path.write_bytes(content)
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 60
+    assert frames.count_frames(tmp_path, "walk.mkv") == 30
+
+
+def test_avi_that_repeats_frames_is_read(tmp_path):
+    """A chunk without content says that the last frame is shown again; it is no frame."""
+    path = video_files.write_video(tmp_path / "walk.avi", 6)
+    content = path.read_bytes()
+    start = content.find(b"movi") + 4
+    end = start - 8 + struct.unpack_from("<I", content, start - 8)[0] + 4
+    chunks, index, place = b"", b"", start
+    while place < end - 7:
+        name, size = struct.unpack_from("<4sI", content, place)
+        body = content[place + 8 : place + 8 + size + size % 2]
+        place += 8 + len(body)
+        if name == b"00dc":
+            body = body if len(index) % 32 == 0 else b""
+            index += struct.pack("<4sIII", name, 16, 4 + len(chunks), len(body))
+        chunks += struct.pack("<4sI", name, len(body)) + body
+    movi = struct.pack("<4sI4s", b"LIST", 4 + len(chunks), b"movi") + chunks
+    content = content[8 : start - 12] + movi + struct.pack("<4sI", b"idx1", len(index)) + index
+    path.write_bytes(struct.pack("<4sI", b"RIFF", len(content)) + content)
+    assert frames.count_frames(tmp_path, "walk.avi") == 3
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mkv"])
+def test_a_recording_of_unknown_length_is_read(tmp_path, suffix):
+    path = video_files.write_video(tmp_path / f"walk{suffix}", 6)
+    content = bytearray(path.read_bytes())
+    segment = content.find(b"\x18\x53\x80\x67")
+    if suffix == ".avi":
+        content[4:8] = b"\xff" * 4
+    else:
+        content[segment + 5 : segment + 12] = b"\xff" * 7
+    path.write_bytes(content)
+    assert frames.count_frames(tmp_path, f"walk{suffix}") == 6
+
+
+def test_files_of_other_sizes_are_told(tmp_path):
+    for name in ("1.jpg", "2.jpg", "a#1.mp4"):
+        (tmp_path / name).write_bytes(b"12345")
+    chosen = [tracklet("1.jpg", "2.jpg"), tracklet("a#1.mp4#0", "a#1.mp4#1", "missing.jpg")]
+    before = frames.hash_sizes(tmp_path, chosen)
+    assert frames.hash_sizes(tmp_path, chosen) == before
+    seen = {before}
+    for name in ("2.jpg", "a#1.mp4", "missing.jpg"):
+        (tmp_path / name).write_bytes(b"123456")
+        seen.add(frames.hash_sizes(tmp_path, chosen))
+    assert len(seen) == 4
+    (tmp_path / "1.jpg").write_bytes(b"54321")
+    assert frames.hash_sizes(tmp_path, chosen) in seen
 
 
 def test_a_video_that_ends_before_a_frame_is_named_once(tmp_path):

@@ -49,7 +49,10 @@ SPLITS = {"train": rows_of([7, 2, 11]), "test": rows_of([503, 504])}
 
 
 def write_index(root: pathlib.Path, layout: str = "flat", splits=None) -> pathlib.Path:
-    """Writes the five text files; each split has two frames at the end that no row uses."""
+    """Writes the five text files; each split has two frames at the end that no row uses.
+
+    Each row is a track of its own.
+    """
     folder = root / LAYOUTS[layout][0]
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in (splits or SPLITS).items():
@@ -57,7 +60,7 @@ def write_index(root: pathlib.Path, layout: str = "flat", splits=None) -> pathli
         for number, row in enumerate(rows, start=1):
             first = len(names) + 1
             names += [
-                f"{row.identity:04d}M{row.code}D{row.camera}T1F{frame}.jpg"
+                f"{row.identity:04d}M{row.code}D{row.camera}T{number}F{frame}.jpg"
                 for frame in range(row.first_frame, row.first_frame + row.num_frames)
             ]
             pid = f"{row.identity:04d}" if number % 2 else f"{row.identity}"

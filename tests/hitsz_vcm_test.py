@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -53,8 +54,8 @@ ROWS = st.builds(
     hitsz_files.Row,
     code=st.sampled_from([1, 2]),
     identity=st.integers(0, 9999),
-    camera=st.integers(0, 99),
-    first_frame=st.integers(0, 10**6),
+    camera=st.integers(0, 999),
+    first_frame=st.integers(0, 10**8),
     num_frames=st.integers(1, 20),
 )
 
@@ -73,6 +74,18 @@ def test_any_index_is_read_as_it_was_written(train, test):
         assert [int(tracklet.identity) for tracklet in tracklets] == [row.identity for row in rows]
         assert [tracklet.camera for tracklet in tracklets] == [row.camera for row in rows]
         assert [tracklet.row for tracklet in tracklets] == list(range(1, len(rows) + 1))
+
+
+def test_strays_do_not_hide_the_layout(tmp_path):
+    hitsz_files.write_index(tmp_path, "split")
+    hitsz_files.write_frames(tmp_path, "split")
+    index = hitsz_vcm.read_index(tmp_path)
+    for stray in ("0007", "0503", "0002/ir/D1", "Train/Train/0007/rgb/D1"):
+        (tmp_path / stray).mkdir(parents=True)
+    (tmp_path / "query_IDX.txt").write_bytes((tmp_path / "info" / "query_IDX.txt").read_bytes())
+    assert hitsz_vcm.read_index(tmp_path) == index
+    assert index.train[0].frames[0] == "Train/0007/rgb/D1/11.jpg"
+    assert (tmp_path / index.test[0].frames[0]).exists()
 
 
 def test_min_frames_keeps_shorter_tracklets(tmp_path):
@@ -94,6 +107,20 @@ def test_tolerates_crlf_bom_and_trailing_blanks(tmp_path):
 BROKEN_LINES = {
     "name": ("train_name.txt", 3, "0007M3D1T1F3.jpg", "train_name.txt:3: found '0007M3D1T1F3.jpg'"),
     "blank name": ("train_name.txt", 3, "", "train_name.txt:3: found ''"),
+    "camera beyond int32": (
+        "train_name.txt",
+        3,
+        "0007M2D99999999999T1F3.jpg",
+        "train_name.txt:3: found '0007M2D99999999999T1F3.jpg'",
+    ),
+    "track beyond int32": ("test_name.txt", 2, "0503M2D1T9999999999F2.jpg", "test_name.txt:2: fo"),
+    "frame beyond int32": ("test_name.txt", 2, "0503M2D1T1F9999999999.jpg", "test_name.txt:2: fo"),
+    "row of a camera beyond int32": (
+        "track_train_info.txt",
+        2,
+        "2 6 17 7 99999999999",
+        "track_train_info.txt:2: found '2 6 17 7 99999999999'",
+    ),
     "unicode digits": ("test_name.txt", 1, "\u0660503M2D1T1F1.jpg", "test_name.txt:1: found"),
     "few numbers": (
         "track_train_info.txt",
@@ -118,6 +145,24 @@ BROKEN_LINES = {
     ),
     "other camera": ("track_train_info.txt", 2, "2 6 17 7 4", "camera 4 contradicts"),
     "other modality": ("track_train_info.txt", 2, "1 6 17 7 1", "modality 1, .* contradicts"),
+    "copy of a row": (
+        "track_train_info.txt",
+        2,
+        "2 1 5 7 1",
+        "track_train_info.txt:2: frames 1 to 5 do not follow .* before, which reach to 5",
+    ),
+    "overlap": (
+        "track_train_info.txt",
+        2,
+        "2 5 17 7 1",
+        "track_train_info.txt:2: frames 5 to 17 do not follow",
+    ),
+    "disorder": (
+        "track_train_info.txt",
+        1,
+        "2 6 17 7 1",
+        "track_train_info.txt:2: frames 6 to 17 do not follow .* reach to 17",
+    ),
     "not a query": ("query_IDX.txt", 1, "4 5 8", "3 queries .* 4 infrared rows .* differ in row 9"),
     "order": ("query_IDX.txt", 1, "5 4 8 9", "not in ascending order"),
     "query word": ("query_IDX.txt", 1, "4 5 8 x", "query_IDX.txt: expected row numbers"),
@@ -138,6 +183,16 @@ def test_a_broken_line_is_named(tmp_path, file, number, line, message):
         hitsz_vcm.read_index(tmp_path)
 
 
+def test_a_row_of_several_tracks_is_told_and_read(tmp_path):
+    hitsz_files.write_index(tmp_path, "info")
+    path = tmp_path / "info" / "track_train_info.txt"
+    path.write_text("\n".join(["2 1 17 7 1", *path.read_text().split("\n")[2:]]))
+    told: list[str] = []
+    tracklet, *_ = hitsz_vcm.read_index(tmp_path, doubt=told.append).train
+    assert len(tracklet.frames) == 5 + 12
+    assert told == ["info/track_train_info.txt:1: the names have several track numbers in one row"]
+
+
 LINES = st.one_of(
     st.text(max_size=30),
     st.lists(
@@ -149,15 +204,38 @@ LINES = st.one_of(
     ).map(" ".join),
     st.from_regex(r"[0-9]{1,5}M[0-9]D-?[0-9]*T[0-9]F[0-9/.]{1,4}\.(jpg|png)", fullmatch=True),
     st.sampled_from(["../../etc/passwd", "0001M2D1T1F1.jpg\x00", "2 1 5 7 1", "1 1 5 7 1"]),
+    # Rows and names that are well-formed and nearly right.
+    st.builds("2 {} {} 7 {}".format, *[st.integers(1, 40)] * 2, st.integers(1, 3)),
+    st.builds("{:04}M2D1T{}F{}.jpg".format, *[st.integers(1, 9)] * 2, st.integers(1, 15)),
 )
 
 
-@hypothesis.settings(deadline=None, max_examples=150)
+def plain_reading(root: pathlib.Path, split: str) -> list[schema.Tracklet]:
+    """Reads a split of a right index in another way; fails if it has a name twice."""
+    names = (root / f"{split}_name.txt").read_text().split("\n")
+    tracklets = []
+    used: set[int] = set()
+    for row, line in enumerate((root / f"track_{split}_info.txt").read_text().split("\n")):
+        if not line.strip():
+            continue
+        code, first, last, identity, camera = map(int, line.split())
+        numbers = range(first - 1, last)
+        assert used.isdisjoint(numbers) and min(numbers) > max(used, default=-1)
+        used.update(numbers)
+        own = [re.split("[MDTF.]", names[number].strip()) for number in numbers]
+        assert {tuple(map(int, name[:3])) for name in own} == {(identity, code, camera)}
+        folder = "ir" if code == 1 else "rgb"
+        frames = tuple(f"{pid}/{folder}/D{device}/{f}.jpg" for pid, _, device, _, f, _ in own)
+        modality = schema.INFRARED if code == 1 else schema.VISIBLE
+        tracklets.append(schema.Tracklet(modality, f"{identity:04}", camera, frames, row + 1))
+    return [tracklet for tracklet in tracklets if len(tracklet.frames) >= 12]
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
 @hypothesis.given(file=st.sampled_from(hitsz_vcm.INDEX_FILES), place=st.integers(0, 12), line=LINES)
 def test_any_line_is_read_or_refused_by_name(file, place, line):
     with tempfile.TemporaryDirectory() as directory:
         root = hitsz_files.write_index(pathlib.Path(directory))
-        whole = hitsz_vcm.read_index(root)
         lines = (root / file).read_text().split("\n")
         lines[place % len(lines)] = line
         (root / file).write_text("\n".join(lines))
@@ -167,8 +245,9 @@ def test_any_line_is_read_or_refused_by_name(file, place, line):
         except ValueError as error:
             assert file in str(error) or "query_IDX.txt" in str(error)
             told.append(str(error))
-        else:  # what is not refused means the same, or is another well-formed row
-            assert len(index.train) + len(index.test) >= len(whole.train) + len(whole.test) - 1
+        else:
+            assert index.train == plain_reading(root, "train")
+            assert index.test == plain_reading(root, "test")
             for tracklet in (*index.train, *index.test):
                 assert all(".." not in frame and "\0" not in frame for frame in tracklet.frames)
         collected: list[str] = []
@@ -263,6 +342,27 @@ def test_an_index_of_the_published_size_must_have_its_counts(golden_root, tmp_pa
     rows[1] = f"{modality} {first} {int(last) - 1} {identity} {camera}"
     (tmp_path / "track_train_info.txt").write_text("\n".join(rows))
     with pytest.raises(ValueError, match="train infrared_tracklets 4290 instead of 4291"):
+        hitsz_vcm.read_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "change", "message"),
+    [
+        (0, (0, -1), "train unused_names 16 instead of 15"),  # skips the last name of a long row
+        (4500, (-12, -12), "track_train_info.txt:4501: frames .* do not follow"),
+    ],
+    ids=["skips a name", "repeats a row"],
+)
+def test_no_name_of_the_published_index_is_skipped_or_used_twice(
+    golden_root, tmp_path, row, change, message
+):
+    for path in golden_root.glob("*.txt"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    rows = (tmp_path / "track_train_info.txt").read_text().split("\n")
+    code, first, last, identity, camera = map(int, rows[row].split())
+    rows[row] = f"{code} {first + change[0]} {last + change[1]} {identity} {camera}"
+    (tmp_path / "track_train_info.txt").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=message):
         hitsz_vcm.read_index(tmp_path)
 
 

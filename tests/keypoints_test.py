@@ -1,9 +1,11 @@
 """Skeletons out of HDF5 files, directories of .npy and COCO's JSON."""
 
+import functools
 import itertools
 import json
 import os
 import pickle
+import re
 import tempfile
 
 import h5py
@@ -172,6 +174,10 @@ def test_finds_the_skeletons_of_a_root(tmp_path):
         ("alice/visible/1/walk.one.mp4#12", "alice/visible/1/walk.one/12"),
         ("alice/visible.old/1/walk.jpg", "alice/visible.old/1/walk"),
         ("take#2/1.jpg", "take#2/1"),
+        ("a/b/c/frame.0001", "a/b/c/frame.0001"),
+        ("a/b/c/frame.0001.PNG", "a/b/c/frame.0001"),
+        ("a/b/c/frame.0001.webp", "a/b/c/frame.0001"),
+        ("a/b/walk.0001#2", "a/b/walk.0001#2"),
         ("./a//b/1.png", "a/b/1"),
         ("1.jpg", "1"),
     ],
@@ -311,6 +317,28 @@ def test_json_of_images_and_annotations(tmp_path):
         read(path, "a/b/c/1.jpg")
 
 
+def test_an_id_of_two_images_is_refused(tmp_path):
+    path = tmp_path / "results.json"
+    images = [{"id": 7, "file_name": f"a/b/c/{number}.jpg"} for number in (1, 1, 2)]
+    content = {"images": images[:2], "annotations": [entry(7, skeleton(0))]}
+    path.write_text(json.dumps(content))  # the same image twice does no harm
+    np.testing.assert_array_equal(read(path, "a/b/c/1.jpg"), [skeleton(0)])
+    path.write_text(json.dumps(content | {"images": images}))
+    with pytest.raises(
+        ValueError, match=r"s.json: .* id 7 twice, for 'a/b/c/1.jpg' and 'a/b/c/2.jpg'"
+    ):
+        keypoints.open_keypoints(path)
+
+
+def test_names_with_dots_and_without_an_ending_are_told_apart(tmp_path):
+    path = tmp_path / "results.json"
+    names = ("a/b/c/frame.0001", "a/b/c/frame.0002", "a/b/c/frame.0003.bmp")
+    path.write_text(json.dumps([entry(name, skeleton(i)) for i, name in enumerate(names)]))
+    found = read(path, *(f"a/b/c/frame.000{number}.jpg" for number in (1, 2, 3, 4)))
+    np.testing.assert_array_equal(found[:3], [skeleton(0), skeleton(1), skeleton(2)])
+    assert not found[3].any()
+
+
 def test_the_best_of_several_skeletons_is_taken(tmp_path):
     path = tmp_path / "results.json"
     sure, unsure = skeleton(0), skeleton(1)
@@ -356,6 +384,25 @@ NUMBERS = st.one_of(
     ),
     JSON_VALUES,
 )
+GOOD_ENTRIES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "keypoints": st.lists(st.floats(0, 9), min_size=51, max_size=51),
+            "image_id": st.sampled_from([*range(5), "1.jpg", "./1", "a//b/c/1.jpg", "x/a/b/c/1"]),
+        },
+        optional={"score": st.integers(-2, 2) | st.none()},
+    ),
+    max_size=6,
+)
+GOOD_IMAGES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "id": st.integers(0, 4),
+            "file_name": st.sampled_from(["1.jpg", "a/b/c/1.jpg", "/x/a/b/c/1.png", "a/b/c/1.2"]),
+        }
+    ),
+    max_size=4,
+)
 ENTRIES = st.lists(
     st.fixed_dictionaries(
         {"keypoints": NUMBERS},
@@ -372,6 +419,7 @@ IMAGES = st.lists(
 @hypothesis.settings(deadline=None, max_examples=200)
 @hypothesis.given(
     content=ENTRIES
+    | st.fixed_dictionaries({"annotations": GOOD_ENTRIES, "images": GOOD_IMAGES})
     | st.fixed_dictionaries({"annotations": ENTRIES | JSON_VALUES, "images": IMAGES | JSON_VALUES})
     | JSON_VALUES
 )
@@ -380,7 +428,33 @@ def test_any_json_reads_or_is_refused(content):
         path = os.path.join(folder, "s.json")
         with open(path, "w") as file:
             json.dump(content, file)
-        assert_reads_or_refuses(path)
+        assert_reads_or_refuses(path, functools.partial(best_in_json, content))
+
+
+def best_in_json(content, frame):
+    """The skeleton of a frame in JSON that is read: the best of its path, else of longer ones."""
+    images = []
+    if isinstance(content, dict):
+        content, images = content["annotations"], content["images"]
+    named = []
+    for item in content:
+        name = item.get("file_name")
+        if name is None:
+            files = [image["file_name"] for image in images if image["id"] == item["image_id"]]
+            assert len(set(files)) <= 1
+            name = files[0] if files else item["image_id"]
+        with np.errstate(over="ignore"):
+            numbers = np.array([min(n, 1e300) for n in item["keypoints"]]).astype(np.float32)
+        numbers = numbers.reshape(17, 3)
+        score = numbers[:, 2].mean() if item.get("score") is None else item["score"]
+        path = "/".join(["", *(part for part in name.split("/") if part not in ("", "."))])
+        named.append((re.sub(r"\.(jpg|png)$", "", path), score, numbers))
+    stem = f"/{frame.removesuffix('.jpg')}"
+    own = [item for item in named if item[0] == stem]
+    if not own and stem.count("/") >= 4:
+        own = [item for item in named if item[0].endswith(stem)]
+        assert len({path for path, *_ in own}) <= 1
+    return max(own, key=lambda item: item[1])[2] if own else None
 
 
 @pytest.mark.parametrize("text", [b"", b"[" * 200_000, b"\xff\xfe", b'[{"keypoints": 1e', b"nul"])
@@ -390,15 +464,21 @@ def test_broken_json_is_refused(tmp_path, text):
         keypoints.open_keypoints(tmp_path / "s.json")
 
 
-def assert_reads_or_refuses(path):
+def assert_reads_or_refuses(path, expected=None):
+    """Reads two frames; what is not refused is what `expected`, if given, says of each."""
+    frames = ("a/b/c/1.jpg", "1.jpg")
     try:
-        found = read(path, "a/b/c/1.jpg", "1.jpg")
+        found = read(path, *frames)
     except ValueError as error:
         assert str(path) in str(error)
     else:
         assert found.shape == (2, 17, 3)
         assert np.isfinite(found).all()
         assert (found[..., 2] >= 0).all()
+        for frame, keypoints_found in zip(frames, found, strict=True) if expected else ():
+            wanted = expected(frame)
+            wanted = np.zeros((17, 3)) if wanted is None else np.asarray(wanted, np.float32)
+            np.testing.assert_array_equal(keypoints_found, wanted)
 
 
 # .npy.
@@ -414,7 +494,10 @@ def assert_reads_or_refuses(path):
             st.sampled_from(
                 ["(17, 3)", "(17,3,)", "()", "(51,)", "(1000000000000,)", "(-1,)", "9"]
             ),
-            st.binary(max_size=500),
+            st.binary(max_size=500)
+            | st.sampled_from(["<f8", ">f4", "<f2", "<i4"]).map(
+                lambda kind: np.arange(51).astype(kind).tobytes()
+            ),
         ).map(
             lambda parts: (
                 b"\x93NUMPY\x01\x00\x76\x00"
@@ -432,7 +515,14 @@ def test_any_npy_reads_or_is_refused(content):
         os.makedirs(os.path.join(folder, "a/b/c"))
         with open(os.path.join(folder, "a/b/c/1.npy"), "wb") as file:
             file.write(content)
-        assert_reads_or_refuses(folder)
+        assert_reads_or_refuses(folder, functools.partial(array_in_npy, content))
+
+
+def array_in_npy(content, frame):
+    """The array in a .npy file that is read, whose header takes 128 bytes."""
+    kind = re.search(rb"'descr': '(.*?)'", content)[1].decode()
+    numbers = np.frombuffer(content, kind, 51, offset=128).reshape(17, 3)
+    return numbers if frame == "a/b/c/1.jpg" else None
 
 
 def test_only_small_plain_npy_inside_the_directory_are_read(tmp_path):
@@ -481,14 +571,21 @@ def test_any_hdf5_reads_or_is_refused(shape, dtype, key, other):
         path = os.path.join(folder, "s.h5")
         with h5py.File(path, "w") as file:
             kind = kinds.get(dtype) or np.dtype(dtype)
+            numbers = np.zeros(shape or ())
             if shape is None:
                 file[key] = h5py.Empty("f4")
+            elif dtype in ("f2", ">f8", "i8", "u1"):
+                numbers = np.arange(numbers.size).reshape(shape)
+                file[key] = numbers.astype(kind)
             else:
                 file.create_dataset(key, shape, kind)
             if not other.startswith(f"{key}/"):
                 file[other] = np.zeros((17, 3))
             file["type"] = np.dtype("f8")
-        assert_reads_or_refuses(path)
+        frame = {"1": "1.jpg", "a_b_c_1": "a/b/c/1.jpg", "a/b/c/1": "a/b/c/1.jpg"}.get(
+            key.removesuffix(".jpg")
+        )
+        assert_reads_or_refuses(path, {frame: numbers}.get)
 
 
 def test_damaged_hdf5_reads_or_is_refused(tmp_path):

@@ -17,9 +17,10 @@ import onnx
 import pose_models
 import pytest
 import simplejpeg
+import video_files
 from hypothesis import strategies as st
 
-from data_pipelines import extraction, files, hitsz_vcm, keypoints, pose, records, schema
+from data_pipelines import extraction, files, frames, hitsz_vcm, keypoints, pose, records, schema
 
 ROOT = Path(__file__).parents[1]
 SIZE = (pose_models.HEIGHT, pose_models.WIDTH)
@@ -311,6 +312,52 @@ def test_a_finished_output_is_kept_for_the_same_model_and_frames_only(tmp_path, 
         extraction.extract(other, dataset, rows, output)
     with pytest.raises(ValueError, match=r"end its name in .h5"):
         extraction.extract(model, dataset, rows, tmp_path / "skeletons.npz")
+
+
+def test_an_output_that_is_no_hdf5_file_is_named(tmp_path, dataset):
+    model = pose.load_model(pose_models.write_heatmap_model(tmp_path / "m.onnx"))
+    output = tmp_path / "skeletons.h5"
+    output.write_text("no skeletons")
+    with pytest.raises(ValueError, match=rf"{output}: not a readable HDF5 file .* remove it"):
+        extraction.extract(model, dataset, tracklets(), output)
+    assert output.read_text() == "no skeletons"
+
+
+def test_videos_are_decoded_once_and_a_part_at_a_time(tmp_path, monkeypatch):
+    lengths = {"a.avi": 150, "b.avi": 64, "c.avi": 1, "d.avi": 70}
+    for name, length in lengths.items():
+        video_files.write_video(tmp_path / name, length)
+    rows = [
+        schema.Tracklet(0, "a", 1, tuple(f"{name}#{n}" for n in range(length)), row)
+        for row, (name, length) in enumerate(lengths.items(), start=1)
+    ]
+    decoded = []
+    decode = frames.iterate_images
+
+    def spy(source, tracklet):
+        for image in decode(source, tracklet):
+            decoded.append(tracklet.row)
+            yield image
+
+    monkeypatch.setattr(frames, "iterate_images", spy)
+    estimated = 0
+    most_ahead = 0
+    model = pose.load_model(pose_models.write_heatmap_model(tmp_path / "m.onnx"), batch_size=10)
+    predict = pose.PoseModel.predict
+
+    def count(self, images):
+        nonlocal estimated, most_ahead
+        most_ahead = max(most_ahead, len(decoded) - estimated)
+        estimated += len(images)
+        return predict(self, images)
+
+    monkeypatch.setattr(pose.PoseModel, "predict", count)
+    output = tmp_path / "skeletons.h5"
+    assert extraction.extract(model, tmp_path, rows, output, num_workers=1) == 285
+    assert [decoded.count(row) for row in range(1, 5)] == list(lengths.values())
+    assert most_ahead <= 3 * 64  # two videos at a time, and what is handed on
+    with h5py.File(output) as file:
+        assert [len(file[name]) for name in "abcd"] == list(lengths.values())
 
 
 def test_a_broken_frame_is_named_and_the_rest_goes_on_later(tmp_path, dataset):

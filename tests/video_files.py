@@ -7,7 +7,7 @@ import numpy as np
 
 COLOURS = ((220, 40, 30), (30, 200, 60), (40, 60, 210))  # RGB, of frames in turns
 HEIGHT, WIDTH = 64, 32
-CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
+CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
 
 
 def colour_of(number: int) -> np.ndarray:
@@ -17,8 +17,10 @@ def colour_of(number: int) -> np.ndarray:
 def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
     """Frames of one colour each, but for a bright stripe at the top that tells up from down."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # FFmpeg's .m4v is a bare stream; everybody else's is MP4.
+    written = path.with_suffix(".mp4") if path.suffix == ".m4v" else path
     writer = cv2.VideoWriter(
-        str(path),
+        str(written),
         cv2.CAP_FFMPEG,
         cv2.VideoWriter.fourcc(*CODECS[path.suffix.lower()]),
         10,
@@ -30,6 +32,7 @@ def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
         frame[:16] = 255
         writer.write(frame)
     writer.release()
+    written.rename(path)
     return path
 
 
