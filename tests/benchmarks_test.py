@@ -1,0 +1,27 @@
+"""The benchmarks run; what they measure is in docs/benchmarks.md."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_input_pipeline_is_measured(tmp_path):
+    packed = tiny.packed_dataset(tmp_path)
+    sizes = ("--identities=2", "--frames=3", "--size", "32", "16", "--pack=9")
+    command = [sys.executable, "-m", "benchmarks.input_pipeline", tmp_path / "source", packed]
+    result = subprocess.run(
+        [*map(str, command), *sizes, "--steps=1", "--turns=1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    for measured in ("packing", "bare decoding", "plain loader", "star_jax: ", "shares: "):
+        assert measured in result.stdout, result.stdout
