@@ -5,9 +5,9 @@
 SOURCE has the layout of HITSZ-VCM, with skeletons.h5, and DATASET_DIR is what packing it returned.
 The plain loader does what PyTorch code of this field does in a worker: for every tracklet it opens
 the HDF5 file of the skeletons, and for every frame the JPEG file with Pillow, which it turns into
-normalised float32. The loaders read the same batches on one thread each, in turns, so that a busy machine
-slows all alike; the fastest turn of each counts, in seconds of processor time. Bare decoding
-decodes the same JPEG bytes, held in memory, into one buffer.
+normalised float32. The loaders read the same batches on one thread each, in turns, so that a busy
+machine slows all alike; the fastest turn of each counts, in seconds of processor time. Bare
+decoding decodes the same JPEG bytes, held in memory, into one buffer.
 """
 
 import argparse
