@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def measure(part: str, devices: int, num_processes: int, *extra: str) -> dict[st
     return json.loads(line.removeprefix("[0] "))
 
 
-def made_up_batch(config: Any, pairs: int, rows: list[int]) -> dict[str, Any]:
+def made_up_batch(config: Any, pairs: int, rows: Sequence[int]) -> dict[str, Any]:
     """Returns the rows of a batch of noise."""
     data, rng = config.data, np.random.default_rng(0)
 
