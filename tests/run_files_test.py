@@ -109,7 +109,9 @@ def test_claim_names_every_difference_and_absent_keys(tmp_path):
 def test_claim_names_a_broken_file(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"config\.json: no JSON object .*remove it, or use another"):
+    with pytest.raises(
+        ValueError, match=r"config\.json: no JSON object .*remove it, or use another"
+    ):
         run_files.claim(tmp_path, demo_config())
 
 
