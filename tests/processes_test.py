@@ -135,9 +135,18 @@ def test_their_checkpoint_is_restored_by_any_number_of_devices(two, dataset, dev
         assert leaf.sharding == wanted.sharding
 
 
+def patched(folder, patch):
+    """launch/train.py as a script that first does something else."""
+    script = folder / "patched.py"
+    script.write_text(
+        'import os, runpy, sys\nsys.path[:0] = [os.getcwd(), "launch"]\n'
+        f'{patch}\nrunpy.run_path("launch/train.py", run_name="__main__")\n'
+    )
+    return script
+
+
 LATE = """
-import os, runpy, sys, time
-sys.path[:0] = [os.getcwd(), "launch"]
+import os, time
 from star_jax import train
 put = train.put
 def late(*arguments):
@@ -146,24 +155,21 @@ def late(*arguments):
         time.sleep(35)
     return put(*arguments)
 train.put = late
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 @pytest.mark.slow
 def test_one_may_be_ready_half_a_minute_after_the_other(dataset, tmp_path):
-    (tmp_path / "late.py").write_text(LATE)
     config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 2")
-    command = [*TWO[:-1], tmp_path / "late.py", TWO[-1], f"--config={config}"]
-    process = start([*command, f"--workdir={tmp_path / 'run'}"])
+    process = start(
+        [*TWO[:-1], patched(tmp_path, LATE), f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    )
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
 
 
 UNLUCKY = """
-import os, runpy, sys
-sys.path[:0] = [os.getcwd(), "launch"]
+import os
 from star_jax import checkpoint
 restore = checkpoint._restore
 def unlucky(manager, step, abstract):
@@ -172,13 +178,9 @@ def unlucky(manager, step, abstract):
         raise OSError("the storage is gone")
     return restored
 checkpoint._restore = unlucky
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 MIXED = """
-import os, runpy, sys
-sys.path[:0] = [os.getcwd(), "launch"]
 from star_jax import parallel, train
 from star_jax.evaluation import embed
 make_mesh = parallel.make_mesh
@@ -186,17 +188,15 @@ def mixed(config=None):
     devices = parallel.jax.devices()
     return make_mesh(config, [devices[i] for i in (0, 2, 1, 3)])
 train.make_mesh = embed.make_mesh = mixed
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 @pytest.mark.slow
 def test_the_devices_of_a_process_need_not_be_neighbours(one, dataset, tmp_path):
-    (tmp_path / "mixed.py").write_text(MIXED)
     config = tiny.config_file(tmp_path, dataset, "config.eval.every_epochs = 12")
-    command = [*TWO[:-1], tmp_path / "mixed.py", TWO[-1], f"--config={config}"]
-    process = start([*command, f"--workdir={tmp_path / 'run'}"])
+    process = start(
+        [*TWO[:-1], patched(tmp_path, MIXED), f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    )
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
     assert metrics(tmp_path / "run")[0]["loss/total"] == pytest.approx(
@@ -206,6 +206,12 @@ def test_the_devices_of_a_process_need_not_be_neighbours(one, dataset, tmp_path)
     assert report["i2v"]["queries"] == 8
 
 
+IMPATIENT = """
+from star_jax import run_files
+run_files.require_shared.__defaults__ = (3,)
+"""
+
+
 @pytest.mark.slow
 def test_processes_that_do_not_share_the_workdir_are_told(dataset, tmp_path):
     config = tiny.config_file(tmp_path, dataset)
@@ -213,11 +219,7 @@ def test_processes_that_do_not_share_the_workdir_are_told(dataset, tmp_path):
     both = [
         start(
             [
-                "-c",
-                "import sys; sys.path[:0] = ['.', 'launch']; from star_jax import run_files; "
-                "run_files.require_shared.__defaults__ = (3,); import runpy; "
-                "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
-                "launch/train.py",
+                patched(tmp_path, IMPATIENT),
                 f"--config={config}",
                 f"--workdir={tmp_path / str(i)}",
                 f"--coordinator=localhost:{port}",
@@ -237,12 +239,12 @@ def test_processes_that_do_not_share_the_workdir_are_told(dataset, tmp_path):
 def test_what_one_cannot_read_all_take_for_damaged(two, dataset, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two[0], workdir)
-    (tmp_path / "unlucky.py").write_text(UNLUCKY)
     config = tiny.config_file(
         tmp_path, dataset, "config.eval.every_epochs = 12", "config.parallel.fsdp = 2"
     )
-    command = [*TWO[:-1], tmp_path / "unlucky.py", TWO[-1], f"--config={config}"]
-    process = start([*command, f"--workdir={workdir}"])
+    process = start(
+        [*TWO[:-1], patched(tmp_path, UNLUCKY), f"--config={config}", f"--workdir={workdir}"]
+    )
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
     assert "12 is damaged" in printed and "continuing from step 9 of 12" in printed
