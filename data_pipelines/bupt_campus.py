@@ -15,32 +15,12 @@ import tensorflow_datasets as tfds
 from data_pipelines import checks, packing, schema
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines.bupt_lists import (
-    CAMERAS,
-    FOLDERS,
     GOLDEN_COUNTS,
-    LISTS,
-    PATHS_FILE,
     check_golden_counts,
-    fake_infrared_path,
     read_index,
     renamed,
     visible_path,
 )
-
-__all__ = [
-    "CAMERAS",
-    "FOLDERS",
-    "GOLDEN_COUNTS",
-    "LISTS",
-    "PATHS_FILE",
-    "BuptCampus",
-    "BuptCampusFakeInfrared",
-    "check",
-    "fake_infrared_path",
-    "prepare",
-    "read_index",
-    "visible_path",
-]
 
 
 class BuptCampus(packing.TrackletBuilder):

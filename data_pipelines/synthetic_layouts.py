@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from data_pipelines import bupt_campus
+from data_pipelines import bupt_lists
 from data_pipelines.schema import INFRARED, VISIBLE
 from data_pipelines.synthetic_plan import PlannedTracklet, SyntheticConfig, plan, plan_pairs
 
@@ -79,15 +79,15 @@ def _bupt_frame(tracklet: PlannedTracklet, number: int) -> str:
 def _bupt_words(tracklet: PlannedTracklet) -> tuple[str, str, str, str]:
     return (
         str(tracklet.identity),
-        bupt_campus.FOLDERS[tracklet.modality],
-        bupt_campus.CAMERAS[tracklet.camera - 1],
+        bupt_lists.FOLDERS[tracklet.modality],
+        bupt_lists.CAMERAS[tracklet.camera - 1],
         str(tracklet.track),
     )
 
 
 def _bupt_pictures(path: str, frame: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """A visible frame has a FakeIR one: just its luminance, where the real ones are translated."""
-    fake = bupt_campus.fake_infrared_path(path)
+    fake = bupt_lists.fake_infrared_path(path)
     if fake == path:
         return [(path, frame)]
     grey = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -103,7 +103,7 @@ def _write_bupt_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) ->
         lambda: collections.defaultdict(lambda: collections.defaultdict(dict))
     )
     lines: dict[str, list[str]] = {
-        name: [] for names in bupt_campus.LISTS.values() for name in names
+        name: [] for names in bupt_lists.LISTS.values() for name in names
     }
     queried: set[int] = set()
     for tracklet in planned:
@@ -112,7 +112,7 @@ def _write_bupt_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) ->
         paths[pid][modality][camera][track] = [frame.removeprefix("DATA/") for frame in frames]
         if tracklet.split != "test":
             if tracklet.modality == VISIBLE:  # its pair's infrared one follows
-                name = bupt_campus.LISTS[tracklet.split][0]
+                name = bupt_lists.LISTS[tracklet.split][0]
                 lines[name].append(f"{pid} RGB/IR {camera} {track}")
             continue
         line = f"{pid} {modality} {camera} {track}"
@@ -123,7 +123,7 @@ def _write_bupt_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) ->
             lines["query.txt"].append(line)
     for name, content in lines.items():
         (root / name).write_text("\n".join(content) + "\n")
-    (root / bupt_campus.PATHS_FILE).write_text(json.dumps(paths))
+    (root / bupt_lists.PATHS_FILE).write_text(json.dumps(paths))
 
 
 LAYOUTS: Mapping[str, Layout] = {

@@ -28,7 +28,7 @@ def hitsz_vcm(source: Path) -> Sequence[Any]:
 
 def bupt_campus(source: Path) -> Sequence[Any]:
     """Returns the tracklets of BUPTCampus, those of the auxiliary list, too."""
-    from data_pipelines.bupt_campus import LISTS, read_index
+    from data_pipelines.bupt_lists import LISTS, read_index
 
     auxiliary = all((source / name).exists() for name in LISTS["auxiliary"])
     splits = read_index(source, auxiliary=auxiliary).splits

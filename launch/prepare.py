@@ -112,7 +112,7 @@ def options_of(dataset: str) -> dict[str, Any]:
 
 def draw(source: Path, picture: Path) -> None:
     """Draws the generated dataset and a picture to judge it by."""
-    from data_pipelines import bupt_campus, hitsz_vcm, synthetic_vcm, synthetic_videos
+    from data_pipelines import bupt_lists, hitsz_vcm, synthetic_vcm, synthetic_videos
     from data_pipelines.contact_sheet import contact_sheet
 
     if LAYOUT.value == "folder":
@@ -128,7 +128,7 @@ def draw(source: Path, picture: Path) -> None:
     if LAYOUT.value == "hitsz_vcm":
         tracklets = hitsz_vcm.read_index(source, min_frames=1).train
     else:
-        tracklets = list(bupt_campus.read_index(source).splits["train"])
+        tracklets = list(bupt_lists.read_index(source).splits["train"])
     contact_sheet(source, tracklets, picture)
     print(f"contact sheet: {picture}")
 

@@ -5,9 +5,8 @@
 
 Prints the best matches of the first queries and writes <output>/matches.png and
 <output>/matches.html, pictures of them, and <output>/matches.csv. The PNG file shows the first
-50 queries only. A frame is green where query and
-match have the same identity, red where they have not, grey where one is "unknown". A tracklet does
-not find itself.
+50 queries only. A frame is green where query and match have the same identity, red where they have
+not, grey where one is "unknown". A tracklet does not find itself.
 """
 
 import sys

@@ -54,7 +54,7 @@ def train(
     workdir = locate(workdir)
     started = time.monotonic() if started is None else started
     processes.check_same("the config", config.to_json(sort_keys=True))
-    check_numbers(config)
+    check_values(config)
     mesh = make_mesh(config)
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
     shardings = batch_shardings(mesh)
@@ -159,8 +159,9 @@ def tell_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> No
         )
 
 
-def check_numbers(config: ml_collections.ConfigDict) -> None:
+def check_values(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError for what would end a run only after hours, or in a puzzle."""
+    values = run_files.flatten(config.to_dict())
     for key, least in {
         "seed": 0,
         "optim.epochs": 1,
@@ -169,9 +170,8 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
         "eval.every_epochs": 0,
         "eval.batch_size": 1,
     }.items():
-        value = run_files.flatten(config.to_dict())[key]
-        if value < least:
-            raise ValueError(f"config.{key} is {value}: give {least} or more")
+        if values[key] < least:
+            raise ValueError(f"config.{key} is {values[key]}: give {least} or more")
     for key, allowed in {"protocol": PROTOCOLS, "clips": CLIPS}.items():
         if config.eval[key] not in allowed:
             raise ValueError(

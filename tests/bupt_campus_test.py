@@ -13,10 +13,10 @@ import pytest
 import simplejpeg
 from hypothesis import strategies as st
 
-from data_pipelines import bupt_campus, loader, records, sampling, schema, synthetic_vcm
+from data_pipelines import bupt_campus, bupt_lists, loader, records, sampling, schema, synthetic_vcm
 
 QUICK = hypothesis.settings(deadline=None, max_examples=60)
-FILES = [*(name for names in bupt_campus.LISTS.values() for name in names), "data_paths.json"]
+FILES = [*(name for names in bupt_lists.LISTS.values() for name in names), "data_paths.json"]
 TRAIN = [("1", "LS3", "1", 12), ("1", "G25", "1", 5), ("10", "W4", "2", 7)]
 AUXILIARY = [("2000", "TSG2", "1", 3)]
 QUERY = [("7", "RGB", "CQ1", "1", 9), ("8", "IR", "TSG1", "1", 4), ("7", "IR", "CQ1", "3", 2)]
@@ -73,7 +73,7 @@ def make_tracklet(pid, modality, camera, tracklet, count, row, **kwargs):
     return schema.Tracklet(
         modality={"RGB": schema.VISIBLE, "IR": schema.INFRARED}[modality],
         identity=pid,
-        camera=1 + bupt_campus.CAMERAS.index(camera),
+        camera=1 + bupt_lists.CAMERAS.index(camera),
         frames=tuple("DATA/" + path for path in frames_of(pid, modality, camera, tracklet, count)),
         row=row,
         **kwargs,
@@ -89,7 +89,7 @@ def pairs_of(lines):
 
 
 def test_reads_the_lists(tmp_path):
-    splits = bupt_campus.read_index(write_index(tmp_path)).splits
+    splits = bupt_lists.read_index(write_index(tmp_path)).splits
     assert splits["train"] == pairs_of(TRAIN)
     # Query only, then the gallery; a query's row is its line in query.txt wherever it stands.
     assert splits["test"] == [
@@ -104,50 +104,50 @@ def test_reads_the_lists(tmp_path):
 
 def test_the_auxiliary_list_on_request(tmp_path):
     write_index(tmp_path)
-    index = bupt_campus.read_index(tmp_path, auxiliary=True)
+    index = bupt_lists.read_index(tmp_path, auxiliary=True)
     assert index.splits["auxiliary"] == pairs_of(AUXILIARY)
     assert index.counts["auxiliary"] == {"pairs": 1, "identities": 1}
     (tmp_path / "train_auxiliary.txt").unlink()
-    assert bupt_campus.read_index(tmp_path).splits["train"] == index.splits["train"]
+    assert bupt_lists.read_index(tmp_path).splits["train"] == index.splits["train"]
 
 
 def test_fake_infrared_takes_the_place_of_visible_frames_only(tmp_path):
-    plain = bupt_campus.read_index(write_index(tmp_path)).splits
-    fake = bupt_campus.read_index(tmp_path, fake_infrared=True).splits
+    plain = bupt_lists.read_index(write_index(tmp_path)).splits
+    fake = bupt_lists.read_index(tmp_path, fake_infrared=True).splits
     for split, tracklets in plain.items():
         for before, after in zip(tracklets, fake[split], strict=True):
             assert dataclasses.replace(after, frames=before.frames) == before
             folder = "/FakeIR/" if before.modality == schema.VISIBLE else "/IR/"
             assert all(folder in frame for frame in after.frames)
-            assert tuple(map(bupt_campus.visible_path, after.frames)) == before.frames
+            assert tuple(map(bupt_lists.visible_path, after.frames)) == before.frames
 
 
 def test_tolerates_crlf_bom_and_trailing_blanks(tmp_path):
-    plain = bupt_campus.read_index(write_index(tmp_path))
+    plain = bupt_lists.read_index(write_index(tmp_path))
     for name in FILES:
         text = (tmp_path / name).read_text().replace("\n", "  \r\n") + "\r\n  \r\n"
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert bupt_campus.read_index(tmp_path) == plain
+    assert bupt_lists.read_index(tmp_path) == plain
 
 
 def test_more_visible_than_infrared_frames_are_cut_and_told_of(tmp_path):
-    plain = bupt_campus.read_index(write_index(tmp_path))
+    plain = bupt_lists.read_index(write_index(tmp_path))
     doubts = []
     for pid, camera, tracklet, count in (TRAIN[0], TRAIN[2]):
         frames = frames_of(pid, "RGB", camera, tracklet, count + 3)
         change_paths(tmp_path, [pid, "RGB", camera, tracklet], frames)
-    assert bupt_campus.read_index(tmp_path, doubt=doubts.append) == plain
+    assert bupt_lists.read_index(tmp_path, doubt=doubts.append) == plain
     assert doubts == ["train.txt:1 and 1 more: more RGB than IR frames, so the last are left out"]
 
 
 def test_numbers_of_frames_that_make_no_sense_are_told_of_and_read(tmp_path, capsys):
-    plain = bupt_campus.read_index(write_index(tmp_path)).splits
+    plain = bupt_lists.read_index(write_index(tmp_path)).splits
     assert capsys.readouterr().err == ""
     for keys, count in ((["1", "RGB", "LS3", "1"], 12), (["7", "IR", "CQ1", "3"], 2)):
         change_paths(tmp_path, keys, frames_of(*keys, count)[::-1])
     shifted = [name.replace("_1_", "_1_10") for name in frames_of("1", "IR", "G25", "1", 5)]
     change_paths(tmp_path, ["1", "IR", "G25", "1"], shifted)
-    splits = bupt_campus.read_index(tmp_path).splits
+    splits = bupt_lists.read_index(tmp_path).splits
     assert splits["train"][0].frames == plain["train"][0].frames[::-1]
     assert [len(t.frames) for t in splits["train"]] == [len(t.frames) for t in plain["train"]]
     assert capsys.readouterr().err.splitlines() == [
@@ -163,7 +163,7 @@ def test_names_without_numbers_are_not_compared(tmp_path):
         names = [f"1/{modality}/G25/{stem}.jpg" for stem in stems]
         change_paths(tmp_path, ["1", modality, "G25", "1"], names)
     doubts = []
-    bupt_campus.read_index(tmp_path, doubt=doubts.append)
+    bupt_lists.read_index(tmp_path, doubt=doubts.append)
     assert doubts == []
 
 
@@ -204,7 +204,7 @@ BROKEN_LINES = {
 def test_a_broken_line_is_named(tmp_path, name, line, message):
     change_line(write_index(tmp_path), name, 2, line)
     with pytest.raises(ValueError, match=message):
-        bupt_campus.read_index(tmp_path)
+        bupt_lists.read_index(tmp_path)
 
 
 LS3 = ["1", "RGB", "LS3", "1"]
@@ -239,7 +239,7 @@ BROKEN_PATHS = {
 def test_a_broken_entry_of_the_paths_is_named(tmp_path, keys, value, message):
     change_paths(write_index(tmp_path), keys, value)
     with pytest.raises(ValueError, match=message):
-        bupt_campus.read_index(tmp_path)
+        bupt_lists.read_index(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_broken_entry_of_the_paths_is_named(tmp_path, keys, value, message):
 def test_paths_that_are_no_json_are_named(tmp_path, content):
     (write_index(tmp_path) / "data_paths.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"^data_paths.json: not a readable JSON file"):
-        bupt_campus.read_index(tmp_path)
+        bupt_lists.read_index(tmp_path)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -256,16 +256,16 @@ def test_a_missing_or_empty_file_is_named(tmp_path, name):
     write_index(tmp_path)
     (tmp_path / name).write_text("\n")
     with pytest.raises(ValueError, match=name):
-        bupt_campus.read_index(tmp_path, auxiliary=True)
+        bupt_lists.read_index(tmp_path, auxiliary=True)
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
-        bupt_campus.read_index(tmp_path, auxiliary=True)
+        bupt_lists.read_index(tmp_path, auxiliary=True)
 
 
 def test_a_wrong_root_is_named(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match="give the folder of BUPTCampus that holds"):
-            bupt_campus.read_index(root)
+            bupt_lists.read_index(root)
 
 
 @pytest.mark.parametrize("name", ["gallery.txt", "data_paths.json"])
@@ -275,10 +275,10 @@ def test_a_file_outside_the_root_is_refused(tmp_path, name):
     (root / name).rename(tmp_path / "elsewhere")
     (root / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=f"{name}: leads out of the dataset's root"):
-        bupt_campus.read_index(root)
+        bupt_lists.read_index(root)
 
 
-CAMERA = st.sampled_from(bupt_campus.CAMERAS)
+CAMERA = st.sampled_from(bupt_lists.CAMERAS)
 NUMBERS = st.integers(0, 99).map(str)
 PAIR = st.tuples(NUMBERS, CAMERA, NUMBERS, st.integers(1, 5))
 ROW = st.tuples(
@@ -297,7 +297,7 @@ def test_any_index_is_read_as_it_was_written(train, query, gallery, shared):
     gallery += [row for row in query[:shared] if row not in gallery]
     with tempfile.TemporaryDirectory() as directory:
         root = write_index(pathlib.Path(directory), train, [], query, gallery)
-        splits = bupt_campus.read_index(root).splits
+        splits = bupt_lists.read_index(root).splits
     assert splits["train"] == pairs_of(train)
     test = splits["test"]
     assert len({tracklet.frames for tracklet in test}) == len(test)
@@ -324,16 +324,16 @@ def read_or_named(root, name):
     """
     told: list[str] = []
     with contextlib.suppress(ValueError, FileNotFoundError):
-        bupt_campus.read_index(root, auxiliary=True, report=told.append)
+        bupt_lists.read_index(root, auxiliary=True, report=told.append)
     try:
-        splits = bupt_campus.read_index(root, auxiliary=True).splits
+        splits = bupt_lists.read_index(root, auxiliary=True).splits
     except (ValueError, FileNotFoundError) as error:
         assert name in str(error)
         assert told[0] == str(error)
         return
     assert told == []
     for split in ("train", "auxiliary"):
-        (name,) = bupt_campus.LISTS[split]
+        (name,) = bupt_lists.LISTS[split]
         expected = [
             (row, modality, pid, camera, *tracklet_frames(root, pid, modality, camera, tracklet))
             for row, (pid, _, camera, tracklet) in plain_lines(root, name)
@@ -379,7 +379,7 @@ def test_json_of_any_other_schema_is_named(value, depth):
         else:
             (root / "data_paths.json").write_text(json.dumps(value))
         with pytest.raises(ValueError, match=r"data_paths\.json"):
-            bupt_campus.read_index(root)
+            bupt_lists.read_index(root)
 
 
 @QUICK
@@ -423,7 +423,7 @@ def test_lines_of_any_words_are_read_or_named(name, words):
 
 @pytest.fixture(scope="module")
 def golden_root(tmp_path_factory):
-    cameras = bupt_campus.CAMERAS
+    cameras = bupt_lists.CAMERAS
     train = [(str(n % 1074), cameras[n % 6], str(n), 1) for n in range(3574)]
     auxiliary = [(str(2000 + n), cameras[n % 6], "1", 1) for n in range(930)]
     gallery = [
@@ -436,8 +436,8 @@ def golden_root(tmp_path_factory):
 
 
 def test_an_index_of_the_published_size_has_its_counts(golden_root):
-    index = bupt_campus.read_index(golden_root, auxiliary=True)
-    assert index.counts == bupt_campus.GOLDEN_COUNTS
+    index = bupt_lists.read_index(golden_root, auxiliary=True)
+    assert index.counts == bupt_lists.GOLDEN_COUNTS
     assert [len(index.splits[split]) for split in index.splits] == [7148, 1860, 4844]
 
 
@@ -449,7 +449,7 @@ def test_an_index_of_the_published_size_must_have_its_counts(golden_root, tmp_pa
         ValueError,
         match="visible_queries 539 instead of 540, test infrared_queries 537 instead of 536",
     ):
-        bupt_campus.read_index(tmp_path)
+        bupt_lists.read_index(tmp_path)
 
 
 # --- the way from drawn files to batches --------------------------------------------------------
@@ -485,7 +485,7 @@ def read_clip(source, tracklet, chosen):
 
 
 def test_what_is_packed_is_what_was_read(source, packed):
-    index = bupt_campus.read_index(source, auxiliary=True)
+    index = bupt_lists.read_index(source, auxiliary=True)
     assert packed.parts[-2:] == ("bupt_campus", "1.0.0")
     for split, tracklets in index.splits.items():
         columns = records.open_index(packed, split)
@@ -507,7 +507,7 @@ def test_checking_finds_what_is_wrong(source, tmp_path):
     assert findings.wrong == []
     assert ("train pairs", 15, 3574) in findings.tables[0]
     shutil.copytree(source, tmp_path / "copy")
-    broken = bupt_campus.read_index(source).splits["train"][3].frames[1]
+    broken = bupt_lists.read_index(source).splits["train"][3].frames[1]
     (tmp_path / "copy" / broken).write_bytes(b"no JPEG")
     wrong = bupt_campus.check(tmp_path / "copy").wrong
     assert len(wrong) == 2
@@ -542,7 +542,7 @@ def test_checking_tells_all_that_is_wrong_with_the_lists(tmp_path):
 
 
 def test_batches_are_aligned_pairs(source, packed):
-    tracklets = bupt_campus.read_index(source).splits["train"]
+    tracklets = bupt_lists.read_index(source).splits["train"]
     index = records.open_index(packed, "train")
     for step, batch in enumerate(loader.train_batches(packed, **TRAINING), start=2):
         plan = sampling.sample_pairs(
@@ -561,7 +561,7 @@ def test_batches_are_aligned_pairs(source, packed):
 
 
 def test_test_clips_are_spread_evenly(source, packed):
-    tracklets = bupt_campus.read_index(source).splits["test"]
+    tracklets = bupt_lists.read_index(source).splits["test"]
     clips = loader.test_clips(
         packed,
         positions=range(len(tracklets)),

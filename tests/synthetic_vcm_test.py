@@ -10,7 +10,7 @@ import pytest
 import simplejpeg
 
 from data_pipelines import (
-    bupt_campus,
+    bupt_lists,
     contact_sheet,
     hitsz_vcm,
     people,
@@ -377,17 +377,17 @@ def test_fake_infrared_frames_are_grey_copies_of_the_visible_ones(bupt_root):
     fakes = sorted(bupt_root.glob("DATA/*/FakeIR/*/*.jpg"))
     names = [path.relative_to(bupt_root).as_posix() for path in visible]
     assert [path.relative_to(bupt_root).as_posix() for path in fakes] == sorted(
-        map(bupt_campus.fake_infrared_path, names)
+        map(bupt_lists.fake_infrared_path, names)
     )
     for name in names[::40]:
-        fake = decode(bupt_root, bupt_campus.fake_infrared_path(name))
+        fake = decode(bupt_root, bupt_lists.fake_infrared_path(name))
         luminance = decode(bupt_root, name) @ [0.299, 0.587, 0.114]
         assert np.abs(fake.mean(axis=-1) - luminance).mean() < 3
         assert np.ptp(fake, axis=-1).max() <= 2
 
 
 def test_the_lists_name_every_drawn_frame_once(bupt_root):
-    index = bupt_campus.read_index(bupt_root, auxiliary=True)
+    index = bupt_lists.read_index(bupt_root, auxiliary=True)
     frames = [name for rows in index.splits.values() for t in rows for name in t.frames]
     on_disk = {path.relative_to(bupt_root).as_posix() for path in bupt_root.rglob("*.jpg")}
     assert len(frames) == len(set(frames))
@@ -397,7 +397,7 @@ def test_the_lists_name_every_drawn_frame_once(bupt_root):
 
 
 def test_splits_and_lists_of_the_pairs(bupt_root):
-    index = bupt_campus.read_index(bupt_root, auxiliary=True)
+    index = bupt_lists.read_index(bupt_root, auxiliary=True)
     identities = {
         split: {int(tracklet.identity) for tracklet in rows} for split, rows in index.splits.items()
     }
@@ -417,7 +417,7 @@ def test_splits_and_lists_of_the_pairs(bupt_root):
 
 
 def test_skeletons_of_pairs_lie_in_a_tree_by_the_file_names(bupt_root):
-    index = bupt_campus.read_index(bupt_root, auxiliary=True)
+    index = bupt_lists.read_index(bupt_root, auxiliary=True)
     keys = {
         name.removeprefix("DATA/").removesuffix(".jpg")
         for rows in index.splits.values()
@@ -475,7 +475,7 @@ def test_the_pixels_of_the_first_layout_stay_as_they_were(root):
 
 
 def test_the_contact_sheet_shows_pairs(bupt_root, tmp_path):
-    tracklets = bupt_campus.read_index(bupt_root).splits["train"]
+    tracklets = bupt_lists.read_index(bupt_root).splits["train"]
     contact_sheet.contact_sheet(bupt_root, tracklets, tmp_path / "sheet.png", identities=1)
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     height, width = TINY.height, TINY.width
