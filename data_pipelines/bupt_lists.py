@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines import files, packing, schema
+from data_pipelines.errors import InputError
 
 CAMERAS = ("LS3", "G25", "CQ1", "W4", "TSG1", "TSG2")  # records number them 1 to 6, in this order
 FOLDERS = {schema.VISIBLE: "RGB", schema.INFRARED: "IR"}
@@ -144,7 +145,7 @@ def check_golden_counts(
     ]
     with _telling(report):
         if differences:
-            raise ValueError(
+            raise InputError(
                 f"the lists are not those of BUPTCampus: {', '.join(differences)}; fetch them again"
             )
 
@@ -193,18 +194,18 @@ def _read_list(root: pathlib.Path, name: str, pairs: bool, report: _Report) -> l
         with _telling(report):
             match = _LINE.fullmatch(text)
             if match is None or match[2] not in modalities:
-                raise ValueError(
+                raise InputError(
                     f"{place}: found {text!r}, expected identity, modality "
                     f"({' or '.join(modalities)}), camera and tracklet, such as "
                     f"'1 {next(iter(modalities))} LS3 1'"
                 )
             if match[3] not in CAMERAS:
-                raise ValueError(
+                raise InputError(
                     f"{place}: camera {match[3]!r} is unknown; there are {', '.join(CAMERAS)}"
                 )
             key = match.groups()
             if key in lines:
-                raise ValueError(
+                raise InputError(
                     f"{place}: {text!r} stands in {lines[key].place} already; delete one"
                 )
             lines[key] = _Line(place, row, match[1], modalities[match[2]], match[3], match[4])
@@ -222,7 +223,7 @@ def _check_identities_of_one_split(
             other, place = seen.setdefault(line.identity, (split, line.place))
             with _telling(report):
                 if other != split:
-                    raise ValueError(
+                    raise InputError(
                         f"{line.place}: identity {line.identity} belongs to another split, see "
                         f"{place}"
                     )
@@ -233,7 +234,7 @@ def _read_paths(root: pathlib.Path) -> Any:
     try:
         return json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{PATHS_FILE}: not a readable JSON file ({error})") from error
+        raise InputError(f"{PATHS_FILE}: not a readable JSON file ({error})") from error
 
 
 def _tracklet(paths: Any, line: _Line, modality: int, doubts: _Doubts) -> schema.Tracklet:
@@ -242,16 +243,16 @@ def _tracklet(paths: Any, line: _Line, modality: int, doubts: _Doubts) -> schema
     node, place = paths, PATHS_FILE
     for key in (line.identity, folder, line.camera, line.tracklet):
         if not isinstance(node, dict):
-            raise ValueError(
+            raise InputError(
                 f"{place}: found {_kind(node)}, expected an object: identity, modality, camera, "
                 "tracklet, list of paths"
             )
         place += f"[{json.dumps(key)}]"
         if key not in node:
-            raise ValueError(f"{line.place}: {place} does not exist; the files do not fit together")
+            raise InputError(f"{line.place}: {place} does not exist; the files do not fit together")
         node = node[key]
     if not isinstance(node, list) or not node:
-        raise ValueError(f"{place}: found {_kind(node)}, expected a list of paths")
+        raise InputError(f"{place}: found {_kind(node)}, expected a list of paths")
     prefix = f"{line.identity}/{folder}/{line.camera}/"
     for path in node:
         # Nothing else is a path below DATA: none that is absolute or climbs out.
@@ -260,10 +261,10 @@ def _tracklet(paths: Any, line: _Line, modality: int, doubts: _Doubts) -> schema
             and path.startswith(prefix)
             and _FRAME.fullmatch(path, len(prefix))
         ):
-            raise ValueError(f"{place}: found {path!r:.100}, expected {prefix}<name>.jpg")
+            raise InputError(f"{place}: found {path!r:.100}, expected {prefix}<name>.jpg")
     path, times = collections.Counter(node).most_common(1)[0]
     if times > 1:
-        raise ValueError(f"{place}: lists {path} {times} times; list it once")
+        raise InputError(f"{place}: lists {path} {times} times; list it once")
     moments = _moments(node)
     if moments != sorted(moments):
         trouble = f"the numbers of the {folder} frames do not ascend, as they should in time"
@@ -301,7 +302,7 @@ def _pairs(
             visible, infrared = (_tracklet(paths, line, m, doubts) for m in line.modalities)
             length = len(infrared.frames)
             if len(visible.frames) < length:
-                raise ValueError(
+                raise InputError(
                     f"{line.place}: {PATHS_FILE} lists {len(visible.frames)} RGB and {length} IR "
                     "frames, a pair must have as many of each"
                 )

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import people
+from data_pipelines.errors import InputError
 from data_pipelines.people import JOINT, Garment, Person
 
 SUPERSAMPLING = 2
@@ -105,7 +106,7 @@ def _pattern(garment: Garment, u: np.ndarray, v: np.ndarray, azimuth: np.ndarray
         case "seam":
             accent = np.abs(np.abs(azimuth) - np.pi / 2) < 0.75
         case unknown:
-            raise ValueError(f"garment pattern {unknown!r} is unknown")
+            raise InputError(f"garment pattern {unknown!r} is unknown")
     return np.broadcast_to(accent, np.broadcast(u, v).shape)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import pose, schema
+from data_pipelines.errors import InputError
 from data_pipelines.files import hold
 from data_pipelines.progress import with_progress
 
@@ -65,7 +66,7 @@ def extract(
     """
     output = pathlib.Path(output)
     if output.suffix not in keypoints_lib.HDF5_SUFFIXES:
-        raise ValueError(f"{output}: the output is an HDF5 file; end its name in .h5")
+        raise InputError(f"{output}: the output is an HDF5 file; end its name in .h5")
     frames = dict.fromkeys(frame for tracklet in tracklets for frame in tracklet.frames)
     _require_distinct_keys(frames)
     origin = {
@@ -92,10 +93,10 @@ def _require_distinct_keys(frames: Collection[str]) -> None:
     for frame in frames:
         other = keys.setdefault(keypoints_lib.key_of(frame), frame)
         if other != frame:
-            raise ValueError(f"{frame} and {other} would have one skeleton; rename one of them")
+            raise InputError(f"{frame} and {other} would have one skeleton; rename one of them")
     folders = {key[:depth] for key in {key[:-1] for key in keys} for depth in range(len(key) + 1)}
     for folder in folders & keys.keys():
-        raise ValueError(f"{keys[folder]}: is called as a folder of frames is; rename one of them")
+        raise InputError(f"{keys[folder]}: is called as a folder of frames is; rename one of them")
 
 
 def _read_origin(output: pathlib.Path) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def _read_origin(output: pathlib.Path) -> dict[str, Any]:
         with h5py.File(output, "r") as file:
             return dict(file.attrs)
     except (OSError, RuntimeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{output}: not a readable HDF5 file ({error}); choose another output or remove it"
         ) from error
 
@@ -113,7 +114,7 @@ def _require_same_origin(
 ) -> None:
     changed = [name for name in expected if found.get(name) != expected[name]]
     if changed:
-        raise ValueError(
+        raise InputError(
             f"{path}: holds skeletons made otherwise (another {' and '.join(changed)}); "
             "choose another output or remove it"
         )
@@ -184,7 +185,7 @@ def _estimate(
             skeletons = model.predict([crop.image for crop in batch])
             for crop, skeleton in zip(batch, skeletons, strict=True):
                 if not np.isfinite(skeleton).all():
-                    raise ValueError(f"{crop.frame}: the pose model returns what is not finite")
+                    raise InputError(f"{crop.frame}: the pose model returns what is not finite")
                 skeleton[:] = pose.to_crop(skeleton, crop.matrix)
             content = base64.b64encode(skeletons.astype("<f4").tobytes()).decode()
             line = json.dumps([[crop.frame for crop in batch], content])

@@ -10,6 +10,7 @@ import pathlib
 from typing import IO, Any
 
 from data_pipelines import remote
+from data_pipelines.errors import InputError
 
 
 def resolve_inside(root: str | os.PathLike[str], relative: str) -> pathlib.Path:
@@ -26,7 +27,7 @@ def resolve_inside(root: str | os.PathLike[str], relative: str) -> pathlib.Path:
     real_root = os.path.realpath(root)
     path = os.path.realpath(os.path.join(real_root, relative))
     if os.path.commonpath([real_root, path]) != real_root:
-        raise ValueError(
+        raise InputError(
             f"{relative}: leads out of the dataset's root {root} (to {path}); "
             "put the file itself, not a link, below the root"
         )
@@ -53,10 +54,10 @@ def read_lines(root: str | os.PathLike[str], relative: str) -> list[str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{relative}: not a text file ({error})") from error
+        raise InputError(f"{relative}: not a text file ({error})") from error
     lines = [line.strip() for line in text.rstrip().split("\n")]
     if lines == [""]:
-        raise ValueError(f"{relative}: the file is empty")
+        raise InputError(f"{relative}: the file is empty")
     return lines
 
 
@@ -69,7 +70,7 @@ def hold(file: IO[Any], refusal: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(refusal) from error
+        raise InputError(refusal) from error
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:

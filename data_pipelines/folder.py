@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from data_pipelines import checks, packing, schema
+from data_pipelines.errors import InputError
 from data_pipelines.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames
 from data_pipelines.progress import with_progress
 
@@ -72,7 +73,7 @@ def read_index(
         there is no tracklet. The message names it.
     """
     if every < 1:
-        raise ValueError(f"every {every}: take every frame (1), every second (2) or so")
+        raise InputError(f"every {every}: take every frame (1), every second (2) or so")
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{root}: no such folder; expected {LAYOUT} below it")
     skipped: list[str] = []
@@ -88,7 +89,7 @@ def read_index(
             f"{root}: skipped {len(others)} files that are no footage ({_examples(others)})"
         )
     if not found:
-        raise ValueError(f"{root}: no tracklet; expected {LAYOUT}")
+        raise InputError(f"{root}: no tracklet; expected {LAYOUT}")
     cameras = _number_cameras({tracklet.camera for tracklet in found})
     videos = [tracklet.path for tracklet in found if not tracklet.images]
     counts = _count_frames(root, videos, report)
@@ -157,7 +158,7 @@ def prepare(
     """
     folder, target = os.path.realpath(source), os.path.realpath(data_dir)
     if os.path.commonpath([folder, target]) == folder:
-        raise ValueError(
+        raise InputError(
             f"{data_dir}: lies within {source}, where it would be taken for footage; choose a "
             "data_dir elsewhere"
         )
@@ -210,7 +211,7 @@ def _find(root: str | os.PathLike[str], skipped: list[str]) -> Iterator[_Found]:
             continue
         for modality in _folders(root, identity, skipped):
             if modality not in schema.MODALITIES:
-                raise ValueError(
+                raise InputError(
                     f"{identity}/{modality}: the folders of an identity are visible and infrared, "
                     f"not {modality!r}; expected {LAYOUT}"
                 )
@@ -225,7 +226,7 @@ def _folders(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> l
     """Returns the folders in a folder that may hold no footage itself."""
     entries = _list(root, folder, skipped)
     for name in entries.images + entries.videos:
-        raise ValueError(f"{os.path.join(folder, name)}: not its place; expected {LAYOUT}")
+        raise InputError(f"{os.path.join(folder, name)}: not its place; expected {LAYOUT}")
     return entries.folders
 
 
@@ -235,7 +236,7 @@ def _tracklets(
     """Yields the tracklets of a camera's folder: a name, and the names of the images in it."""
     entries = _list(root, camera, skipped)
     if entries.images:
-        raise ValueError(
+        raise InputError(
             f"{camera}/{entries.images[0]}: a tracklet's pictures need a folder of their own; "
             f"expected {LAYOUT}"
         )
@@ -247,9 +248,9 @@ def _tracklets(
             continue
         inside = _list(root, f"{camera}/{name}", skipped)
         for stray in inside.folders + inside.videos:
-            raise ValueError(f"{camera}/{name}/{stray}: not its place; expected {LAYOUT}")
+            raise InputError(f"{camera}/{name}/{stray}: not its place; expected {LAYOUT}")
         if not inside.images:
-            raise ValueError(
+            raise InputError(
                 f"{camera}/{name}: a tracklet without a picture ({', '.join(IMAGE_SUFFIXES)}); "
                 "convert what is there, or remove the folder"
             )
@@ -264,7 +265,7 @@ def _require_different(folder: str, stems: Mapping[str, str]) -> None:
     names: dict[str, str] = {}
     for name, stem in stems.items():
         if stem in names:
-            raise ValueError(
+            raise InputError(
                 f"{folder}: {names[stem]} and {name} differ in their ending only; rename one"
             )
         names[stem] = name
@@ -280,11 +281,11 @@ def _list(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> _Ent
             try:
                 path.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"{path!a}: the name is not UTF-8; rename it") from error
+                raise InputError(f"{path!a}: the name is not UTF-8; rename it") from error
             if entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 if os.path.commonpath([real_root, target]) != real_root:
-                    raise ValueError(
+                    raise InputError(
                         f"{path}: leads out of the dataset's root {root} (to {target}); put the "
                         "footage itself, not a link, below the root"
                     )

@@ -20,6 +20,7 @@ import numpy as np
 import simplejpeg
 
 from data_pipelines import files, schema
+from data_pipelines.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv")
@@ -125,9 +126,9 @@ def count_frames(root: str | os.PathLike[str], video: str) -> int:
             count += 1
         announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     if not count:
-        raise ValueError(f"{video}: no frame of the video can be decoded; replace it")
+        raise InputError(f"{video}: no frame of the video can be decoded; replace it")
     if lists_frames and count < _LEAST_SHARE * announced:
-        raise ValueError(
+        raise InputError(
             f"{video}: the video ends early, {count} of {announced} frames can be decoded; replace "
             f"it by a good copy or, if it was trimmed, encode it anew (ffmpeg -i {video} new.mp4)"
         )
@@ -183,7 +184,7 @@ def _by_video(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 def _read_still(root: str | os.PathLike[str], name: str) -> tuple[bytes | None, np.ndarray]:
     content = files.read_inside(root, name)
     if not content:
-        raise ValueError(f"{name}: the file is empty; replace it by a good copy")
+        raise InputError(f"{name}: the file is empty; replace it by a good copy")
     if content.startswith(_PNG):
         return None, _decode_png(content, name)
     return content, _decode_jpeg(content, name)
@@ -194,7 +195,7 @@ def _decode_jpeg(content: bytes, name: str) -> np.ndarray:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     _check_size(height, width, name)
     if colours in ("CMYK", "YCCK"):
-        raise ValueError(f"{name}: its colours are {colours}, those of print; convert it to RGB")
+        raise InputError(f"{name}: its colours are {colours}, those of print; convert it to RGB")
     with _intact_jpeg(name):
         return simplejpeg.decode_jpeg(content)
 
@@ -204,7 +205,7 @@ def _intact_jpeg(name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"{name}: not an intact JPEG ({error}); replace it by a good copy"
         ) from error
 
@@ -219,13 +220,13 @@ def _decode_png(content: bytes, name: str) -> np.ndarray:
     except cv2.error:
         pixels = None
     if pixels is None:
-        raise ValueError(f"{name}: not an intact PNG; replace it by a good copy")
+        raise InputError(f"{name}: not an intact PNG; replace it by a good copy")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _check_size(height: int, width: int, name: str) -> None:
     if height * width > MAX_PIXELS:
-        raise ValueError(
+        raise InputError(
             f"{name}: {width} x {height} pixels are more than a frame can have ({MAX_PIXELS}); "
             "frames are expected to show a person cut out"
         )
@@ -239,17 +240,17 @@ def _read_video(
         grabbed = 0
         for number in numbers:
             if number < grabbed:
-                raise ValueError(f"{video}: frame {number} is asked for after frame {grabbed - 1}")
+                raise InputError(f"{video}: frame {number} is asked for after frame {grabbed - 1}")
             for _ in range(number + 1 - grabbed):
                 if not capture.grab():
-                    raise ValueError(
+                    raise InputError(
                         f"{video}: the video ends after {grabbed} frames, before frame {number}; "
                         "was it changed? Prepare the dataset again"
                     )
                 grabbed += 1
             decoded, pixels = capture.retrieve()
             if not decoded:
-                raise ValueError(f"{video}: frame {number} cannot be decoded; replace the video")
+                raise InputError(f"{video}: frame {number} cannot be decoded; replace the video")
             yield cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
@@ -265,13 +266,13 @@ def _open_video(
     with open(path, "rb") as file:
         start = file.read(4096)
     if not _VIDEO_START.match(start):
-        raise ValueError(
+        raise InputError(
             f"{video}: not a video in MP4, QuickTime, AVI or Matroska form; replace it by a good "
             "copy"
         )
     size, announced = path.stat().st_size, _announced_size(start)
     if size < announced:
-        raise ValueError(
+        raise InputError(
             f"{video}: the video ends early, at {size} of {announced} bytes; replace it by a good "
             "copy"
         )
@@ -279,12 +280,12 @@ def _open_video(
     capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
         if not capture.isOpened():
-            raise ValueError(
+            raise InputError(
                 f"{video}: not an intact video, it cannot be opened; replace it by a good copy"
             )
         yield capture, not start.startswith((_RIFF, _EBML))
     except cv2.error as error:
-        raise ValueError(f"{video}: the video cannot be decoded ({error.err})") from error
+        raise InputError(f"{video}: the video cannot be decoded ({error.err})") from error
     finally:
         capture.release()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import tensorflow_datasets as tfds
 
 from data_pipelines import checks, files, packing, schema
+from data_pipelines.errors import InputError
 
 SPLITS = ("train", "test")
 MIN_FRAMES = 12  # protocol hitsz_vcm/v1 drops shorter tracklets
@@ -82,7 +83,7 @@ class HitszIndex:
 
 
 def _refuse(message: str) -> None:
-    raise ValueError(message)
+    raise InputError(message)
 
 
 def read_index(
@@ -130,7 +131,7 @@ def read_index(
     }
     for split, tracklets in kept.items():
         if not tracklets:
-            raise ValueError(f"{root}: no tracklet of split {split} has {min_frames} frames")
+            raise InputError(f"{root}: no tracklet of split {split} has {min_frames} frames")
     return HitszIndex(train=kept["train"], test=kept["test"], counts=counts)
 
 

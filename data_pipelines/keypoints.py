@@ -16,6 +16,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from data_pipelines import files, schema, skeleton_files
+from data_pipelines.errors import InputError
 from data_pipelines.skeleton_files import key_of
 
 __all__ = [
@@ -77,7 +78,7 @@ def open_keypoints(path: str | os.PathLike[str]) -> Keypoints:
         return skeleton_files.Hdf5Skeletons(path)
     if path.suffix == ".json":
         return skeleton_files.JsonSkeletons(path)
-    raise ValueError(
+    raise InputError(
         f"{path}: skeletons are read from HDF5 files (names that end in "
         f"{' or '.join(HDF5_SUFFIXES)}), from COCO's JSON (.json), or from a directory of .npy"
     )
@@ -99,7 +100,7 @@ def find_keypoints(root: str | os.PathLike[str]) -> pathlib.Path:
     named = [name for name in hdf5 if pathlib.Path(name).stem == "skeletons"]
     found = named or hdf5
     if len(found) > 1:
-        raise ValueError(f"{root}: several HDF5 files ({', '.join(found)}); name the skeletons")
+        raise InputError(f"{root}: several HDF5 files ({', '.join(found)}); name the skeletons")
     if found:
         return files.resolve_inside(root, found[0])
     if "skeletons.json" in names:

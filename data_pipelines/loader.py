@@ -11,6 +11,7 @@ import grain
 import numpy as np
 
 from data_pipelines import schema
+from data_pipelines.errors import InputError
 from data_pipelines.records import decode_clip, open_index, open_records
 from data_pipelines.sampling import BatchPlan, dense_clips, find_recipe, row_generator
 
@@ -133,7 +134,7 @@ def test_clips(
       IndexError: a position is not in the split.
     """
     if mode not in CLIPS:
-        raise ValueError(f"mode {mode!r}: the modes are 'first' and 'dense'")
+        raise InputError(f"mode {mode!r}: the modes are 'first' and 'dense'")
     recipe = find_recipe(sampling)
     num_frames = open_index(dataset_dir, split).num_frames
     records = open_records(dataset_dir, split)

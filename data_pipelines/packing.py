@@ -27,6 +27,7 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import records, schema
+from data_pipelines.errors import InputError
 from data_pipelines.files import hold, write_json
 from data_pipelines.progress import with_progress
 
@@ -173,7 +174,7 @@ class TrackletBuilder(FileReaderBuilder):
         for tracklet in self._all_tracklets():
             if not keypoints_lib.without_skeleton(source.read(tracklet)).all():
                 return
-        raise ValueError(
+        raise InputError(
             f"{self._keypoints_path}: no frame of the dataset has a skeleton in it, not even "
             f"{tracklet.frames[0]}; make skeletons of these very frames with "
             "launch/extract_skeletons.py"
@@ -351,7 +352,7 @@ def _claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]
         refusal = f"{staging}: another process packs this dataset; let it finish"
         hold(lock, refusal)
         if not os.fstat(lock.fileno()).st_nlink:  # the other one ended and removed it just now
-            raise ValueError(refusal)
+            raise InputError(refusal)
         claim = staging / "fingerprint.json"
         if not claim.exists() or json.loads(claim.read_text()) != source:
             for path in {*staging.iterdir()} - {staging / "lock"}:
@@ -405,7 +406,7 @@ def prepare(builder: TrackletBuilder) -> pathlib.Path:
     packed = records.open_builder(directory).info.metadata.get("fingerprint", {})
     changed = [name for name in fingerprint if packed.get(name) != fingerprint[name]]
     if changed:  # the first says it: of another index the files differ, too
-        raise ValueError(
+        raise InputError(
             f"{directory}: already packed from another source (its {changed[0]} differ); choose "
             "another data_dir or remove the directory"
         )

@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import schema
+from data_pipelines.errors import InputError, MissingPackageError
 
 PADDING = 1.25
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # of ImageNet, RGB, 0 to 255
@@ -107,7 +108,7 @@ class PoseModel:
             f"{description.name} {list(output.shape)}"
             for description, output in zip(self._session.get_outputs(), outputs, strict=True)
         )
-        raise ValueError(
+        raise InputError(
             f"the pose model returns {shapes} for {batch} images of {height}x{width}; {_EXPECTED}"
         )
 
@@ -139,18 +140,18 @@ def load_model(
     inputs = session.get_inputs()
     found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
     if len(inputs) != 1 or inputs[0].type not in _DTYPES or len(inputs[0].shape) != 4:
-        raise ValueError(f"{path}: its input is {found}; expected one image batch [B, 3, H, W]")
+        raise InputError(f"{path}: its input is {found}; expected one image batch [B, 3, H, W]")
     batch, channels, *size = inputs[0].shape  # names or None where it is left open
     if channels != 3 and isinstance(channels, int):
-        raise ValueError(f"{path}: its input is {found}; expected RGB first, [B, 3, H, W]")
+        raise InputError(f"{path}: its input is {found}; expected RGB first, [B, 3, H, W]")
     for fixed, given in zip(size, input_size or size, strict=True):
         if not isinstance(given, int):
-            raise ValueError(
+            raise InputError(
                 f"{path}: its input is {found}, height and width left open; give the input size "
                 "that it was trained with, such as 256x192"
             )
         if isinstance(fixed, int) and fixed != given:
-            raise ValueError(f"{path}: its input is {found}, and not of the size that was given")
+            raise InputError(f"{path}: its input is {found}, and not of the size that was given")
     fixed_batch = isinstance(batch, int)
     model = PoseModel(
         sha256=hashlib.sha256(content).hexdigest(),
@@ -163,7 +164,7 @@ def load_model(
     try:
         model.predict([np.zeros((*model.input_size, 3), np.uint8)] * model.batch_size)
     except Exception as error:  # onnxruntime's errors have no common base below Exception
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
     return model
 
 
@@ -171,12 +172,12 @@ def _open_session(path: str | os.PathLike[str], content: bytes, device: str) -> 
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             'pose models need onnxruntime: pip install -e ".[pose]", or onnxruntime-gpu for cuda'
         ) from error
     provider = _PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
-        raise ImportError(
+        raise MissingPackageError(
             f"this onnxruntime has no {provider}; install onnxruntime-gpu in place of onnxruntime"
         )
     options = onnxruntime.SessionOptions()
@@ -189,12 +190,14 @@ def _open_session(path: str | os.PathLike[str], content: bytes, device: str) -> 
         try:
             session = onnxruntime.InferenceSession(content, options, providers=[provider])
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"{path}: onnxruntime cannot load it ({error}); weights in other files must be "
                 "put into this one: onnx.save(onnx.load(path), other_path)"
             ) from error
     if session.get_providers()[0] != provider:
-        raise ImportError(f"onnxruntime cannot start {provider}; see its log for what is missing")
+        raise MissingPackageError(
+            f"onnxruntime cannot start {provider}; see its log for what is missing"
+        )
     return session
 
 

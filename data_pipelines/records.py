@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from data_pipelines import remote, schema
+from data_pipelines.errors import InputError
 
 ORIGIN = "origin.json"
 # One tracklet at a time is read. JPEG files do not compress: records would shrink by 4 %, and be
@@ -78,10 +79,10 @@ def open_index(dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
     metadata = open_builder(dataset_dir).info.metadata
     splits = [name for name in metadata if name != "fingerprint"]
     if split not in splits:
-        raise ValueError(f"split {split!r}: {dataset_dir} has {' and '.join(splits)}")
+        raise InputError(f"split {split!r}: {dataset_dir} has {' and '.join(splits)}")
     columns = dict(metadata[split])
     if columns.keys() != {field.name for field in dataclasses.fields(schema.Index)}:
-        raise ValueError(
+        raise InputError(
             f"{dataset_dir}: packed by another version of star_jax; prepare the dataset again"
         )
     dtypes = {"identities": str, "queries": bool, "galleries": bool}
@@ -105,13 +106,13 @@ def require_whole(dataset_dir: pathlib.Path) -> None:
         listed = json.loads((dataset_dir / ORIGIN).read_text())["files"]
         expected = {dataset_dir / name: int(facts["bytes"]) for name, facts in listed.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{dataset_dir / ORIGIN}: does not list the records ({error!r}); {again}"
         ) from error
     for path, size in expected.items():
         found = path.stat().st_size if path.exists() else 0
         if found != size:
-            raise ValueError(f"{path}: is damaged, has {found} of {size} bytes; {again}")
+            raise InputError(f"{path}: is damaged, has {found} of {size} bytes; {again}")
 
 
 @contextlib.contextmanager
@@ -168,7 +169,7 @@ class _Records(Sequence):
         try:
             return self._stored[position]
         except RuntimeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{self._dataset_dir}: record {position} cannot be read, its file is damaged "
                 f"({error}); remove the directory and pack the dataset again"
             ) from error

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from data_pipelines.errors import InputError, MissingPackageError
 from data_pipelines.progress import with_progress
 
 SCHEME = "gs://"
@@ -39,13 +40,13 @@ def locate(path: str | os.PathLike[str]) -> epath.Path:
     scheme, separator, _ = os.fspath(path).partition("//")
     if separator and scheme.endswith(":"):
         if not is_remote(path):
-            raise ValueError(f"{path}: give a local path or an address that begins with {SCHEME}")
+            raise InputError(f"{path}: give a local path or an address that begins with {SCHEME}")
         import fsspec  # slow to import, and local paths do without
 
         try:
             fsspec.get_filesystem_class("gs")
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 f'{path}: addresses need the package gcsfs; pip install -e ".[gcs]"'
             ) from error
         # Listings are not kept, for other processes write there, too.
@@ -114,12 +115,12 @@ def _copy_records(source: epath.Path, origin: bytes, folder: pathlib.Path) -> No
         listed = json.loads(origin)["files"].items()
         files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in listed}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{source}/origin.json: does not list the records ({error}); pack the dataset again"
         ) from error
     for name in files:
         if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII) or name in _METADATA:
-            raise ValueError(f"{source}/origin.json: {name!r} is no name of a file of records")
+            raise InputError(f"{source}/origin.json: {name!r} is no name of a file of records")
     missing = [name for name in files if not (folder / name).exists()]
     needed, free = sum(files[name][0] for name in missing), shutil.disk_usage(folder).free
     if needed > free:
@@ -141,7 +142,7 @@ def _copy_file(source: epath.Path, sha256: str, folder: pathlib.Path) -> None:
             digest.update(chunk)
             file.write(chunk)
     if digest.hexdigest() != sha256:
-        raise ValueError(
+        raise InputError(
             f"{source}: {partial.stat().st_size} bytes that do not have the checksum of "
             "origin.json; copy the packed dataset to its address again"
         )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines import schema
+from data_pipelines.errors import InputError
 
 # The last word of the random counter names what is drawn: the frames of a row of either modality
 # (its number), or the tracklets of the whole batch.
@@ -101,7 +102,7 @@ def dense_clips(num_frames: int, clip_length: int) -> np.ndarray:
 
 def _check_clip(num_frames: int, clip_length: int) -> None:
     if num_frames < 1 or clip_length < 1:
-        raise ValueError(
+        raise InputError(
             f"a clip of {clip_length} frames from a tracklet of {num_frames}: "
             "both must be 1 or more"
         )
@@ -157,7 +158,7 @@ def _draw_labels(index: schema.Index, count: int, rng: np.random.Generator) -> n
     labels = trainable_labels(index)
     if count > len(labels):
         excluded = len(np.unique(index.labels)) - len(labels)
-        raise ValueError(
+        raise InputError(
             f"a batch of {count} identities: only {len(labels)} have tracklets of "
             f"both modalities ({excluded} have not)"
         )
@@ -181,7 +182,7 @@ def aligned_pairs(index: schema.Index) -> tuple[np.ndarray, np.ndarray]:
     for name in ("rows", "labels", "cameras", "num_frames"):
         values = getattr(index, name)
         if not np.array_equal(values[visible], values[infrared]):
-            raise ValueError(
+            raise InputError(
                 f"sampling bupt_campus takes aligned pairs, but the {name} of visible and infrared "
                 "training tracklets differ; sample this dataset as hitsz_vcm"
             )
@@ -252,7 +253,7 @@ RECIPES: Mapping[str, Recipe] = {
 def find_recipe(name: str) -> Recipe:
     """Returns the recipe of a name; raises ValueError if there is none."""
     if name not in RECIPES:
-        raise ValueError(f"sampling {name!r} is unknown; choose one of {', '.join(RECIPES)}")
+        raise InputError(f"sampling {name!r} is unknown; choose one of {', '.join(RECIPES)}")
     return RECIPES[name]
 
 

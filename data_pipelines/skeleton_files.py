@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 
 from data_pipelines import files, schema
+from data_pipelines.errors import InputError
 from data_pipelines.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 MIN_PARTS = 4  # <identity>/<modality>/<camera>/<frame>
@@ -119,7 +120,7 @@ class SkeletonFile(abc.ABC):
     def _claim(self, place: str, container: str) -> None:
         user = self._users.setdefault(place, container)
         if user != container:
-            raise ValueError(
+            raise InputError(
                 f"{self._path}: the skeletons of {place} fit frames of both {user} and "
                 f"{container}; name skeletons by the frames' whole paths below the dataset's root"
             )
@@ -133,7 +134,7 @@ class SkeletonFile(abc.ABC):
         trouble = "a confidence is negative"
         if not finite[position]:
             trouble = "a coordinate or confidence is not a finite number"
-        raise ValueError(f"{self._path}: skeleton of {tracklet.frames[position]}: {trouble}")
+        raise InputError(f"{self._path}: skeleton of {tracklet.frames[position]}: {trouble}")
 
 
 class Hdf5Skeletons(SkeletonFile):
@@ -148,10 +149,10 @@ class Hdf5Skeletons(SkeletonFile):
             self._file = h5py.File(path, "r")
             num_keys = len(self._file)
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
+            raise InputError(f"{path}: not a readable HDF5 file ({error})") from error
         if not num_keys:
             self._file.close()
-            raise ValueError(f"{path}: the HDF5 file is empty")
+            raise InputError(f"{path}: the HDF5 file is empty")
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._file.close()
@@ -231,13 +232,13 @@ class NpySkeletons(SkeletonFile):
         try:
             return _read_npy(path)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise InputError(f"{path}: {error}") from error
 
 
 def _read_npy(path: pathlib.Path) -> np.ndarray:
     size = path.stat().st_size
     if size > MAX_NPY_BYTES:
-        raise ValueError(f"holds {size} bytes, far more than a skeleton of shape (17, 3)")
+        raise InputError(f"holds {size} bytes, far more than a skeleton of shape (17, 3)")
     content = io.BytesIO(path.read_bytes())
     try:
         version = np.lib.format.read_magic(content)
@@ -247,10 +248,10 @@ def _read_npy(path: pathlib.Path) -> np.ndarray:
         }[version]
         shape, _, dtype = read_header(content)
     except Exception as error:  # NumPy evaluates the header as Python, which fails in many ways
-        raise ValueError(f"not a .npy file of version 1 or 2 ({error})") from error
+        raise InputError(f"not a .npy file of version 1 or 2 ({error})") from error
     # The header is believed only now: it might claim any size, or pickled objects.
     if shape != _SHAPE or dtype.kind not in "fiu":
-        raise ValueError(f"found {dtype}{list(shape)}, a skeleton is float[17, 3]")
+        raise InputError(f"found {dtype}{list(shape)}, a skeleton is float[17, 3]")
     content.seek(0)
     skeleton = np.load(content, allow_pickle=False)
     with np.errstate(over="ignore"):  # what overflows is not finite, and refused for that
@@ -279,15 +280,15 @@ class JsonSkeletons(SkeletonFile):
                 and isinstance(image.get("file_name"), str)
                 for image in images
             ):
-                raise ValueError(f"{path}: expected a list `images` of objects {{id, file_name}}")
+                raise InputError(f"{path}: expected a list `images` of objects {{id, file_name}}")
             for image in images:
                 if names.setdefault(image["id"], image["file_name"]) != image["file_name"]:
-                    raise ValueError(
+                    raise InputError(
                         f"{path}: `images` has the id {image['id']!r} twice, for "
                         f"{names[image['id']]!r} and {image['file_name']!r}; give each its own"
                     )
         if not isinstance(entries, list):
-            raise ValueError(
+            raise InputError(
                 f"{path}: expected a list of {{image_id, keypoints, score}}, or an object with "
                 "`images` and `annotations`"
             )
@@ -298,7 +299,7 @@ class JsonSkeletons(SkeletonFile):
                 key = _key_of_entry(entry, names)
                 score = _score(entry)
             except ValueError as error:
-                raise ValueError(f"{path}: skeleton {position}: {error}") from error
+                raise InputError(f"{path}: skeleton {position}: {error}") from error
             if key not in scores or score > scores[key]:
                 scores[key] = score
                 self._skeletons.setdefault(key[:-1], {})[key[-1]] = entry["keypoints"]
@@ -326,7 +327,7 @@ class JsonSkeletons(SkeletonFile):
     def _only(self, candidates: Sequence[tuple[str, ...]], name: str) -> np.ndarray | None:
         found = [folders for folders in candidates if name in self._skeletons[folders]]
         if len(found) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{self._path}: {name} is both in {'/'.join(found[0])} and in {'/'.join(found[1])}"
                 "; name skeletons by the frames' paths below the dataset's root"
             )
@@ -334,7 +335,7 @@ class JsonSkeletons(SkeletonFile):
 
     def _refuse(self, folders: tuple[str, ...], end: tuple[str, ...], name: str) -> None:
         if name in self._skeletons[end]:
-            raise ValueError(
+            raise InputError(
                 f"{self._path}: names a frame {'/'.join((*end, name))}, which many may be called; "
                 f"write more of the path, {'/'.join((*folders[1 - MIN_PARTS :], name))} at least"
             )
@@ -350,7 +351,7 @@ def _parse(path: pathlib.Path) -> Any:
             text = str(content, "utf-8-sig")  # type: ignore[arg-type]  # a mapped file is a buffer
         return json.loads(text, object_hook=_slim)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
+        raise InputError(f"{path}: not a JSON file ({error})") from error
 
 
 def _slim(content: dict[str, Any]) -> dict[str, Any]:
@@ -385,7 +386,7 @@ def _to_float(number: int | float) -> float:
 
 def _key_of_entry(entry: Any, names: dict[Any, Any]) -> tuple[str, ...]:
     if not isinstance(entry, dict) or not isinstance(entry.get("keypoints"), np.ndarray):
-        raise ValueError(
+        raise InputError(
             "expected an object whose `keypoints` are 51 numbers, x, y and confidence of 17 joints"
         )
     name = entry.get("file_name")
@@ -394,13 +395,13 @@ def _key_of_entry(entry: Any, names: dict[Any, Any]) -> tuple[str, ...]:
         if isinstance(name, int | str) and name in names:
             name = names[name]
     if isinstance(name, int):
-        raise ValueError(
+        raise InputError(
             f"`image_id` is the number {name}, and nothing says which file that is; write an object"
             " {images: [{id, file_name}], annotations: [...]}, with the images of the file that "
             "the pose estimator was given"
         )
     if not isinstance(name, str):
-        raise ValueError("expected a `file_name` or an `image_id` that names the frame")
+        raise InputError("expected a `file_name` or an `image_id` that names the frame")
     return key_of(name)
 
 
@@ -409,5 +410,5 @@ def _score(entry: dict[str, Any]) -> float:
     if score is None:
         return float(entry["keypoints"][:, 2].mean())
     if not _is_number(score) or not np.isfinite(_to_float(score)):
-        raise ValueError(f"`score` is {str(score)[:40]}, expected a number")
+        raise InputError(f"`score` is {str(score)[:40]}, expected a number")
     return float(score)

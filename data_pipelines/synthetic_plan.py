@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from data_pipelines.errors import InputError
 from data_pipelines.schema import INFRARED, VISIBLE
 
 SPLITS = ("train", "test", "auxiliary")  # a split's position seeds its drawings
@@ -145,7 +146,7 @@ def plan(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
     for split in ("train", "test"):
         sizes: SplitConfig = getattr(config, split)
         if 2 * sizes.cameras_per_modality > sizes.cameras:
-            raise ValueError(
+            raise InputError(
                 f"{split}: {sizes.cameras_per_modality} cameras for each modality need "
                 f"{2 * sizes.cameras_per_modality} cameras, but there are {sizes.cameras}"
             )

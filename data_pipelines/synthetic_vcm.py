@@ -24,6 +24,7 @@ import numpy as np
 import simplejpeg
 
 from data_pipelines import drawing, people, scenes
+from data_pipelines.errors import InputError
 from data_pipelines.progress import with_progress
 from data_pipelines.schema import NUM_JOINTS
 from data_pipelines.synthetic_layouts import LAYOUTS, Layout
@@ -213,10 +214,10 @@ def generate(
     """
     if isinstance(size, str):
         if size not in SIZES:
-            raise ValueError(f"size {size!r} is unknown; choose one of {', '.join(SIZES)}")
+            raise InputError(f"size {size!r} is unknown; choose one of {', '.join(SIZES)}")
         size = SIZES[size]
     if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
+        raise InputError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
     facts = {
         "generator": "synthetic_vcm",
         "version": VERSION,

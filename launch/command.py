@@ -1,4 +1,4 @@
-"""What all commands share: errors that a user can mend are one line, not a traceback."""
+"""What all commands share: errors that a user can fix are one line, not a traceback."""
 
 import logging
 import re
@@ -11,8 +11,10 @@ from typing import NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
+from data_pipelines.errors import UserError
+
 STARTED = time.monotonic()  # commands import this module first
-MENDABLE = (ValueError, OSError, FloatingPointError, ImportError)
+FIXABLE = (UserError, OSError)  # of anything else, the traceback says where it comes from
 
 
 def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
@@ -30,7 +32,7 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             main(*arguments[1:])
         except KeyboardInterrupt:
             fail("interrupted", 130)
-        except MENDABLE as error:
+        except FIXABLE as error:
             if absl_logging.level_debug():
                 traceback.print_exc()
             fail(" ".join(str(error).split()), 1)

@@ -14,6 +14,8 @@ from pathlib import Path
 import command
 from absl import flags
 
+from data_pipelines.errors import InputError
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is taken.")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
@@ -33,7 +35,7 @@ def main() -> None:
     from star_jax.evaluation.embed import embed_dataset, locate_checkpoint, restore_network
 
     if not Path(OUTPUT.value).name or OUTPUT.value.endswith("/"):
-        raise ValueError(f"--output={OUTPUT.value}: give a file's name, for instance mine/star")
+        raise InputError(f"--output={OUTPUT.value}: give a file's name, for instance mine/star")
     processes.start()
     network = restore_network(*locate_checkpoint(WORKDIR.value, CHECKPOINT.value))
     found = embed_dataset(network, SOURCE.value, SPLIT.value, clips=CLIPS.value)

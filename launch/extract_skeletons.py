@@ -17,6 +17,8 @@ from typing import Any
 import command
 from absl import flags
 
+from data_pipelines.errors import InputError
+
 
 def hitsz_vcm(source: Path) -> Sequence[Any]:
     """Returns the tracklets of HITSZ-VCM, the short ones, too."""
@@ -85,7 +87,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     height, cross, width = text.partition("x")
     if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise ValueError(f"--input_size={text} must be HEIGHTxWIDTH, such as 256x192")
+        raise InputError(f"--input_size={text} must be HEIGHTxWIDTH, such as 256x192")
     return int(height), int(width)
 
 

@@ -19,6 +19,8 @@ from typing import IO
 import command
 from absl import flags
 
+from data_pipelines.errors import InputError
+
 NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", 2, "How many processes.", short_name="n", lower_bound=1
 )
@@ -33,7 +35,7 @@ STOP_SECONDS = flags.DEFINE_integer(
 def main(*arguments: str) -> None:
     """Runs the command in all processes and ends with the first code that is not 0."""
     if not arguments:
-        raise ValueError("name the command after two dashes, for instance -- launch/train.py ...")
+        raise InputError("name the command after two dashes, for instance -- launch/train.py ...")
     coordinator = f"localhost:{free_port()}"
     started = [start(number, coordinator, list(arguments)) for number in range(NUM_PROCESSES.value)]
 

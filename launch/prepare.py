@@ -21,6 +21,8 @@ from typing import Any
 import command
 from absl import flags
 
+from data_pipelines.errors import InputError
+
 DATASETS = ("hitsz_vcm", "bupt_campus", "folder")
 
 DATASET = flags.DEFINE_enum(
@@ -74,7 +76,7 @@ def main() -> None:
     }
     if drawn:
         if SOURCE.value is not None or KEYPOINTS.value is not None:
-            raise ValueError(
+            raise InputError(
                 "--dataset=synthetic_vcm is drawn here: leave out --source, --keypoints"
             )
         data_dir = data_dir / f"synthetic_vcm_{SIZE.value}"
@@ -83,7 +85,7 @@ def main() -> None:
         source = data_dir / "source"
         draw(source, data_dir / "contact_sheet.png")
     elif SOURCE.value is None:
-        raise ValueError(f"--dataset={dataset} needs --source, the root of the dataset")
+        raise InputError(f"--dataset={dataset} needs --source, the root of the dataset")
     else:
         source = Path(SOURCE.value)
     module: Any = {"hitsz_vcm": hitsz_vcm, "bupt_campus": bupt_campus, "folder": folder}[dataset]
@@ -106,7 +108,7 @@ def options_of(dataset: str) -> dict[str, Any]:
     for other, options in OPTIONS.items():
         for name, flag in options.items():
             if flag.present and other not in (dataset, DATASET.value):
-                raise ValueError(f"--{name} is for --dataset={other}, not for {dataset}")
+                raise InputError(f"--{name} is for --dataset={other}, not for {dataset}")
     return {name: flag.value for name, flag in OPTIONS.get(dataset, {}).items()}
 
 

@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import orbax.checkpoint as ocp
 
+from data_pipelines.errors import InputError
 from data_pipelines.remote import absolute
 from star_jax.processes import all_agree, is_first, wait_for_all
 from star_jax.steps import TrainState
@@ -17,7 +18,7 @@ from star_jax.steps import TrainState
 log = logging.getLogger(__name__)
 
 
-class OtherNetworkError(ValueError):
+class OtherNetworkError(InputError):
     """A checkpoint is of another architecture."""
 
 
@@ -182,7 +183,7 @@ def _naming_the_damage(manager: ocp.CheckpointManager, step: int) -> Iterator[No
     except OtherNetworkError:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise ValueError(
+        raise InputError(
             f"{manager.directory / str(step)}: damaged, or no checkpoint "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); take another one"
         ) from error

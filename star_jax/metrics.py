@@ -17,6 +17,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from data_pipelines.errors import InputError
 from data_pipelines.files import write_file
 from data_pipelines.remote import is_remote, locate
 
@@ -129,7 +130,7 @@ def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):
                 break
-            raise ValueError(f"{path}, line {number}: no row of metrics: {line[:80]!r}") from error
+            raise InputError(f"{path}, line {number}: no row of metrics: {line[:80]!r}") from error
         if resume_step is None or step <= resume_step:
             kept.append(line + b"\n")
     write_file(path, b"".join(kept))

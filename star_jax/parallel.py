@@ -15,6 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from data_pipelines.errors import InputError
+
 AXES = ("data", "fsdp", "frames")
 _ROWS = ("data", "fsdp")
 
@@ -54,14 +56,14 @@ def make_mesh(
         fsdp, frames = config.parallel.fsdp, len(devices) // groups
         fits = usable_devices(pairs, config.data.clip_length, len(devices))
         if len(devices) not in fits:
-            raise ValueError(
+            raise InputError(
                 f"{len(devices)} devices cannot share {pairs} pairs of tracklets "
                 "(config.data.identities_per_batch * tracklets_per_identity) of "
                 f"{config.data.clip_length} frames: use {', '.join(map(str, fits))} devices, or a "
                 f"multiple of {len(devices)} pairs"
             )
         if fsdp < 1 or groups % fsdp:
-            raise ValueError(
+            raise InputError(
                 f"config.parallel.fsdp is {fsdp}: it must divide {groups}, the number of groups "
                 f"into which {len(devices)} devices split {pairs} pairs"
             )

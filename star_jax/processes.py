@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from data_pipelines.errors import InputError
+
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long is dead, and the others stop
@@ -60,7 +62,7 @@ def start(
         process_id = _number_from_environment("JAX_PROCESS_ID")
     given = [x is not None for x in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
-        raise ValueError(
+        raise InputError(
             "give all of --coordinator, --num_processes and --process_id, or none: found "
             f"{coordinator}, {num_processes} and {process_id}"
         )
@@ -69,9 +71,9 @@ def start(
         return
     if process_id is not None and num_processes is not None and coordinator is not None:
         if not 0 <= process_id < num_processes:
-            raise ValueError(f"--process_id={process_id} of --num_processes={num_processes}")
+            raise InputError(f"--process_id={process_id} of --num_processes={num_processes}")
         if not coordinator.rpartition(":")[2].isdecimal():
-            raise ValueError(f"--coordinator={coordinator} must be host:port")
+            raise InputError(f"--coordinator={coordinator} must be host:port")
         if process_id:
             _wait_for_coordinator(coordinator, timeout_seconds)
     try:
@@ -118,7 +120,7 @@ def _require_devices() -> None:
 def _number_from_environment(name: str) -> int | None:
     text = os.environ.get(name)
     if text is not None and not text.isdecimal():
-        raise ValueError(f"the environment variable {name} is {text!r}, no number")
+        raise InputError(f"the environment variable {name} is {text!r}, no number")
     return None if text is None else int(text)
 
 
@@ -139,7 +141,7 @@ def check_same(what: str, text: str) -> None:
     digests = multihost_utils.process_allgather(digest)
     others = [i for i, other in enumerate(digests) if not np.array_equal(other, digests[0])]
     if others:
-        raise ValueError(
+        raise InputError(
             f"{what} of process {', '.join(map(str, others))} differs from that of process 0; "
             "start all processes with the same command and the same files"
         )

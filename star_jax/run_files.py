@@ -16,6 +16,7 @@ import ml_collections
 from etils import epath
 
 from data_pipelines import remote
+from data_pipelines.errors import InputError
 from data_pipelines.files import hold, write_json
 from star_jax import processes
 
@@ -66,7 +67,7 @@ def require_same(
         if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
     ]
     if differences:
-        raise ValueError(
+        raise InputError(
             f"{where} belongs to another config: {'; '.join(differences)}. Use another "
             "--workdir, or the config it was begun with"
         )
@@ -86,7 +87,7 @@ def require_shared(path: epath.Path, seconds: float = 60) -> None:
             break
         time.sleep(1)
     if not processes.all_agree(seen):
-        raise ValueError(
+        raise InputError(
             f"{path.parent}: not all processes see the same folder here; give a --workdir that "
             "they share, or an address such as gs://bucket/star"
         )
@@ -182,6 +183,6 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: no JSON object ({error}); remove it, or use another --workdir"
         ) from error

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.loader import CLIPS, train_batches
 from data_pipelines.records import open_index
 from data_pipelines.remote import absolute, is_remote, locate
@@ -64,7 +65,7 @@ def train(
         index, config.data.identities_per_batch, config.data.tracklets_per_identity
     )
     if not epoch:
-        raise ValueError(f"{config.data.dir}: too few training tracklets for one batch an epoch")
+        raise InputError(f"{config.data.dir}: too few training tracklets for one batch an epoch")
     num_steps = config.optim.epochs * epoch
     model = build_model(config.model)
 
@@ -171,10 +172,10 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         "eval.batch_size": 1,
     }.items():
         if values[key] < least:
-            raise ValueError(f"config.{key} is {values[key]}: give {least} or more")
+            raise InputError(f"config.{key} is {values[key]}: give {least} or more")
     for key, allowed in {"protocol": PROTOCOLS, "clips": CLIPS}.items():
         if config.eval[key] not in allowed:
-            raise ValueError(
+            raise InputError(
                 f"config.eval.{key} is {config.eval[key]!r}: use {' or '.join(map(repr, allowed))}"
             )
 
@@ -183,7 +184,7 @@ def check_identities(config: ml_collections.ConfigDict, labels: np.ndarray) -> N
     """Raises ValueError if the classifiers do not have one class a training identity."""
     num_identities = len(np.unique(labels))
     if config.model.num_identities != num_identities:
-        raise ValueError(
+        raise InputError(
             f"config.model.num_identities is {config.model.num_identities}, but {config.data.dir} "
             f"has {num_identities} training identities; pass "
             f"--config.model.num_identities={num_identities}"
@@ -220,7 +221,7 @@ class StepLog:
         metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
         wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
         if wrong:
-            raise FloatingPointError(
+            raise DivergedError(
                 f"step {step}: {', '.join(wrong)} not finite; the last checkpoint is good. Lower "
                 "config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
             )

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from data_pipelines.errors import InputError, MissingPackageError
 from data_pipelines.remote import locate, naming_failures
 from star_jax.models import build_model
 from star_jax.models.guidance import NUM_HEADS, POWERS
@@ -111,23 +112,23 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         try:
             return safetensors.numpy.load(stored)
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file ({error})") from error
+            raise InputError(f"{path}: not a safetensors file ({error})") from error
     if file.suffix not in (".pth", ".pt"):
-        raise ValueError(f"{path}: give a .safetensors or a .pth file")
+        raise InputError(f"{path}: give a .safetensors or a .pth file")
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"{path}: reading a .pth needs PyTorch; install it, or give a .safetensors file"
         ) from error
     try:
         content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path}: not a file of plain arrays ({error})") from error
+        raise InputError(f"{path}: not a file of plain arrays ({error})") from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
-        raise ValueError(f"{path}: holds something else than arrays by name; save a state dict")
+        raise InputError(f"{path}: holds something else than arrays by name; save a state dict")
     return {name.removeprefix("module."): array.detach().numpy() for name, array in content.items()}
 
 
@@ -278,23 +279,23 @@ def convert(
     """Applies the entries, strictly."""
     used = {name for _, names, _ in entries for name in names}
     if missing := sorted(used - set(state_dict)):
-        raise ValueError(f"the state dict lacks {', '.join(missing)}")
+        raise InputError(f"the state dict lacks {', '.join(missing)}")
     left = sorted(set(state_dict) - used)
     if unknown := [x for x in left if not any(re.search(p, x) for p in may_be_unused)]:
-        raise ValueError(f"the state dict has arrays that no part of the network takes: {unknown}")
+        raise InputError(f"the state dict has arrays that no part of the network takes: {unknown}")
     flat = {}
     for path, names, function in entries:
         try:
             flat[path] = function(*(state_dict[name] for name in names))
         except (IndexError, TypeError, ValueError) as error:
             shapes = [np.shape(state_dict[name]) for name in names]
-            raise ValueError(f"{', '.join(names)} of {shapes} does not fit {path}") from error
+            raise InputError(f"{', '.join(names)} of {shapes} does not fit {path}") from error
         if flat[path].shape != expected[path].shape:
-            raise ValueError(
+            raise InputError(
                 f"{', '.join(names)} gives {path} the shape {flat[path].shape}; the config wants "
                 f"{expected[path].shape}"
             )
         flat[path] = jnp.asarray(flat[path], jnp.float32)
     if absent := sorted(set(expected) - set(flat)):
-        raise ValueError(f"nothing in the state dict gives {', '.join(absent)}")
+        raise InputError(f"nothing in the state dict gives {', '.join(absent)}")
     return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -22,6 +22,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from data_pipelines.errors import InputError, MissingPackageError
 from launch import command
 from launch.tpu.estimate import CHIPS, estimate, read_program, summary
 
@@ -65,13 +66,13 @@ def parse_topology(topology: str) -> tuple[str, int]:
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     if not match or match[1] not in CHIPS:
-        raise ValueError(
+        raise InputError(
             f"--topology={topology}: write the generation ({', '.join(CHIPS)}) and the chips in "
             "each dimension, for instance v5e:2x4 or v5p:4x4x8"
         )
     sides = [int(side) for side in match[2].split("x")]
     if len(sides) != CHIPS[match[1]].torus or not all(sides):
-        raise ValueError(
+        raise InputError(
             f"--topology={topology}: {match[1]} has {CHIPS[match[1]].torus} dimensions"
         )
     return match[1], math.prod(sides)
@@ -92,7 +93,7 @@ def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str
     generation, num_chips = parse_topology(topology)
     chip = CHIPS[generation]
     if importlib.util.find_spec("libtpu") is None:
-        raise ImportError(
+        raise MissingPackageError(
             'libtpu, the TPU\'s compiler, is not installed: pip install -e ".[tpu]" in a virtual '
             "environment of its own"
         )
@@ -113,7 +114,7 @@ def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"{topology}: {refusal(str(error))}") from error
+        raise InputError(f"{topology}: {refusal(str(error))}") from error
     seconds = time.monotonic() - start
     text = compiled.as_text()
     if hlo:
@@ -189,10 +190,10 @@ def topology_devices(topology: str, generation: str, num_chips: int) -> list[Any
             platform="tpu", topology_name=topology, **chip_config
         )
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"--topology={topology} cannot be had: {error}") from error
+        raise InputError(f"--topology={topology} cannot be had: {error}") from error
     devices = list(description.devices)
     if len(devices) != num_chips:
-        raise ValueError(f"--topology={topology}: {len(devices)} devices on {num_chips} chips")
+        raise InputError(f"--topology={topology}: {len(devices)} devices on {num_chips} chips")
     return devices
 
 

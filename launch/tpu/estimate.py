@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Iterable
 
+from data_pipelines.errors import InputError
+
 HOP_SECONDS = 1e-6  # of a message to the next chip; an assumption, Google publishes no figure
 
 
@@ -144,7 +146,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         else:
             lines.append(line)
     if not entry:
-        raise ValueError("the text of the compiled program has no entry computation")
+        raise InputError("the text of the compiled program has no entry computation")
     return computations, entry
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import flags
 
+from data_pipelines.errors import InputError
 from launch import command
 
 PLOT = flags.DEFINE_string("plot", None, "Draw a plot to this file (.svg or .png).")
@@ -20,7 +21,7 @@ Report = dict[str, Any]
 def main(*paths: str) -> None:
     """Prints the table; draws the plot."""
     if not paths:
-        raise ValueError("name the JSON files that launch/tpu/compile.py has written")
+        raise InputError("name the JSON files that launch/tpu/compile.py has written")
     reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
     reports.sort(key=lambda report: (generation(report), report["chips"], report["pairs"]))
     print("\n".join(table(reports)))

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from data_pipelines.errors import InputError
 from data_pipelines.loader import test_clips
 from data_pipelines.records import open_index, open_records
 from data_pipelines.remote import absolute, is_remote, locate
@@ -54,7 +55,7 @@ def embed_split(
     batch_size = math.ceil(config.eval.batch_size / mesh.size) * mesh.size  # the devices share it
     index = open_index(config.data.dir, split)
     if not len(index.modalities):
-        raise ValueError(f"{config.data.dir}: split {split} holds no tracklet")
+        raise InputError(f"{config.data.dir}: split {split} holds no tracklet")
     rows = split_rows(mesh)
     positions: list[np.ndarray] = []
     embeddings: list[np.ndarray] = []
@@ -134,9 +135,9 @@ def locate_checkpoint(workdir: str | None, path: str | None) -> tuple[epath.Path
     if path and not workdir:
         named = absolute(path)
         if not named.name.isdecimal():
-            raise ValueError(f"--checkpoint={path} must end with the number of a step")
+            raise InputError(f"--checkpoint={path} must end with the number of a step")
         return named.parent.parent, int(named.name)
-    raise ValueError("give either --workdir or --checkpoint")
+    raise InputError("give either --workdir or --checkpoint")
 
 
 def restore_network(workdir: epath.Path, step: int | None) -> Network:
@@ -234,7 +235,7 @@ def embed_dataset(
             "that it names"
         ) from error
     if config.model.guidance != "none" and (index.missing_skeletons == index.num_frames).all():
-        raise ValueError(
+        raise InputError(
             f"{dataset_dir}: no frame has a skeleton, but the network is guided by skeletons; pack "
             "the dataset with them, or use a network that was trained with "
             "--config.model.guidance=none"

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 
+from data_pipelines.errors import InputError
 from data_pipelines.files import write_file
 from data_pipelines.schema import MODALITIES
 
@@ -80,10 +81,10 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
         with np.load(path, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
     except Exception as error:  # a broken archive makes zipfile and NumPy raise of many kinds
-        raise ValueError(f"{path}: no readable .npz of embeddings ({error})") from error
+        raise InputError(f"{path}: no readable .npz of embeddings ({error})") from error
     expected = {"format", *(field.name for field in _FIELDS)}
     if fields.keys() != expected or str(fields.pop("format")) != _FORMAT:
-        raise ValueError(
+        raise InputError(
             f"{path}: holds {', '.join(sorted(fields)) or 'nothing'}, not the embeddings that this "
             "version of launch/embed.py writes; make the file anew"
         )
@@ -103,20 +104,20 @@ def csv_file(rows: list[tuple]) -> bytes:
 def _check(path: str | os.PathLike[str], fields: dict[str, np.ndarray]) -> None:
     vectors = fields["embeddings"]
     if vectors.dtype != np.float32 or vectors.ndim != 2 or not vectors.size:
-        raise ValueError(
+        raise InputError(
             f"{path}: embeddings are {vectors.dtype}{list(vectors.shape)}, not float32[n, C]"
         )
     if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-2).all():  # catches NaN, too
-        raise ValueError(f"{path}: embeddings whose length is not 1")
+        raise InputError(f"{path}: embeddings whose length is not 1")
     for name in fields.keys() - {"embeddings"}:
         kind = "U" if name in _TEXTS else "iu"
         shape = (len(vectors),) if name in _COLUMNS else ()
         values = fields[name]
         if values.dtype.kind not in kind or values.shape != shape:
-            raise ValueError(
+            raise InputError(
                 f"{path}: {name} is {values.dtype}{list(values.shape)}, which does not fit "
                 f"{len(vectors)} tracklets"
             )
     strange = set(fields["modalities"].tolist()) - set(MODALITIES)
     if strange:
-        raise ValueError(f"{path}: modality {strange.pop()!r}; known: {', '.join(MODALITIES)}")
+        raise InputError(f"{path}: modality {strange.pop()!r}; known: {', '.join(MODALITIES)}")

@@ -14,6 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
+from data_pipelines.errors import InputError
 from data_pipelines.progress import with_progress
 from data_pipelines.records import open_index, open_records
 from star_jax.evaluation.embeddings import Embeddings
@@ -59,7 +60,7 @@ def thumbnails(embeddings: Embeddings, tell: Callable[[str], None]) -> Thumbnail
         index = open_index(embeddings.dataset_dir, embeddings.split)
         columns = (index.identities, embeddings.identities), (index.rows, embeddings.rows)
         if not all(np.array_equal(now, then) for now, then in columns):
-            raise ValueError(f"{embeddings.dataset_dir}: not the dataset that was embedded")
+            raise InputError(f"{embeddings.dataset_dir}: not the dataset that was embedded")
         records = open_records(embeddings.dataset_dir, embeddings.split)
     except (OSError, ValueError) as error:
         tell(f"no pictures: {error}")

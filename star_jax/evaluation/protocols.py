@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from data_pipelines.errors import InputError
 from data_pipelines.schema import INFRARED, VISIBLE
 from data_pipelines.tables import aligned
 from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
@@ -90,17 +91,17 @@ def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dic
         direction without queries or gallery, or an identity with one camera in both modalities.
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+        raise InputError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     embeddings = np.asarray(embeddings, np.float32)
     if embeddings.ndim != 2 or len(embeddings) != len(index.identities):
-        raise ValueError(
+        raise InputError(
             f"embeddings must be [{len(index.identities)}, C], one row a tracklet of the index, "
             f"found {embeddings.shape}"
         )
     lengths = np.linalg.norm(embeddings, axis=1)
     wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-2))  # the negation catches NaN too
     if wrong.size:
-        raise ValueError(
+        raise InputError(
             f"embeddings must have length 1, found {lengths[wrong[0]]} in row {wrong[0]} "
             f"({wrong.size} such rows)"
         )
@@ -116,7 +117,7 @@ def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dic
         else:
             gallery = _whole_batches(gallery, rules.visible_batch)
         if not (query.size and gallery.size):
-            raise ValueError(
+            raise InputError(
                 f"{protocol}: {direction} needs queries and a gallery, found {query.size} and "
                 f"{gallery.size}"
             )
@@ -148,7 +149,7 @@ def _assert_cameras_of_one_modality(
     seen = set(zip(index.identities[gallery], index.cameras[gallery], strict=True))
     for identity, camera in zip(index.identities[query], index.cameras[query], strict=True):
         if (identity, camera) in seen:
-            raise ValueError(
+            raise InputError(
                 f"{protocol}: camera {camera} shows identity {identity} in both modalities, so "
                 "the same-camera rule would remove gallery entries; check the index"
             )

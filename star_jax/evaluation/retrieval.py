@@ -8,6 +8,8 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from data_pipelines.errors import InputError
+
 _SIMILARITIES_PER_CHUNK = 2**21  # about 50 MB of working memory
 
 
@@ -95,7 +97,7 @@ def evaluate_retrieval(
         rows = slice(start, start + rows_per_chunk)
         if np.isnan(similarity[rows]).any():
             row, column = np.argwhere(np.isnan(similarity[rows]))[0]
-            raise ValueError(f"similarity of query {start + row} and gallery entry {column} is NaN")
+            raise InputError(f"similarity of query {start + row} and gallery entry {column} is NaN")
         order = np.argsort(-similarity[rows], axis=1, kind="stable")
         same_identity = query_ids[rows, None] == gallery_ids
         removed = same_identity & (query_cameras[rows, None] == gallery_cameras)
@@ -116,7 +118,7 @@ def evaluate_retrieval(
 
     matched = num_matches > 0
     if not matched.any():
-        raise ValueError(
+        raise InputError(
             f"none of the {num_queries} queries has a match among the {num_gallery} gallery entries"
             f" ({num_removed} removed, being of the query's identity and camera)"
         )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.errors import InputError
 from data_pipelines.tables import aligned
 from star_jax.evaluation.embeddings import Embeddings, csv_file
 
@@ -92,7 +93,7 @@ def require_same_network(query: Embeddings, gallery: Embeddings) -> None:
     elif query.step != gallery.step:
         reason = f"the checkpoints are of steps {query.step} and {gallery.step}"
     if reason:
-        raise ValueError(
+        raise InputError(
             f"the embeddings of queries and gallery are of different networks: {reason}; embed "
             "both with the same checkpoint"
         )
@@ -101,7 +102,7 @@ def require_same_network(query: Embeddings, gallery: Embeddings) -> None:
 def _of_modality(embeddings: Embeddings, modality: str, role: str) -> np.ndarray:
     chosen = np.flatnonzero((embeddings.modalities == modality) | (modality == "any"))
     if not chosen.size:
-        raise ValueError(
+        raise InputError(
             f"{role}: none of the {len(embeddings.rows)} tracklets of {embeddings.dataset_dir} is "
             f"{modality}"
         )

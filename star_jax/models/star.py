@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from data_pipelines.errors import InputError
 from star_jax.models.guidance import FrameGuidance, GuidedPooling
 from star_jax.models.layers import classifier, generalised_mean, head_batch_norm
 from star_jax.models.resnet import BLOCKS, Backbone, StyleSources, num_channels
@@ -204,9 +205,9 @@ def build_model(config: ml_collections.ConfigDict) -> Star:
         ("dtype", ("float32", "bfloat16")),
     ):
         if config[key] not in allowed:
-            raise ValueError(f"config.model.{key} is {config[key]!r}: use one of {allowed}")
+            raise InputError(f"config.model.{key} is {config[key]!r}: use one of {allowed}")
     if len(config.stage_sizes) != 4:
-        raise ValueError(f"config.model.stage_sizes is {config.stage_sizes}: give four numbers")
+        raise InputError(f"config.model.stage_sizes is {config.stage_sizes}: give four numbers")
     values = config.to_dict()
     values["dtype"] = jnp.dtype(config.dtype)
     values["stage_sizes"] = tuple(config.stage_sizes)
