@@ -1,9 +1,10 @@
-# make demo: everything from nothing to an evaluated STAR. make test: install and run all checks.
+# make demo: everything from nothing to an evaluated STAR. make test: install and run all checks;
+# make test-fast leaves out the slow tests.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint
+.PHONY: demo test test-fast lint
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,3 +29,6 @@ lint: $(VENV)/installed-dev
 
 test: lint
 	$(RUN) -m pytest
+
+test-fast: lint
+	$(RUN) -m pytest -m "not slow"

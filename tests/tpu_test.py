@@ -444,8 +444,8 @@ def test_shellcheck():
     )
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
-    scripts = sorted(map(str, TPU.glob("*.sh")))
-    assert len(scripts) == 3
+    scripts = [*sorted(map(str, TPU.glob("*.sh"))), ".ci/run"]
+    assert len(scripts) == 4
     command = [shellcheck, "--external-sources", *scripts]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from star_jax.models.layers import generalised_mean, linear
+from star_jax.models.layers import Dtype, generalised_mean, linear
 
 NUM_HEADS = 4
 POWERS = (0.7, 1.0, 3.0, 5.0, 7.0)
@@ -17,7 +17,7 @@ class FrameGuidance(nn.Module):
       dtype: the dtype of the matrix products.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, features: jax.Array, edges: jax.Array, detected: jax.Array) -> jax.Array:
@@ -58,7 +58,7 @@ class GuidedPooling(nn.Module):
       dtype: the dtype of the matrix product.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, frames: jax.Array, skeleton: jax.Array) -> jax.Array:

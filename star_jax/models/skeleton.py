@@ -10,7 +10,7 @@ import jraph
 import numpy as np
 
 from star_jax.graphs import EDGES, tracklet_edges
-from star_jax.models.layers import linear, symmetric_uniform
+from star_jax.models.layers import Dtype, linear, symmetric_uniform
 
 EDGE_EMBEDDING = 64
 LEAKY_SLOPE = 0.2
@@ -48,7 +48,7 @@ class BidirectionalLSTM(nn.Module):
     """
 
     units: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
@@ -138,7 +138,7 @@ class EdgeSequence(nn.Module):
     """
 
     num_channels: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, keypoints: jax.Array, detected: jax.Array) -> jax.Array:
