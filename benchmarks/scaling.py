@@ -202,7 +202,7 @@ def host() -> dict[str, float]:
             timed("writing a row of metrics", lambda step: writer.write(step, values))
         with checkpoint.open_manager(folder, 1) as manager:
             start = time.perf_counter()
-            checkpoint.save(manager, state, config.to_dict())
+            checkpoint.save(manager, state, config.to_dict(), dataset="")
             found["a checkpoint, until training goes on"] = 1000 * (time.perf_counter() - start)
             start = time.perf_counter()
             checkpoint.finish(manager)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import signal
@@ -23,9 +24,9 @@ SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 
 
 class Preempted(SystemExit):
-    """The run was told to stop and has saved its state.
+    """The run was told to stop.
 
-    As an exit code it is not 0, for a scheduler must not take the run for finished.
+    The exit code is not 0, for a scheduler must not take the run for finished.
     """
 
     def __init__(self) -> None:
@@ -159,6 +160,13 @@ def all_agree(fact: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(fact)).all())
 
 
+def largest(number: int) -> int:
+    """Returns the largest of the numbers that the processes give; all of them must ask."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.array(number)).max())
+
+
 def of_the_first(content: bytes) -> bytes:
     """What process 0 gives, on all processes."""
     if jax.process_count() == 1:
@@ -179,20 +187,36 @@ def wait_for_all(event: str) -> None:
 
 
 @contextlib.contextmanager
-def watch_for_preemption() -> Iterator[Callable[[int], bool]]:
-    """Yields a function that tells after each step whether the run was told to stop (SIGTERM).
+def watch_for_stop() -> Iterator[Callable[[], bool]]:
+    """Yields a function that returns whether the run was told to stop, by SIGTERM or Ctrl-C.
 
-    With several processes it says so on all of them at the same step, whichever got the signal.
+    It is for every step of training and every batch of an evaluation: of several processes all must
+    call it equally often, and the same call returns True on all of them, whichever received the
+    signal. A second Ctrl-C ends the process at once.
     """
-    if jax.distributed.is_initialized():  # JAX has caught the signal since then
-        yield multihost_utils.reached_preemption_sync_point
-        return
     told = threading.Event()
+    calls = itertools.count(1)
+    distributed = jax.distributed.is_initialized()  # JAX has caught SIGTERM since then
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.write(2, b"\nstopping once the state is saved; Ctrl-C again ends at once\n")
+        if distributed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            told.set()
+
+    handlers = {signal.SIGINT: interrupt}
+    if not distributed:
+        handlers[signal.SIGTERM] = lambda *_: told.set()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # a signal would not come here
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+        handlers = {}  # signals reach the main thread only
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
-        yield lambda step: told.is_set()
+        if distributed:
+            yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
+        else:
+            yield told.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 FREE_KEYS = (
     "data.dir",
     "data.num_threads",
+    "init.",
     "eval.",
     "checkpoint.",
     "parallel.",
@@ -51,9 +52,15 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     if known:
         require_same(workdir, read_json(path), config)
     if processes.is_first():
-        write_json(path, as_json(config))
+        write_config(workdir, config)
         write_json(workdir / "run.json", environment())
     require_shared(workdir / "run.json")
+
+
+def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes the full config to `<workdir>/config.json`; only process 0 does."""
+    if processes.is_first():
+        write_json(workdir / "config.json", as_json(config))
 
 
 def require_same(
@@ -146,16 +153,22 @@ def git_revision() -> str:
         return "unknown"
 
 
-def write_report(workdir: epath.Path, report: dict[str, Any]) -> epath.Path:
-    """Writes an evaluation to `<workdir>/eval/<step>.json` and returns the path."""
-    path = report_path(workdir, report["step"])
-    write_json(path, report)
+def write_report(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
+    """Writes the report of an evaluation, with what it was computed by, and returns the path."""
+    path = report_path(workdir, report)
+    write_json(path, {**report, "environment": environment()})
     return path
 
 
-def report_path(workdir: epath.Path, step: int) -> epath.Path:
-    """Where the evaluation of a step is written."""
-    return workdir / "eval" / f"{step}.json"
+def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
+    """Returns where a report goes; each kind of evaluation of a step has a file of its own.
+
+    Args:
+      workdir: of the run.
+      report: an evaluation, or what `star_jax.evaluation.embed.describe_evaluation` returns.
+    """
+    protocol, dataset = report["protocol"].replace("/", "-"), report["dataset"]["fingerprint"][:8]
+    return workdir / "eval" / f"{report['step']}-{protocol}-{report['clips']}-{dataset}.json"
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

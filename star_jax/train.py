@@ -1,10 +1,12 @@
 """The training loop."""
 
+import contextlib
 import dataclasses
 import logging
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,12 +16,12 @@ from etils import epath
 
 from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.loader import CLIPS, train_batches
-from data_pipelines.records import open_index
+from data_pipelines.records import fingerprint, open_index
 from data_pipelines.remote import absolute, is_remote, locate
 from data_pipelines.sampling import steps_per_epoch
 from star_jax import checkpoint, processes, run_files
-from star_jax.evaluation.embed import evaluate_test_split
-from star_jax.evaluation.protocols import PROTOCOLS, format_table
+from star_jax.evaluation.embed import describe_evaluation, evaluate_test_split
+from star_jax.evaluation.protocols import PROTOCOLS, format_table, require_scorable
 from star_jax.metrics import MetricsWriter, Progress
 from star_jax.models import build_model
 from star_jax.parallel import batch_shardings, local_rows, make_mesh, put
@@ -41,7 +43,7 @@ def train(
       config: an experiment, as in `configs/`.
       workdir: takes the config, checkpoints, metrics and evaluations; a folder or an address.
       started: when the command started, by `time.monotonic`; now if None. How long the first step
-        took from then on is told, and written to run.json.
+        took from then on is logged, and written to run.json.
 
     Returns:
       The state after the last step.
@@ -67,21 +69,27 @@ def train(
     if not epoch:
         raise InputError(f"{config.data.dir}: too few training tracklets for one batch an epoch")
     num_steps = config.optim.epochs * epoch
+    dataset = fingerprint(config.data.dir)
     model = build_model(config.model)
+
+    evaluated_every = config.eval.every_epochs * epoch
+    if evaluated_every:
+        require_scorable(config.eval.protocol, open_index(config.data.dir, "test"))
 
     with (
         run_files.claimed(workdir, config),
         checkpoint.open_manager(workdir, config.checkpoint.keep) as manager,
     ):
         compiled_before = keep_compiled_programs(workdir)
-        state = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
-        if state is None:
+        restored = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
+        if restored is None:
             state = initial_state(config, model, epoch, mesh)
             if config.init.backbone:
                 state = with_backbone(state, config)
         else:
-            kept_config = checkpoint.restore_config(manager, int(state.step)).to_dict()
-            run_files.require_same(manager.directory, kept_config, config)
+            state, manifest = restored
+            config = continued(config, manifest, manager.directory, dataset)
+            run_files.write_config(workdir, config)
             log.info("continuing from step %d of %d", state.step, num_steps)
         start = int(state.step)
         train_step = make_train_step(config, model, epoch, mesh)
@@ -98,17 +106,17 @@ def train(
             rows=local_rows(shardings["labels"], (pairs,)),
             num_threads=config.data.num_threads,
         )
-        evaluated_every = config.eval.every_epochs * epoch
         step_log = StepLog(config, frames_per_step=2 * pairs * config.data.clip_length)
         with (
             MetricsWriter(workdir, enabled=processes.is_first(), resume_step=start) as writer,
             Progress(num_steps, start, "training") as progress,
-            processes.watch_for_preemption() as preempted,
+            processes.watch_for_stop() as stop_requested,
+            saving_before_a_stop(manager),
         ):
             if start and evaluated_every and start % evaluated_every == 0:
-                report = run_files.report_path(workdir, start)
+                report = run_files.report_path(workdir, describe_evaluation(config, start))
                 if processes.all_agree(not report.exists()):  # the run was stopped before it
-                    evaluate(config, model, state, mesh, workdir, writer)
+                    evaluate(config, model, state, mesh, workdir, writer, stop_requested)
             for step, batch in enumerate(batches, start=start + 1):
                 on_devices = put(batch, shardings, pairs)
                 if step == start + 1:
@@ -120,28 +128,64 @@ def train(
                 step_log.pending = (step, metrics)
                 if step == start + 1:
                     jax.block_until_ready(metrics)
-                    tell_start(workdir, time.monotonic() - started, compiled_before)
-                stop_now = preempted(step) and step < num_steps
-                save_now = step % config.checkpoint.every_steps == 0 or step == num_steps
+                    log_start(workdir, time.monotonic() - started, compiled_before)
+                stop_now = stop_requested() and step < num_steps
                 evaluate_now = evaluated_every and step % evaluated_every == 0
-                if save_now or stop_now or evaluate_now:
+                due = step % config.checkpoint.every_steps == 0 or step == num_steps
+                if due or evaluate_now or stop_now:
                     step_log.flush(writer, progress)  # what is not finite is not saved
-                if save_now or stop_now:
                     writer.upload()
-                    checkpoint.save(manager, state, config.to_dict())
+                    checkpoint.save(manager, state, config.to_dict(), dataset)
                 if stop_now:
-                    checkpoint.finish(manager)
-                    log.info("told to stop: step %d is saved; the same command continues", step)
                     raise processes.Preempted
                 if evaluate_now:
-                    evaluate(config, model, state, mesh, workdir, writer)
+                    with step_log.paused():
+                        evaluate(config, model, state, mesh, workdir, writer, stop_requested)
             step_log.flush(writer, progress)
-        checkpoint.finish(manager)
+            checkpoint.finish(manager)  # while a signal does not end the process
     return state
 
 
+@contextlib.contextmanager
+def saving_before_a_stop(manager: Any) -> Iterator[None]:
+    """Waits for the last checkpoint before a run that was told to stop ends."""
+    try:
+        yield
+    except processes.Preempted:
+        checkpoint.finish(manager)
+        log.info(
+            "told to stop: step %s is saved; the same command continues", manager.latest_step()
+        )
+        raise
+
+
+def continued(
+    config: ml_collections.ConfigDict,
+    manifest: checkpoint.Manifest,
+    where: epath.Path,
+    dataset: str,
+) -> ml_collections.ConfigDict:
+    """Returns the config of a run that continues from a checkpoint.
+
+    It is `config`, but for `config.init`, which says where the first parameters came from.
+
+    Raises:
+      InputError: the checkpoint is of another config or dataset.
+    """
+    run_files.require_same(where, manifest.config, config)
+    if manifest.dataset != dataset:
+        raise InputError(
+            f"{where} belongs to another dataset: its fingerprint was {manifest.dataset[:12]}, "
+            f"{config.data.dir} has {dataset[:12]}. The classifiers' rows stand for its "
+            "identities; give the dataset that the run was begun with, or another --workdir"
+        )
+    config = config.copy_and_resolve_references()
+    config.init.update(manifest.config["init"])
+    return config
+
+
 def keep_compiled_programs(workdir: epath.Path) -> bool:
-    """Keeps compiled programs for the next start; tells whether there were some already."""
+    """Keeps compiled programs for the next start; returns whether there were some already."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir / "compiled")))
     folder = locate(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
@@ -150,8 +194,8 @@ def keep_compiled_programs(workdir: epath.Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def tell_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> None:
-    """Tells how long it took to the end of the first step, and writes it down."""
+def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> None:
+    """Logs how long it took to the end of the first step, and adds it to run.json."""
     if processes.is_first():
         how = "with a compilation cache" if compiled_before else "compiled anew"
         log.info("first step %.1f s after the start (%s)", seconds, how)
@@ -238,6 +282,15 @@ class StepLog:
         if written or self.measured_from is None:
             self.measured_from = (step, now)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out of the speed what is done meanwhile."""
+        began = time.monotonic()
+        yield
+        if self.measured_from is not None:
+            step, then = self.measured_from
+            self.measured_from = (step, then + time.monotonic() - began)
+
 
 def evaluate(
     config: ml_collections.ConfigDict,
@@ -246,10 +299,11 @@ def evaluate(
     mesh: Any,
     workdir: epath.Path,
     writer: MetricsWriter,
+    stop_requested: Callable[[], bool],
 ) -> None:
-    """Evaluates the state, and writes and logs the scores."""
+    """Evaluates the state, and writes and logs the scores; raises Preempted if told to stop."""
     step = int(state.step)
-    report = evaluate_test_split(config, model, state.variables, mesh, step)
+    report = evaluate_test_split(config, model, state.variables, mesh, step, stop_requested)
     writer.write(
         step,
         {

@@ -45,7 +45,7 @@ def workdir(tmp_path_factory):
     config.model.guidance = "none"  # compiles in less time
     state = initial_state(config, build_model(config.model), 1, make_mesh())
     with checkpoint.open_manager(workdir, 1) as manager:
-        checkpoint.save(manager, state, config.to_dict())
+        checkpoint.save(manager, state, config.to_dict(), dataset="")
         manager.wait_until_finished()
     return workdir
 

@@ -41,6 +41,14 @@ def start(arguments, **options) -> subprocess.Popen:
     )
 
 
+def report_of(workdir):
+    """The only evaluation of a run, without the machine it ran on."""
+    (path,) = (workdir / "eval").iterdir()
+    report = json.loads(path.read_text())
+    del report["environment"]
+    return path, report
+
+
 def metrics(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
@@ -56,20 +64,27 @@ def wait_for_rows(workdir, count, process):
 
 
 @pytest.fixture(scope="module")
-def one(dataset, tmp_path_factory):
-    """The workdir of a run of one process, with an evaluation."""
+def backbone(tmp_path_factory):
+    return tiny.backbone_file(tmp_path_factory.mktemp("backbone"))[0]
+
+
+@pytest.fixture(scope="module")
+def one(dataset, backbone, tmp_path_factory):
+    """The workdir of a run of one process from a backbone's weights, with an evaluation."""
     workdir = tmp_path_factory.mktemp("one")
     config = tiny.config(dataset)
+    config.init.backbone = str(backbone)
     config.eval.every_epochs = 12
     train.train(config, workdir)
     return workdir
 
 
 @pytest.fixture(scope="module")
-def two(dataset, tmp_path_factory):
+def two(dataset, backbone, tmp_path_factory):
     """The workdir of the same run of two processes with two devices each, and what they printed."""
     folder = tmp_path_factory.mktemp("two")
-    config = tiny.config_file(folder, dataset, "config.eval.every_epochs = 12")
+    start_from = f"config.init.backbone = {str(backbone)!r}"
+    config = tiny.config_file(folder, dataset, "config.eval.every_epochs = 12", start_from)
     process = start([*TWO, f"--config={config}", f"--workdir={folder / 'run'}"])
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
@@ -92,8 +107,8 @@ def test_two_processes_train_as_one(one, two):
 
 @pytest.mark.slow
 def test_both_processes_evaluate_and_one_writes(one, two):
-    report = json.loads((two[0] / "eval" / "12.json").read_text())
-    expected = json.loads((one / "eval" / "12.json").read_text())
+    (_, report), (_, expected) = report_of(two[0]), report_of(one)
+    assert report["step"] == 12
     for direction in ("i2v", "v2i"):
         assert report[direction]["queries"] == expected[direction]["queries"] == 8
         assert 0 < report[direction]["map"] <= 100
@@ -103,13 +118,13 @@ def test_both_processes_evaluate_and_one_writes(one, two):
 def test_both_processes_evaluate_a_checkpoint(two, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two[0], workdir)
-    (workdir / "eval" / "12.json").unlink()
+    path, expected = report_of(workdir)
+    path.unlink()
     process = start([*TWO[:-1], "launch/eval.py", f"--workdir={workdir}"])
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
-    assert f"[0] written to {workdir}/eval/12.json" in printed and "[1] written" not in printed
-    report = json.loads((workdir / "eval" / "12.json").read_text())
-    assert report == json.loads((two[0] / "eval" / "12.json").read_text())
+    assert f"[0] written to {path}" in printed and "[1] written" not in printed
+    assert report_of(workdir) == (path, expected)
 
 
 @pytest.mark.slow
@@ -120,12 +135,12 @@ def test_their_checkpoint_is_restored_by_any_number_of_devices(two, dataset, dev
     mesh = parallel.make_mesh(config, jax.devices()[:devices])
     abstract = abstract_state(config, build_model(config.model), 1, mesh)
     with checkpoint.open_manager(two[0], 2) as manager:
-        state = checkpoint.restore_state(manager, abstract)
+        state, _ = checkpoint.restore_state(manager, abstract)
     assert int(state.step) == 12
     one = parallel.make_mesh(config, jax.devices()[:1]) if fsdp == 1 else mesh
     abstract = abstract_state(config, build_model(config.model), 1, one)
     with checkpoint.open_manager(two[0], 2) as manager:
-        again = checkpoint.restore_state(manager, abstract)
+        again, _ = checkpoint.restore_state(manager, abstract)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(again))
     for leaf, wanted in zip(
         jax.tree.leaves(state.params),
@@ -171,13 +186,18 @@ def test_one_may_be_ready_half_a_minute_after_the_other(dataset, tmp_path):
 UNLUCKY = """
 import os
 from star_jax import checkpoint
-restore = checkpoint._restore
-def unlucky(manager, step, abstract):
-    restored = restore(manager, step, abstract)
-    if os.environ["JAX_PROCESS_ID"] == "1" and step == 12:
+checkpoint.PAUSES = (0.1,)
+restore = checkpoint._restore_once
+attempts = []
+def unlucky(folder, manager, step, items):
+    restored = restore(folder, manager, step, items)
+    attempts.append(step)
+    if os.environ["JAX_PROCESS_ID"] == "1" and len(attempts) == 1:
         raise OSError("the storage is gone")
+    if os.environ["JAX_PROCESS_ID"] == "1" and step == 12:
+        raise checkpoint.DamagedError("step 12 is damaged")
     return restored
-checkpoint._restore = unlucky
+checkpoint._restore_once = unlucky
 """
 
 MIXED = """
@@ -192,8 +212,9 @@ train.make_mesh = embed.make_mesh = mixed
 
 
 @pytest.mark.slow
-def test_the_devices_of_a_process_need_not_be_neighbours(one, dataset, tmp_path):
-    config = tiny.config_file(tmp_path, dataset, "config.eval.every_epochs = 12")
+def test_the_devices_of_a_process_need_not_be_neighbours(one, dataset, backbone, tmp_path):
+    start_from = f"config.init.backbone = {str(backbone)!r}"
+    config = tiny.config_file(tmp_path, dataset, "config.eval.every_epochs = 12", start_from)
     process = start(
         [*TWO[:-1], patched(tmp_path, MIXED), f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     )
@@ -202,8 +223,7 @@ def test_the_devices_of_a_process_need_not_be_neighbours(one, dataset, tmp_path)
     assert metrics(tmp_path / "run")[0]["loss/total"] == pytest.approx(
         metrics(one)[0]["loss/total"], rel=1e-5
     )
-    report = json.loads((tmp_path / "run" / "eval" / "12.json").read_text())
-    assert report["i2v"]["queries"] == 8
+    assert report_of(tmp_path / "run")[1]["i2v"]["queries"] == 8
 
 
 IMPATIENT = """
@@ -236,7 +256,7 @@ def test_processes_that_do_not_share_the_workdir_are_told(dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_one_cannot_read_all_take_for_damaged(two, dataset, tmp_path):
+def test_all_try_again_and_all_go_back_for_one(two, dataset, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two[0], workdir)
     config = tiny.config_file(
@@ -247,6 +267,7 @@ def test_what_one_cannot_read_all_take_for_damaged(two, dataset, tmp_path):
     )
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
+    assert printed.count("trying again in 0 s") == 2  # both processes
     assert "12 is damaged" in printed and "continuing from step 9 of 12" in printed
     assert (workdir / "checkpoints" / "12.damaged").is_dir()
 
@@ -269,8 +290,9 @@ def test_a_single_process_with_a_coordinator_hears_that_it_shall_stop(dataset, t
 
 
 @pytest.mark.slow
-def test_told_to_stop_they_save_and_continue(two, dataset, tmp_path):
-    config = tiny.config_file(tmp_path, dataset, "config.checkpoint.every_steps = 1000")
+def test_told_to_stop_they_save_and_continue(two, dataset, backbone, tmp_path):
+    start_from = f"config.init.backbone = {str(backbone)!r}"
+    config = tiny.config_file(tmp_path, dataset, "config.checkpoint.every_steps = 1000", start_from)
     command = [*TWO, f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     process = start(command)
     wait_for_rows(tmp_path / "run", 3, process)
@@ -378,3 +400,16 @@ def test_alone_nothing_is_started():
     processes.start()
     assert jax.process_count() == 1
     processes.check_same("the config", "anything")
+
+
+def test_ctrl_c_asks_to_stop_and_a_second_one_ends_at_once(capfd):
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    for signum in before:
+        with processes.watch_for_stop() as stop_requested:
+            assert not stop_requested()
+            signal.raise_signal(signum)
+            assert stop_requested()
+            if signum == signal.SIGINT:
+                assert signal.getsignal(signum) == signal.SIG_DFL
+                assert "Ctrl-C again ends at once" in capfd.readouterr().err
+        assert {signum: signal.getsignal(signum) for signum in before} == before

@@ -208,9 +208,10 @@ def test_a_damaged_checkpoint_is_put_aside(bucket):
     reloaded = []
     manager = SimpleNamespace(directory=directory, reload=lambda: reloaded.append(True))
     checkpoint._put_aside(manager, [2])
-    assert sorted(path.name for path in directory.iterdir()) == ["1", "2.damaged"]
-    assert (directory / "2.damaged" / "d" / "0").read_bytes() == b"2/d/0"
-    assert sorted(path.name for path in (directory / "2.damaged").iterdir()) == ["config", "d"]
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == ["1", "2.damaged", "2.damaged.2"]
+    assert (directory / "2.damaged.2" / "d" / "0").read_bytes() == b"2/d/0"
+    assert [path.name for path in (directory / "2.damaged").iterdir()] == ["old"]
     assert reloaded
 
 

@@ -48,6 +48,7 @@ def test_claim_accepts_and_writes_what_does_not_change_training(tmp_path):
         "eval.clips": "dense",
         "checkpoint.keep": 9,
         "log_every_steps": 3,
+        "init.backbone": "moved.safetensors",
     }
     run_files.claim(tmp_path, demo_config(**changes))
     written = run_files.flatten(run_files.read_json(tmp_path / "config.json"))
@@ -115,14 +116,36 @@ def test_claim_names_a_broken_file(tmp_path, content):
         run_files.claim(tmp_path, demo_config())
 
 
-def test_report_is_written_by_step(tmp_path):
-    report = {"step": 120, "mean_ap": 0.5}
-    path = run_files.write_report(tmp_path, report)
-    assert path == tmp_path / "eval" / "120.json"
-    assert json.loads(path.read_text()) == report
-    run_files.write_report(tmp_path, {"step": 120, "mean_ap": 0.75})
-    assert [p.name for p in path.parent.iterdir()] == ["120.json"]
+def report(**changes):
+    dataset = {"dir": "data", "fingerprint": "0123456789abcdef"}
+    kind = {"step": 120, "protocol": "hitsz_vcm/v1", "clips": "first", "dataset": dataset}
+    return {**kind, "mean_ap": 0.5, **changes}
+
+
+def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
+    path = run_files.write_report(epath.Path(tmp_path), report())
+    assert path == tmp_path / "eval" / "120-hitsz_vcm-v1-first-01234567.json"
+    written = json.loads(path.read_text())
+    assert written["mean_ap"] == 0.5 and written["environment"]["packages"]["jax"]
+    run_files.write_report(epath.Path(tmp_path), report(mean_ap=0.75))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert run_files.read_json(path)["mean_ap"] == 0.75
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 240},
+        {"protocol": "buptcampus/full"},
+        {"clips": "dense"},
+        {"dataset": {"dir": "data", "fingerprint": "fedcba9876543210"}},
+    ],
+)
+def test_a_report_of_another_kind_is_another_file(tmp_path, change):
+    first = run_files.write_report(epath.Path(tmp_path), report())
+    before = first.read_text()
+    second = run_files.write_report(epath.Path(tmp_path), report(**change))
+    assert second != first and first.read_text() == before
 
 
 def test_flatten_joins_keys_by_dots():

@@ -1,6 +1,8 @@
 """Training end to end: resuming, devices, what is written, and what is refused."""
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -9,16 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from star_jax import checkpoint, parallel, train
+from star_jax import checkpoint, parallel, processes, train
 from star_jax.evaluation.embed import embed_split, evaluate_checkpoint, restore_network
 from star_jax.models import build_model
-from star_jax.steps import abstract_state
+from star_jax.steps import abstract_state, initial_state
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +55,10 @@ def losses(workdir):
 
 def saved_steps(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def evaluated_steps(workdir):
+    return sorted(int(path.name.split("-")[0]) for path in (workdir / "eval").iterdir())
 
 
 class Killed(Exception):
@@ -120,9 +128,15 @@ def test_the_command_survives_a_kill(whole_run, dataset, tmp_path):
 
 def test_evaluation_writes_both_directions(whole_run):
     report, path = evaluate_checkpoint(whole_run, None)
-    assert path == whole_run / "eval" / "12.json"
-    assert json.loads(path.read_text()) == report
+    assert path.parent == whole_run / "eval" and path.name.startswith("12-hitsz_vcm-v1-first-")
+    written = json.loads(path.read_text())
+    assert written.pop("environment")["packages"]["jax"] == jax.__version__
+    assert written == report
     assert report["protocol"] == "hitsz_vcm/v1" and report["step"] == 12
+    assert (
+        report["dataset"]["dir"]
+        == json.loads((whole_run / "config.json").read_text())["data"]["dir"]
+    )
     for direction in ("i2v", "v2i"):
         scores = report[direction]
         assert 0 <= scores["rank1"] <= scores["rank20"] <= 100
@@ -130,15 +144,27 @@ def test_evaluation_writes_both_directions(whole_run):
 
 
 def test_dense_clips_and_any_checkpoint_can_be_evaluated(whole_run):
+    first = evaluate_checkpoint(whole_run, 9)[1]
+    before = first.read_text()
     report, path = evaluate_checkpoint(whole_run, 9, clips="dense")
-    assert path.name == "9.json" and report["step"] == 9
+    assert report["step"] == 9 and report["clips"] == "dense"
+    assert path != first and first.read_text() == before
+
+
+def test_another_dataset_has_a_result_of_its_own(whole_run, tmp_path):
+    own = evaluate_checkpoint(whole_run, 12)[1]
+    before = own.read_text()
+    other = tiny.packed_dataset(tmp_path, test=[503, 504, 505])
+    report, path = evaluate_checkpoint(whole_run, 12, dataset_dir=str(other))
+    assert report["i2v"]["queries"] == 6 and report["dataset"]["dir"] == str(other)
+    assert path != own and own.read_text() == before
 
 
 def test_evaluation_during_training_is_written(dataset, tmp_path):
     config = tiny.config(dataset)
     config.eval.every_epochs = 6
     train.train(config, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == ["12.json", "6.json"]
+    assert evaluated_steps(tmp_path) == [6, 12]
     assert sum("i2v/map" in row for row in rows(tmp_path)) == 2
 
 
@@ -165,10 +191,141 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(dataset, tmp_path, m
     assert saved_steps(tmp_path) == [3] and not (tmp_path / "eval").exists()
     monkeypatch.undo()
     train.train(settled(tiny.config(dataset)), tmp_path)
-    evaluations = sorted(int(path.stem) for path in (tmp_path / "eval").iterdir())
-    assert evaluations == [3, 6, 9, 12]
-    assert [row["step"] for row in rows(tmp_path) if "i2v/map" in row] == evaluations
+    assert evaluated_steps(tmp_path) == [3, 6, 9, 12]
+    assert [row["step"] for row in rows(tmp_path) if "i2v/map" in row] == [3, 6, 9, 12]
     assert len(rows(tmp_path)) == 12 + 4
+
+
+def stop_at(monkeypatch, number):
+    """Makes the run be told to stop when it asks for the `number`-th time."""
+
+    @contextlib.contextmanager
+    def watch():
+        asked = itertools.count(1)
+        yield lambda: next(asked) == number
+
+    monkeypatch.setattr(processes, "watch_for_stop", watch)
+
+
+def test_told_to_stop_while_it_evaluates_it_has_saved(whole_run, dataset, tmp_path, monkeypatch):
+    def settled():
+        config = tiny.config(dataset)
+        config.checkpoint.every_steps = 1000
+        config.eval.every_epochs = 4
+        return config
+
+    with monkeypatch.context() as patch, pytest.raises(processes.Preempted):
+        stop_at(patch, 4 + 1)  # after the first batch of the evaluation
+        train.train(settled(), tmp_path)
+    assert saved_steps(tmp_path) == [4] and not (tmp_path / "eval").exists()
+    train.train(settled(), tmp_path)
+    assert evaluated_steps(tmp_path) == [4, 8, 12]
+    assert [row for row in losses(tmp_path) if "i2v/map" not in row] == losses(whole_run)
+
+
+def test_told_to_stop_during_the_last_save_it_finishes(dataset, tmp_path, monkeypatch):
+    finish = checkpoint.finish
+
+    def interrupted(manager):
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL  # would end the tests
+        signal.raise_signal(signal.SIGTERM)
+        finish(manager)
+
+    monkeypatch.setattr(checkpoint, "finish", interrupted)
+    assert int(train.train(tiny.config(dataset), tmp_path).step) == 12
+    assert saved_steps(tmp_path) == [9, 12]
+
+
+def test_the_speed_leaves_out_evaluations(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    config = tiny.config("nowhere")
+    written = []
+    writer = SimpleNamespace(write=lambda step, metrics: written.append(metrics))
+    progress = SimpleNamespace(update=lambda *_: None)
+    log = train.StepLog(config, frames_per_step=10)
+    for step in range(1, 5):
+        now[0] += 2.0
+        log.pending = (step, {"loss/total": np.float32(1)})
+        log.flush(writer, progress)
+        with log.paused():
+            now[0] += 100.0
+    assert [row.get("frames_per_second") for row in written] == [None, 5.0, 5.0, 5.0]
+
+
+def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path, monkeypatch):
+    path, arrays = tiny.backbone_file(tmp_path)
+
+    def config_of(path):
+        config = tiny.config(dataset)
+        config.init.backbone = str(path)
+        return config
+
+    config = config_of(path)
+    mesh = parallel.make_mesh(config)
+    fresh = initial_state(config, build_model(config.model), 1, mesh)
+    state = train.with_backbone(fresh, config)
+    stem, stage = state.params["backbone"]["stem_infrared"], state.params["backbone"]["stage3"]
+    for o, i, y, x in [(0, 0, 0, 0), (3, 2, 6, 1)]:  # PyTorch's order of axes is another
+        assert stem["conv"]["kernel"][y, x, i, o] == arrays["conv1.weight"][o, i, y, x]
+    shortcut = stage["block0"]["downsample_conv"]["dense"]["kernel"]
+    assert shortcut[5, 11] == arrays["layer3.0.downsample.0.weight"][11, 5, 0, 0]
+    for old, new in zip(
+        jax.tree.leaves(fresh.params["global_classifier"]),
+        jax.tree.leaves(state.params["global_classifier"]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(old, new)
+
+    train.train(config, tmp_path / "whole")
+    with killed_after(monkeypatch, 4):
+        train.train(config, tmp_path / "run")
+    path.unlink()
+    train.train(config_of(tmp_path / "moved"), tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["init"]["backbone"] == str(path)  # what the parameters came from
+
+
+def test_another_dataset_of_as_many_identities_is_refused(whole_run, tmp_path):
+    other = tiny.packed_dataset(tmp_path, train=[11, 12, 13, 14, 15, 17])
+    with pytest.raises(ValueError, match="belongs to another dataset: its fingerprint was"):
+        train.train(tiny.config(other), whole_run)
+
+
+def test_a_protocol_that_cannot_score_the_dataset_is_refused_at_once(dataset, tmp_path):
+    # The camera rule is for datasets in which no camera sees an identity in both modalities.
+    other = tiny.packed_dataset(tmp_path / "data", cameras=(1, 2, 1, 2))
+    config = tiny.config(other)
+    config.eval.every_epochs = 12
+    with pytest.raises(ValueError, match=r"hitsz_vcm/v1: camera 1 shows identity"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_update_that_is_not_finite_is_not_saved(dataset, tmp_path, monkeypatch):
+    def spoiled(*arguments):
+        step = make_train_step(*arguments)
+
+        def run(state, batch):
+            new, metrics = step(state, batch)
+            wrong = (
+                new.params["global_classifier"]["kernel"]
+                .at[0, 0]
+                .set(jnp.where(new.step == 6, jnp.nan, 0.0))
+            )
+            return dataclasses.replace(
+                new, params={**new.params, "global_classifier": {"kernel": wrong}}
+            ), metrics
+
+        return jax.jit(run)
+
+    make_train_step = train.make_train_step
+    monkeypatch.setattr(train, "make_train_step", spoiled)
+    message = "step 6: variables/params/global_classifier/kernel is not finite"
+    with pytest.raises(FloatingPointError, match=message):
+        train.train(tiny.config(dataset), tmp_path)
+    assert saved_steps(tmp_path) == [3]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +378,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(whole_run, dataset):
     state = abstract_state(config, build_model(config.model), 1, parallel.make_mesh())
     with (
         checkpoint.open_manager(whole_run, 2) as manager,
-        pytest.raises(ValueError, match=r"another architecture: .*backbone.* is .*, not"),
+        pytest.raises(ValueError, match=r"another network or optimizer: .*backbone.* is .*, not"),
     ):
         checkpoint.restore_state(manager, state)
 

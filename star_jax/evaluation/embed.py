@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
 from data_pipelines.loader import test_clips
-from data_pipelines.records import open_index, open_records
+from data_pipelines.records import fingerprint, open_index, open_records
 from data_pipelines.remote import absolute, is_remote, locate
 from data_pipelines.schema import MODALITIES
 from star_jax import checkpoint, processes, run_files
@@ -39,6 +40,7 @@ def embed_split(
     variables: Any,
     mesh: Mesh,
     split: str = "test",
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
     """Embeds every tracklet of a split; several clips of one are averaged.
 
@@ -48,9 +50,13 @@ def embed_split(
       variables: its parameters and statistics, on the mesh.
       mesh: of devices.
       split: of the packed dataset `config.data.dir`.
+      stop_requested: called after each batch, as often by each process.
 
     Returns:
       float32[n, C], rows of length 1, in the order of `open_index(config.data.dir, split)`.
+
+    Raises:
+      Preempted: `stop_requested` returned True.
     """
     batch_size = math.ceil(config.eval.batch_size / mesh.size) * mesh.size  # the devices share it
     index = open_index(config.data.dir, split)
@@ -82,24 +88,50 @@ def embed_split(
                 found = np.unique(batch["position"][batch["position"] >= 0])
                 done += len(found) * jax.process_count()  # about; exact in a single process
                 progress.update(min(done, len(index.modalities)))
+                if stop_requested():
+                    raise processes.Preempted
     position, embedding = gather((np.concatenate(positions), np.concatenate(embeddings)))
     sums = np.zeros((len(index.modalities), embedding.shape[1]), np.float32)
     np.add.at(sums, position[position >= 0], embedding[position >= 0])
     return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
+def describe_evaluation(config: ml_collections.ConfigDict, step: int) -> dict[str, Any]:
+    """Returns what sets an evaluation apart from others of the same network.
+
+    Returns:
+      `protocol`, `step` of the weights, `split`, `clips`, and `dataset`, its `dir` and
+      `fingerprint`.
+    """
+    dataset = {"dir": config.data.dir, "fingerprint": fingerprint(config.data.dir)}
+    return {
+        "protocol": config.eval.protocol,
+        "step": step,
+        "split": "test",
+        "clips": config.eval.clips,
+        "dataset": dataset,
+    }
+
+
 def evaluate_test_split(
-    config: ml_collections.ConfigDict, model: Star, variables: Any, mesh: Mesh, step: int
+    config: ml_collections.ConfigDict,
+    model: Star,
+    variables: Any,
+    mesh: Mesh,
+    step: int,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Embeds the test split and scores it; see `star_jax.evaluation.protocols.evaluate`.
 
     Returns:
-      The report, with the `step` of the weights.
+      The report: `describe_evaluation` and the scores.
     """
-    embeddings = embed_split(config, model, variables, mesh)
-    report = evaluate(config.eval.protocol, embeddings, open_index(config.data.dir, "test"))
-    protocol = report.pop("protocol")
-    return {"protocol": protocol, "step": step, **report}
+    description = describe_evaluation(config, step)
+    embeddings = embed_split(
+        config, model, variables, mesh, description["split"], stop_requested=stop_requested
+    )
+    scores = evaluate(config.eval.protocol, embeddings, open_index(config.data.dir, "test"))
+    return {**description, **scores}
 
 
 class Network(NamedTuple):
@@ -197,7 +229,7 @@ def evaluate_checkpoint(
     report = evaluate_test_split(config, model, variables, mesh, step)
     if processes.is_first():
         run_files.write_report(workdir, report)
-    return report, run_files.report_path(workdir, report["step"])
+    return report, run_files.report_path(workdir, report)
 
 
 def embed_dataset(

@@ -139,6 +139,16 @@ def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dic
     return report
 
 
+def require_scorable(protocol: str, index: TrackletIndex) -> None:
+    """Scores random embeddings, so that a protocol which cannot score a dataset fails early.
+
+    Raises:
+      InputError: as `evaluate` does.
+    """
+    embeddings = np.random.default_rng(0).standard_normal((len(index.identities), 8), np.float32)
+    evaluate(protocol, embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), index)
+
+
 def _whole_batches(entries: np.ndarray, batch_size: int) -> np.ndarray:
     return entries[: len(entries) // batch_size * batch_size]
 
