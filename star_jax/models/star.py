@@ -171,12 +171,24 @@ class Star(nn.Module):
     def prepare_keypoints(
         self, keypoints: jax.Array, frame_size: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
-        """Scales the keypoints and tells the detected joints, bool[R, T, 17]."""
+        """Returns the keypoints as the network takes them, and which joints are detected.
+
+        Args:
+          keypoints: float32[R, T, 17, 3]: x, y in pixels of the frame, confidence.
+          frame_size: height and width, pixels.
+
+        Returns:
+          float32[R, T, 17, 3] and bool[R, T, 17]. Relative coordinates are those of the joint's
+          pixel, `(x + 0.5) / width`; an undetected joint is exactly (0, 0, 0).
+        """
         if self.keypoints == "pixels":
             return keypoints, jnp.ones(keypoints.shape[:-1], bool)
         height, width = frame_size
-        scale = jnp.array([1 / width, 1 / height, 1.0], jnp.float32)
-        return keypoints * scale[None, None, None], keypoints[..., 2] > 0
+        detected = keypoints[..., 2] > 0
+        size = jnp.array([width, height], jnp.float32)
+        xy = (keypoints[..., :2] + 0.5) / size[None, None, None]
+        relative = jnp.concatenate([xy, keypoints[..., 2:]], axis=-1)
+        return jnp.where(detected[..., None], relative, 0.0), detected
 
 
 def last_detected(edges: jax.Array, detected: jax.Array) -> jax.Array:
