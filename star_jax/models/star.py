@@ -62,7 +62,8 @@ class Star(nn.Module):
       block, stage_sizes, width: see `star_jax.models.resnet.Backbone`.
       guidance: what the skeleton guides: "none", "frame", "sequence" or "both".
       keypoints: "relative" divides them by the frame's width and height and leaves joints of zero
-        confidence out of everything; "pixels" takes all of them as they come, as the authors do.
+        confidence out of everything; "pixels" takes all of them as they come, as the authors do,
+        and the loader gives them as they are stored.
       graph_edges: skeleton edges of the keypoint graph in "every_frame" or, as in the authors'
         code, in the "first_frame" only.
       dropout_rate, attention_dropout_rate: of the keypoint graph network.
