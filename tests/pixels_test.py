@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import drawing, people, pixels, records, schema, synthetic_vcm
+from data_pipelines import drawing, people, pixels, pose, records, schema, synthetic_vcm
 from data_pipelines.synthetic_plan import SIZES, PlannedTracklet
 
 RESIZED = [  # height and width, before and after
@@ -129,3 +129,15 @@ def test_shapes_are_painted_around_their_centres(at):
     shrunk = cv2.resize(canvas, (72, 144), interpolation=cv2.INTER_AREA)
     (joint,) = pixels.resize_points(np.array([at]), (288, 144), (144, 72))
     np.testing.assert_allclose(centroid(shrunk[..., 0]), joint, atol=0.1)
+
+
+@pytest.mark.parametrize("udp", [False, True])
+@pytest.mark.parametrize("crop", [(288, 144), (60, 90), (71, 33)])
+def test_a_joint_found_in_the_pose_models_input_is_on_its_pixel_of_the_crop(crop, udp):
+    for x, y in ((0.5, 0.5), (0.42, 0.6), (0.58, 0.4)):
+        joint = np.array([x * crop[1], y * crop[0]])
+        image = np.dstack([blob(crop, joint, min(crop) / 10).round().astype(np.uint8)] * 3)
+        matrix = pose.input_matrix(crop, (256, 192), udp=udp)
+        found = centroid(pose.warp(image, matrix, (256, 192))[..., 0])
+        back = pose.to_crop(np.array([[*found, 1.0]]), matrix)[0, :2]
+        np.testing.assert_allclose(back, joint, atol=0.1)

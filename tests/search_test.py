@@ -178,7 +178,7 @@ def test_the_sheets_show_pictures_and_escape_names(shown):
     assert share(pixels, green) < 0.001  # the legend only
     assert page.count("data:image/jpeg;base64,") == 9
     assert "<script" not in page and 'onload="' not in page and "\x1b" not in page
-    assert "&lt;script&gt;alert(1)&lt;" in page
+    assert "&lt;script&gt;alert(1)&lt;" in page and r"\x1b[2Jwalk/1.jpg" in page
     assert "\x1b" not in search.format_result(shown, shown, search.search(shown, shown)[0])
 
 
