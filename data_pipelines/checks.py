@@ -18,6 +18,7 @@ from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import packing, schema
 from data_pipelines.progress import with_progress
 from data_pipelines.tables import aligned
+from data_pipelines.terminal import printable
 
 _SHOWN = 10  # of the things of one kind that are wrong
 _SAMPLE = 200  # tracklets of a split, of each of which one skeleton is held against its frame
@@ -63,7 +64,7 @@ class Findings:
             lines += [f"- {message}" for message in itertools.islice(messages, _SHOWN)]
             if len(messages) > _SHOWN:
                 lines.append(f"- ... and {len(messages) - _SHOWN} more of {kind}")
-        return "\n".join(["\n\n".join(tables), "", *lines])
+        return "\n".join(["\n\n".join(tables), "", *map(printable, lines)])
 
 
 def check_tracklets(

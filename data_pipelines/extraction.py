@@ -24,7 +24,7 @@ from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import pose, schema
 from data_pipelines.errors import InputError
-from data_pipelines.files import hold
+from data_pipelines.files import hold, require_regular
 from data_pipelines.progress import with_progress
 
 _FRAMES_AT_ONCE = 64  # of a tracklet are read and warped ahead
@@ -76,6 +76,7 @@ def extract(
         "frames": hashlib.sha256("\n".join(sorted(frames)).encode()).hexdigest(),
     }
     if output.exists():
+        require_regular(output)
         _require_same_origin(output, _read_origin(output), origin)
         return len(frames)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pathlib
+import secrets
 from typing import IO, Any
 
 from data_pipelines import remote
@@ -21,7 +22,7 @@ def resolve_inside(root: str | os.PathLike[str], relative: str) -> pathlib.Path:
       relative: a path below the root, with forward slashes.
 
     Raises:
-      ValueError: the path or a link on it leads out of the root.
+      ValueError: the path or a link on it leads out of the root, or it is no regular file.
       FileNotFoundError: there is no such file.
     """
     real_root = os.path.realpath(root)
@@ -31,9 +32,27 @@ def resolve_inside(root: str | os.PathLike[str], relative: str) -> pathlib.Path:
             f"{relative}: leads out of the dataset's root {root} (to {path}); "
             "put the file itself, not a link, below the root"
         )
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise FileNotFoundError(f"{relative}: no such file below the dataset's root {root}")
+    require_regular(path, relative)
     return pathlib.Path(path)
+
+
+def require_regular(path: str | os.PathLike[str], name: str | None = None) -> None:
+    """Refuses what is there but is no file: to open a pipe that nobody writes to waits forever.
+
+    Args:
+      path: of a file to be read.
+      name: by which the error calls it, if not by its path.
+
+    Raises:
+      ValueError: it is a folder, a pipe, a socket or a device.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(
+            f"{name or path}: is a folder, a pipe or a device, not a regular file; put the file "
+            "itself there"
+        )
 
 
 def read_inside(root: str | os.PathLike[str], relative: str) -> bytes:
@@ -74,19 +93,31 @@ def hold(file: IO[Any], refusal: str) -> None:
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file, whole or not at all; makes its folder."""
+    """Writes a file, whole or not at all; makes its folder.
+
+    Of several writers of one file the last one counts.
+
+    Raises:
+      OSError: it cannot be written, for instance as the disk is full; the old file is as it was.
+    """
     if remote.is_remote(path):
         with remote.naming_failures(path):
             remote.locate(path).write_bytes(content)  # an object store shows whole files only
         return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # each writer its own
+    try:
+        with open(partial, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

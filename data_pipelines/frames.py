@@ -24,7 +24,8 @@ from data_pipelines.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv")
-MAX_PIXELS = 1 << 26  # of a picture: a few bytes can claim a size that fills the memory
+MAX_PIXELS = 1 << 26  # of a frame: a few bytes can claim a size that fills the memory
+_MAX_SCANNED = 1 << 30  # pixels times scans of a JPEG: each scan goes over all pixels, in seconds
 _QUALITY = 95
 _PNG = b"\x89PNG\r\n\x1a\n"
 _RIFF = b"RIFF"
@@ -194,6 +195,12 @@ def _decode_jpeg(content: bytes, name: str) -> np.ndarray:
     with _intact_jpeg(name):
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     _check_size(height, width, name)
+    scans = content.count(b"\xff\xda")  # a few more where metadata holds a picture
+    if scans * height * width > _MAX_SCANNED:
+        raise InputError(
+            f"{name}: {scans} scans of {width} x {height} pixels take too long to decode; save the "
+            "picture again as an ordinary JPEG"
+        )
     if colours in ("CMYK", "YCCK"):
         raise InputError(f"{name}: its colours are {colours}, those of print; convert it to RGB")
     with _intact_jpeg(name):
@@ -283,6 +290,8 @@ def _open_video(
             raise InputError(
                 f"{video}: not an intact video, it cannot be opened; replace it by a good copy"
             )
+        height, width = cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH
+        _check_size(int(capture.get(height)), int(capture.get(width)), video)
         yield capture, not start.startswith((_RIFF, _EBML))
     except cv2.error as error:
         raise InputError(f"{video}: the video cannot be decoded ({error.err})") from error

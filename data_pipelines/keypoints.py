@@ -74,6 +74,7 @@ def open_keypoints(path: str | os.PathLike[str]) -> Keypoints:
         raise FileNotFoundError(f"{path}: no such file of skeletons")
     if path.is_dir():
         return skeleton_files.NpySkeletons(path)
+    files.require_regular(path)
     if path.suffix in HDF5_SUFFIXES:
         return skeleton_files.Hdf5Skeletons(path)
     if path.suffix == ".json":
@@ -124,6 +125,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     Of a directory these are the names and contents of its `.npy` files.
     """
     if not os.path.isdir(path):
+        files.require_regular(path)
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
@@ -135,6 +137,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
             if stat.S_ISLNK(os.lstat(file_path).st_mode):
                 file_path = os.fspath(files.resolve_inside(path, relative))
             size = os.stat(file_path).st_size
+            files.require_regular(file_path, relative)
             digest.update(f"{relative}\0{size}\0".encode(errors="surrogateescape"))
             if size <= skeleton_files.MAX_NPY_BYTES:  # else it is no skeleton
                 digest.update(pathlib.Path(file_path).read_bytes())

@@ -38,6 +38,7 @@ def train_batches(
     start_step: int,
     num_steps: int,
     sampling: str = "hitsz_vcm",
+    move_keypoints: bool = True,
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
 ) -> Iterator[schema.TrainBatch]:
@@ -55,6 +56,7 @@ def train_batches(
       start_step: number of the first batch.
       num_steps: how many batches.
       sampling: how tracklets and frames are drawn, a key of `sampling.RECIPES`.
+      move_keypoints: see `records.decode_clip`.
       rows: of the global batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
@@ -85,7 +87,9 @@ def train_batches(
             record = records[int(positions[row])]
             rng = row_generator(seed, step, row, stream)
             chosen = recipe.training_frames(len(record["frames"]), clip_length, rng)
-            clips["keypoints"][place] = decode_clip(record, chosen, clips["frames"][place])
+            clips["keypoints"][place] = decode_clip(
+                record, chosen, clips["frames"][place], move_keypoints=move_keypoints
+            )
         return clips
 
     def load_batch(step: int) -> schema.TrainBatch:
@@ -110,6 +114,7 @@ def test_clips(
     split: str = "test",
     mode: Literal["first", "dense"] = "first",
     sampling: str = "hitsz_vcm",
+    move_keypoints: bool = True,
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
 ) -> Iterator[TestBatch]:
@@ -125,6 +130,7 @@ def test_clips(
       mode: "first" takes one clip a tracklet, "dense" all consecutive ones
         (`sampling.dense_clips`), so that a position comes up several times.
       sampling: which frames make the one clip, a key of `sampling.RECIPES`.
+      move_keypoints: see `records.decode_clip`.
       rows: of each batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
@@ -163,7 +169,9 @@ def test_clips(
             position, chosen = clips[number * batch_size + row]
             if record is None or position != batch["position"][place - 1]:
                 record = records[int(position)]
-            batch["keypoints"][place] = decode_clip(record, chosen, batch["frames"][place])
+            batch["keypoints"][place] = decode_clip(
+                record, chosen, batch["frames"][place], move_keypoints=move_keypoints
+            )
             batch["position"][place] = position
         return batch
 

@@ -30,6 +30,7 @@ from data_pipelines import records, schema
 from data_pipelines.errors import InputError
 from data_pipelines.files import hold, write_json
 from data_pipelines.progress import with_progress
+from data_pipelines.terminal import printable
 
 TRACKLETS_PER_SHARD = 512
 
@@ -381,7 +382,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 def tell(message: str) -> None:
     """Prints a line of news for the user."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def prepare(builder: TrackletBuilder) -> pathlib.Path:

@@ -31,7 +31,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipelines import schema
+from data_pipelines import files, schema
 from data_pipelines.errors import InputError, MissingPackageError
 
 PADDING = 1.25
@@ -135,6 +135,7 @@ def load_model(
       ImportError: onnxruntime is not installed, or not for this device.
       ValueError: it is no such model; the message says what was found and what is expected.
     """
+    files.require_regular(path)
     content = pathlib.Path(path).read_bytes()
     session = _open_session(path, content, device)
     inputs = session.get_inputs()

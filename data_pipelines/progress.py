@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import tqdm
 
+from data_pipelines.terminal import printable
+
 Item = TypeVar("Item")
 
 
@@ -13,6 +15,7 @@ def with_progress(
     items: Iterable[Item], total: int, label: str, unit: str = "tracklets"
 ) -> Iterator[Item]:
     """Passes the items on and tells of them: a bar on a terminal, a line each tenth elsewhere."""
+    label = printable(label)
     if sys.stderr.isatty():
         yield from tqdm.tqdm(items, label, total, unit=f" {unit}")
         return

@@ -20,6 +20,7 @@ from array_record.python import array_record_module
 
 from data_pipelines import remote, schema
 from data_pipelines.errors import InputError
+from data_pipelines.pixels import resize_keypoints
 
 ORIGIN = "origin.json"
 # One tracklet at a time is read. JPEG files do not compress: records would shrink by 4 %, and be
@@ -199,16 +200,19 @@ def open_records(dataset_dir: str | os.PathLike[str], split: str) -> Sequence[sc
     return _Records(dataset_dir, stored)
 
 
-def decode_clip(record: schema.Record, chosen: np.ndarray, frames: np.ndarray) -> np.ndarray:
+def decode_clip(
+    record: schema.Record, chosen: np.ndarray, frames: np.ndarray, *, move_keypoints: bool = True
+) -> np.ndarray:
     """Decodes the chosen frames of a tracklet into `frames` and returns their keypoints.
 
-    Frames of another size are resized (area averaging to shrink, else bilinear), and x and y of
-    the keypoints are scaled likewise.
+    Frames of another size are resized (area averaging to shrink, else bilinear), and the keypoints
+    follow their pixels.
 
     Args:
       record: a tracklet of n frames.
       chosen: int[T], which of them.
       frames: uint8[T, H, W, 3], C-contiguous, is overwritten with RGB.
+      move_keypoints: False returns the keypoints as they are stored, as the authors' code does.
 
     Returns:
       float32[T, 17, 3].
@@ -222,8 +226,10 @@ def decode_clip(record: schema.Record, chosen: np.ndarray, frames: np.ndarray) -
         if stored == size:
             simplejpeg.decode_jpeg(jpeg, buffer=frame)
         else:
-            shrinks = size[0] * size[1] < stored[0] * stored[1]
+            shrinks = size[0] <= stored[0] and size[1] <= stored[1]
             method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             cv2.resize(simplejpeg.decode_jpeg(jpeg), size[::-1], frame, interpolation=method)
-    scale = np.stack([size[1] / widths, size[0] / heights, np.ones(len(chosen))], axis=-1)
-    return record["keypoints"][chosen] * scale[:, None].astype(np.float32)
+    keypoints = record["keypoints"][chosen]
+    if not move_keypoints:
+        return keypoints
+    return resize_keypoints(keypoints, np.stack([heights, widths], axis=-1), size)

@@ -216,7 +216,8 @@ def develop(
     if blur > 0.2:
         picture = cv2.GaussianBlur(picture, (0, 0), blur)
     if motion_blur:
-        picture = cv2.blur(picture, (max(int(motion_blur * width), 1), 1))
+        smear = int(motion_blur * width) | 1  # an even one would move the picture by half a pixel
+        picture = cv2.blur(picture, (smear, 1))
     picture = np.atleast_3d(picture).astype(np.float32)
     tint = np.array(camera.tint if modality != INFRARED else [1.0], np.float32)
     gain = light * camera.exposure[modality] * tint

@@ -211,8 +211,8 @@ class Hdf5Skeletons(SkeletonFile):
         except (OSError, RuntimeError, KeyError) as error:
             raise self._error(key, f"cannot be read ({error})") from error
 
-    def _error(self, key: str, trouble: str) -> ValueError:
-        return ValueError(f"{self._path}: key {key}: {trouble}")
+    def _error(self, key: str, trouble: str) -> InputError:
+        return InputError(f"{self._path}: key {key}: {trouble}")
 
 
 class NpySkeletons(SkeletonFile):

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 import simplejpeg
 
-from data_pipelines import drawing, people, scenes
+from data_pipelines import drawing, people, pixels, scenes
 from data_pipelines.errors import InputError
 from data_pipelines.progress import with_progress
 from data_pipelines.schema import NUM_JOINTS
@@ -36,7 +36,9 @@ from data_pipelines.synthetic_plan import (
     generator,
 )
 
-VERSION = 1  # of the drawings: raise it whenever the same config and seed give other pixels
+VERSION = (
+    2  # of the drawings: raise it whenever the same config and seed give other pixels or joints
+)
 _MARKER = "generator.json"
 _MODALITIES = ("rgb", "ir")  # by number, in attributes.csv
 _JPEG_QUALITY = 92
@@ -146,7 +148,7 @@ def draw_tracklet(config: SyntheticConfig, seed: int, planned: PlannedTracklet) 
             motion_blur=motion_blur,
         )
 
-    joints = xy[:, :NUM_JOINTS] / drawing.SUPERSAMPLING
+    joints = pixels.resize_points(xy[:, :NUM_JOINTS], canvas.shape[:2], frames.shape[1:3])
     poor_picture = 1.5 if light < 1 or resolution < 1 or motion_blur else 1.0
     keypoints = people.estimate_keypoints(
         rng,

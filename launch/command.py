@@ -12,6 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from data_pipelines.errors import UserError
+from data_pipelines.terminal import printable
 
 STARTED = time.monotonic()  # commands import this module first
 FIXABLE = (UserError, OSError)  # of anything else, the traceback says where it comes from
@@ -56,5 +57,5 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 def fail(message: str, code: int) -> NoReturn:
     """Ends the command with a message."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)

@@ -30,6 +30,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for pictures and table.", r
 def main() -> None:
     """Searches as the flags say."""
     from data_pipelines.files import write_file
+    from data_pipelines.terminal import printable
     from star_jax.evaluation import embeddings, match_sheet
     from star_jax.evaluation.search import format_result, matches_csv, search
 
@@ -46,7 +47,7 @@ def main() -> None:
         print(format_result(query, gallery, result), end="\n\n")
 
     def tell(message: str) -> None:
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)
 
     pictures = (match_sheet.thumbnails(query, tell), match_sheet.thumbnails(gallery, tell))
     output = Path(OUTPUT.value)

@@ -103,6 +103,7 @@ def train(
             start_step=start,
             num_steps=num_steps - start,
             sampling=config.data.sampling,
+            move_keypoints=config.model.keypoints == "relative",
             rows=local_rows(shardings["labels"], (pairs,)),
             num_threads=config.data.num_threads,
         )

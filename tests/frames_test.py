@@ -2,6 +2,9 @@
 
 import io
 import struct
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
@@ -119,6 +122,88 @@ def test_a_broken_image_is_named(tmp_path, content, message):
         frames.read_frames(tmp_path, broken)
     errors = frames.frame_errors(tmp_path, broken)
     assert [error.split(":")[0] for error in errors] == ["2.jpg", "3.jpg"]
+
+
+def segment(marker, body):
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def progressive_jpeg(side, scans):
+    """A black picture, side by side, in many small scans, all of which a decoder has to follow."""
+    blocks = (side // 8) ** 2
+    start = segment(0xDB, bytes([0] + 64 * [1]))  # the quantisation
+    start += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + bytes([1, 0x11, 0]))
+    # Huffman codes of one bit: DC differences of 0, and the end of 2^14 blocks and more.
+    for table, symbol in ((0x00, 0), (0x10, 0xE0)):
+        start += segment(0xC4, bytes([table, 1] + 15 * [0] + [symbol]))
+    first = segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + bytes(-(-blocks // 8))
+    runs = [min(2**15 - 1, max(2**14, blocks - done)) for done in range(0, blocks, 2**15 - 1)]
+    bits = "".join(f"0{run - 2**14:014b}" for run in runs)
+    bits += "1" * (-len(bits) % 8)
+    empty = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    rest = b""
+    bands = ((k, bit) for bit in range(12, -1, -1) for k in range(1, 64))
+    for (k, bit), _ in zip(bands, range(scans - 1), strict=False):
+        before = 0 if bit == 12 else bit + 1
+        rest += segment(0xDA, bytes([1, 1, 0, k, k, before << 4 | bit])) + empty
+    return b"\xff\xd8" + start + first + rest + b"\xff\xd9"
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(tmp_path):
+    content = progressive_jpeg(8192, 800)
+    assert len(content) < 250_000
+    (tmp_path / "1.jpg").write_bytes(content)
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=r"^1\.jpg: 800 scans of 8192 x 8192 pixels take too long"):
+        frames.read_frames(tmp_path, tracklet("1.jpg"))
+    assert time.monotonic() - begun < 1  # decoding takes half a minute
+
+
+def test_progressive_jpegs_are_read(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(progressive_jpeg(64, 800))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 500, 3), np.uint8))
+    image.save(tmp_path / "2.jpg", progressive=True)
+    small, large = frames.read_images(tmp_path, tracklet("1.jpg", "2.jpg"))
+    assert small.shape == (64, 64, 3) and np.abs(small.astype(int) - 128).max() <= 1
+    assert large.shape == (700, 500, 3)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
+def test_a_video_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, suffix, monkeypatch):
+    video_files.write_video(tmp_path / f"walk{suffix}", 3)
+    monkeypatch.setattr(frames, "MAX_PIXELS", 64 * 32 - 1)
+    monkeypatch.setattr(cv2, "cvtColor", None)  # nothing gets there
+    message = rf"^walk{suffix}: 32 x 64 pixels are more than a frame can have"
+    with pytest.raises(ValueError, match=message):
+        frames.count_frames(tmp_path, f"walk{suffix}")
+    with pytest.raises(ValueError, match=message):
+        frames.read_frames(tmp_path, tracklet(f"walk{suffix}#0"))
+    monkeypatch.setattr(frames, "MAX_PIXELS", 64 * 32)
+    assert frames.count_frames(tmp_path, f"walk{suffix}") == 3
+
+
+def test_a_video_that_hides_the_size_of_its_frames_costs_no_memory(tmp_path):
+    """Its header says 32 x 64, its frames have 9000 x 9000 pixels."""
+    path = video_files.write_video(tmp_path / "walk.avi", 1)
+    content = path.read_bytes()
+    start = content.find(b"movi")
+    jpeg = simplejpeg.encode_jpeg(np.zeros((9000, 9000, 3), np.uint8))
+    movi = b"movi" + struct.pack("<4sI", b"00dc", len(jpeg)) + jpeg
+    content = content[8 : start - 4] + struct.pack("<I", len(movi)) + movi
+    path.write_bytes(struct.pack("<4sI", b"RIFF", len(content)) + content)
+    reading = (
+        "import resource, sys; from data_pipelines import frames\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: frames.count_frames(sys.argv[1], 'walk.avi')\n"
+        "except ValueError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", reading, str(tmp_path)]
+    message, kilobytes = subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert message.startswith("walk.avi: 9000 x 9000 pixels are more than a frame can have")
+    assert int(kilobytes) < 50_000
 
 
 @pytest.mark.parametrize("suffix", video_files.CODECS)

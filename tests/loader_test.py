@@ -109,8 +109,18 @@ def test_frames_and_keypoints_are_resized_together(packed, frame_size):
     stored = next(loader.test_clips(packed, frame_size=SIZE, **settings))
     resized = next(loader.test_clips(packed, frame_size=frame_size, **settings))
     assert resized["frames"].shape == (2, 3, *frame_size, 3)
-    scale = [frame_size[1] / SIZE[1], frame_size[0] / SIZE[0], 1]
-    np.testing.assert_allclose(resized["keypoints"], stored["keypoints"] * scale, rtol=1e-6)
+    # The frame's corners, half a pixel outside of its outer pixels, stay its corners.
+    shares = [
+        (clips["keypoints"][..., :2] + 0.5) / (clips["frames"].shape[3], clips["frames"].shape[2])
+        for clips in (stored, resized)
+    ]
+    np.testing.assert_allclose(shares[1], shares[0], atol=1e-6)
+    np.testing.assert_array_equal(resized["keypoints"][..., 2], stored["keypoints"][..., 2])
+    as_stored = next(
+        loader.test_clips(packed, frame_size=frame_size, move_keypoints=False, **settings)
+    )
+    np.testing.assert_array_equal(as_stored["keypoints"], stored["keypoints"])
+    np.testing.assert_array_equal(as_stored["frames"], resized["frames"])
     if frame_size == (16, 8):  # area averaging by two is the mean of 2 x 2 pixels
         blocks = stored["frames"].reshape(2, 3, 16, 2, 8, 2, 3).mean(axis=(3, 5))
         assert abs(resized["frames"] - blocks).max() <= 1

@@ -118,6 +118,26 @@ def test_the_table_and_the_file_tell_the_same():
     assert {row["same_identity"] for row in rows} <= {"yes", "no", ""}
 
 
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1"]
+
+
+def test_no_cell_of_the_table_is_a_formula():
+    many = embeddings(
+        6,
+        identities=np.array(FORMULAS),
+        first_frames=np.array([f"{name}/1.jpg" for name in FORMULAS]),
+    )
+    results = search.search(many, many, top=5)
+    content = search.matches_csv(many, many, results).decode()
+    rows = list(csv.reader(io.StringIO(content, newline="")))
+    assert {row[7] for row in rows[1:]} == {f"'{name}" for name in FORMULAS}
+    for row in rows[1:]:
+        float(row[6])  # the score, which may be negative
+        assert not any(cell[:1] in set("=+@\t\r") for cell in row)
+        assert [n for n, cell in enumerate(row) if cell.startswith("-")] in ([], [6])
+    assert any(row[6].startswith("-") for row in rows)
+
+
 @pytest.fixture
 def shown(tmp_path):
     """A packed dataset of three tracklets with hostile names, as embeddings."""
@@ -158,7 +178,7 @@ def test_the_sheets_show_pictures_and_escape_names(shown):
     assert share(pixels, green) < 0.001  # the legend only
     assert page.count("data:image/jpeg;base64,") == 9
     assert "<script" not in page and 'onload="' not in page and "\x1b" not in page
-    assert "&lt;script&gt;alert(1)&lt;" in page
+    assert "&lt;script&gt;alert(1)&lt;" in page and r"\x1b[2Jwalk/1.jpg" in page
     assert "\x1b" not in search.format_result(shown, shown, search.search(shown, shown)[0])
 
 

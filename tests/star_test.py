@@ -216,10 +216,15 @@ def test_bfloat16_keeps_parameters_and_outputs_in_float32():
 
 def test_relative_keypoints_are_shares_of_the_frame():
     model = build_model(model_config())
-    keypoints = jnp.array([W / 2, H / 4, 0.5, 3, 4, 0], jnp.float32).reshape(1, 1, 2, 3)
+    # The middle of the frame, its first and its last pixel, and a joint that was not detected.
+    joints = [[W / 2 - 0.5, H / 2 - 0.5, 0.5], [0, 0, 1], [W - 1, H - 1, 2], [3, 4, 0]]
+    keypoints = jnp.array(joints, jnp.float32)[None, None]
     scaled, detected = model.prepare_keypoints(keypoints, (H, W))
-    close(scaled[0, 0, 0], [0.5, 0.25, 0.5])
-    assert detected.tolist() == [[[True, False]]]
+    close(scaled[0, 0, 0], [0.5, 0.5, 0.5])
+    close(scaled[0, 0, 1, :2] + scaled[0, 0, 2, :2], [1, 1])  # as far from one border as the other
+    close(scaled[0, 0, 1], [1 / (2 * W), 1 / (2 * H), 1])
+    assert scaled[0, 0, 3].tolist() == [0, 0, 0]
+    assert detected.tolist() == [[[True, True, True, False]]]
     pixels, detected = model.clone(keypoints="pixels").prepare_keypoints(keypoints, (H, W))
     np.testing.assert_array_equal(pixels, keypoints)
     assert detected.all()

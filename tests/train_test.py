@@ -20,6 +20,7 @@ import pytest
 import tiny
 
 from star_jax import checkpoint, parallel, processes, train
+from star_jax.evaluation import embed
 from star_jax.evaluation.embed import embed_split, evaluate_checkpoint, restore_network
 from star_jax.models import build_model
 from star_jax.steps import abstract_state, initial_state
@@ -102,6 +103,27 @@ def test_a_killed_run_continues_bit_for_bit(whole_run, dataset, tmp_path, monkey
         train.train(tiny.config(dataset), tmp_path)
     train.train(tiny.config(dataset), tmp_path)
     assert losses(tmp_path) == losses(whole_run)
+
+
+@pytest.mark.parametrize(("keypoints", "moved"), [("relative", True), ("pixels", False)])
+def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, keypoints, moved):
+    """In training and in evaluation; loader_test.py has what the loader makes of it."""
+    asked = []
+
+    def loader(*args, move_keypoints, **kwargs):
+        asked.append(move_keypoints)
+        raise Killed
+
+    monkeypatch.setattr(train, "train_batches", loader)
+    monkeypatch.setattr(embed, "test_clips", loader)
+    config = tiny.config(dataset)
+    config.model.guidance = "none"  # compiles in less time
+    config.model.keypoints = keypoints
+    with pytest.raises(Killed):
+        train.train(config, tmp_path)
+    with pytest.raises(Killed):
+        embed_split(config, build_model(config.model), None, parallel.make_mesh())
+    assert asked == [moved, moved]
 
 
 def test_a_finished_run_is_not_run_again(whole_run, dataset):

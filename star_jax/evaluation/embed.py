@@ -78,6 +78,7 @@ def embed_split(
                 split=split,
                 mode=config.eval.clips,
                 sampling=config.data.sampling,
+                move_keypoints=config.model.keypoints == "relative",
                 rows=local_rows(rows, (batch_size,)),
                 num_threads=config.data.num_threads,
             )

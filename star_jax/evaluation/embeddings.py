@@ -14,6 +14,7 @@ from data_pipelines.schema import MODALITIES
 
 _FORMAT = "star_jax embeddings 1"
 _COLUMNS = ("identities", "cameras", "modalities", "rows", "num_frames", "first_frames")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how cells begin that spreadsheets compute
 _HEADER = ("identity", "camera", "modality", "row", "frames", "first_frame")
 
 
@@ -95,9 +96,16 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
 
 
 def csv_file(rows: list[tuple]) -> bytes:
-    """The content of a CSV file, UTF-8."""
+    """Returns the content of a CSV file, UTF-8.
+
+    Text that a spreadsheet would take for a formula gets a `'` in front; numbers stay as they are.
+    """
+
+    def inert(cell: object) -> object:
+        return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows([inert(cell) for cell in row] for row in rows)
     return text.getvalue().encode()
 
 

@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from data_pipelines.errors import InputError
 from data_pipelines.progress import with_progress
 from data_pipelines.records import open_index, open_records
+from data_pipelines.terminal import printable
 from star_jax.evaluation.embeddings import Embeddings
-from star_jax.evaluation.search import Match, Result, facts_of, printable
+from star_jax.evaluation.search import Match, Result, facts_of
 
 Thumbnails = Callable[[int], Image.Image | None]
 

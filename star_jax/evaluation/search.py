@@ -7,6 +7,7 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from data_pipelines.tables import aligned
+from data_pipelines.terminal import printable
 from star_jax.evaluation.embeddings import Embeddings, csv_file
 
 UNKNOWN = "unknown"  # the identity of whom nobody has named
@@ -117,8 +118,7 @@ def format_result(query: Embeddings, gallery: Embeddings, result: Result) -> str
         rows.append((str(rank), f"{match.score:.3f}", identity, camera, modality, frame))
     identity, camera, modality, frame = facts_of(query, result.query)
     title = f"query {identity}, camera {camera}, {modality}, {frame}"
-    table = aligned([[printable(cell) for cell in row] for row in rows])
-    return f"{printable(title)}\n{table}"
+    return f"{printable(title)}\n{aligned(rows)}"
 
 
 def matches_csv(query: Embeddings, gallery: Embeddings, results: Sequence[Result]) -> bytes:
@@ -128,7 +128,7 @@ def matches_csv(query: Embeddings, gallery: Embeddings, results: Sequence[Result
         own = (result.query, *facts_of(query, result.query))
         for rank, match in enumerate(result.matches, start=1):
             same = {True: "yes", False: "no", None: ""}[match.same]
-            score = f"{match.score:.6f}"
+            score = round(match.score, 6)
             rows.append((*own, rank, score, *facts_of(gallery, match.position), same))
     return csv_file(rows)
 
@@ -143,8 +143,3 @@ def facts_of(embeddings: Embeddings, position: int) -> tuple[str, str, str, str]
     )
     identity, camera, modality, frame = (str(column[position]) for column in columns)
     return identity, camera, modality, frame
-
-
-def printable(text: str) -> str:
-    """The text without characters that would steer a terminal or break a line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

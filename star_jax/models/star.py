@@ -62,7 +62,8 @@ class Star(nn.Module):
       block, stage_sizes, width: see `star_jax.models.resnet.Backbone`.
       guidance: what the skeleton guides: "none", "frame", "sequence" or "both".
       keypoints: "relative" divides them by the frame's width and height and leaves joints of zero
-        confidence out of everything; "pixels" takes all of them as they come, as the authors do.
+        confidence out of everything; "pixels" takes all of them as they come, as the authors do,
+        and the loader gives them as they are stored.
       graph_edges: skeleton edges of the keypoint graph in "every_frame" or, as in the authors'
         code, in the "first_frame" only.
       dropout_rate, attention_dropout_rate: of the keypoint graph network.
@@ -171,12 +172,24 @@ class Star(nn.Module):
     def prepare_keypoints(
         self, keypoints: jax.Array, frame_size: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
-        """Scales the keypoints and tells the detected joints, bool[R, T, 17]."""
+        """Returns the keypoints as the network takes them, and which joints are detected.
+
+        Args:
+          keypoints: float32[R, T, 17, 3]: x, y in pixels of the frame, confidence.
+          frame_size: height and width, pixels.
+
+        Returns:
+          float32[R, T, 17, 3] and bool[R, T, 17]. Relative coordinates are those of the joint's
+          pixel, `(x + 0.5) / width`; an undetected joint is exactly (0, 0, 0).
+        """
         if self.keypoints == "pixels":
             return keypoints, jnp.ones(keypoints.shape[:-1], bool)
         height, width = frame_size
-        scale = jnp.array([1 / width, 1 / height, 1.0], jnp.float32)
-        return keypoints * scale[None, None, None], keypoints[..., 2] > 0
+        detected = keypoints[..., 2] > 0
+        size = jnp.array([width, height], jnp.float32)
+        xy = (keypoints[..., :2] + 0.5) / size[None, None, None]
+        relative = jnp.concatenate([xy, keypoints[..., 2:]], axis=-1)
+        return jnp.where(detected[..., None], relative, 0.0), detected
 
 
 def last_detected(edges: jax.Array, detected: jax.Array) -> jax.Array:

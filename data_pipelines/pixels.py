@@ -1,0 +1,44 @@
+"""Where joints are among the pixels; the centre of the upper left pixel is (0, 0)."""
+
+import numpy as np
+import numpy.typing as npt
+
+
+def resize_keypoints(
+    keypoints: np.ndarray, old_size: npt.ArrayLike, new_size: npt.ArrayLike
+) -> np.ndarray:
+    """Returns the joints of a resized frame: they follow their pixels (see `resize_points`).
+
+    A joint of confidence 0 was not detected and stays as it is.
+
+    Args:
+      keypoints: float32[..., J, 3]: x, y in pixels of the old frame, confidence.
+      old_size: int[..., 2], height and width of the frame.
+      new_size: int[..., 2], to which it is resized.
+
+    Returns:
+      float32[..., J, 3], in pixels of the new frame.
+    """
+    moved = keypoints.copy()
+    detected = keypoints[..., 2] > 0
+    moved[detected, :2] = resize_points(keypoints[..., :2], old_size, new_size)[detected]
+    return moved
+
+
+def resize_points(
+    points: np.ndarray, old_size: npt.ArrayLike, new_size: npt.ArrayLike
+) -> np.ndarray:
+    """Returns where points are after resizing: a factor s takes x to `(x + 0.5) * s - 0.5`.
+
+    So do the pixels themselves, in OpenCV, Pillow and every resize with half-pixel centres.
+
+    Args:
+      points: float[..., J, 2]: x, y in pixels of the old frame.
+      old_size: int[..., 2], height and width of the frame.
+      new_size: int[..., 2], to which it is resized.
+
+    Returns:
+      float64[..., J, 2].
+    """
+    scale = (np.asarray(new_size) / np.asarray(old_size))[..., None, ::-1]  # of x and y
+    return points * scale + (scale - 1) / 2  # so that nothing is rounded where s is 1
