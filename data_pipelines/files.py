@@ -3,10 +3,12 @@
 What is written may be at an address (`remote`), what is read of others may not.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import IO, Any
 
 from data_pipelines import remote
@@ -73,6 +75,17 @@ def hold(file: IO[Any], refusal: str) -> None:
         raise InputError(refusal) from error
 
 
+@contextlib.contextmanager
+def naming_failures(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the path in an OSError that names none, as that of a full disk does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file, whole or not at all; makes its folder."""
     if remote.is_remote(path):
@@ -82,7 +95,7 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
+    with naming_failures(path), open(partial, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
