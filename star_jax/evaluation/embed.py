@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
 from data_pipelines.loader import test_clips
-from data_pipelines.records import open_index, open_records
+from data_pipelines.records import fingerprint, open_index, open_records
 from data_pipelines.remote import absolute, is_remote, locate
 from data_pipelines.schema import MODALITIES
 from star_jax import checkpoint, processes, run_files
@@ -251,6 +251,7 @@ def embed_dataset(
         num_frames=index.num_frames,
         first_frames=np.array([records[i]["frame_ids"][0] for i in range(len(index.rows))]),
         dataset_dir=config.data.dir,
+        dataset_fingerprint=fingerprint(config.data.dir),
         split=split,
         step=network.step,
         config_hash=config_hash(network.config),
