@@ -9,6 +9,7 @@ import numpy as np
 from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import schema
+from data_pipelines.files import write_file
 from star_jax.graphs import EDGES
 
 _GAP = 4
@@ -63,7 +64,8 @@ def contact_sheet(
         blocks.append(np.zeros_like(blocks[0]))
     pairs = zip(blocks[::2], blocks[1::2], strict=True)
     sheet = np.vstack([np.hstack(pair) for pair in pairs])
-    cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    _, content = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    write_file(path, content.tobytes())
 
 
 def _draw_skeleton(picture: np.ndarray, skeleton: np.ndarray) -> None:

@@ -24,8 +24,9 @@ from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import pose, schema
 from data_pipelines.errors import InputError
-from data_pipelines.files import hold, require_regular
+from data_pipelines.files import hold, naming_failures, require_regular
 from data_pipelines.progress import with_progress
+from data_pipelines.skeleton_files import new_hdf5
 
 _FRAMES_AT_ONCE = 64  # of a tracklet are read and warped ahead
 
@@ -81,7 +82,7 @@ def extract(
         return len(frames)
     output.parent.mkdir(parents=True, exist_ok=True)
     journal_path = output.with_name(f"{output.name}.partial")
-    with open(journal_path, "a+b") as journal:
+    with naming_failures(journal_path), open(journal_path, "a+b") as journal:
         done = _take_up(journal, journal_path, origin)
         _estimate(model, source, _remaining(tracklets, done), journal, num_workers)
         _write_hdf5(journal, output, origin)
@@ -227,12 +228,10 @@ def _crops(
 
 
 def _write_hdf5(journal: BinaryIO, output: pathlib.Path, origin: Mapping[str, str]) -> None:
-    unfinished = output.with_name(f"{output.name}.unfinished")
     journal.seek(0)
     journal.readline()
-    with h5py.File(unfinished, "w") as file:
+    with new_hdf5(output) as file:
         file.attrs.update(origin)
         for frames, skeletons in _entries(journal):
             for frame, skeleton in zip(frames, skeletons, strict=True):
                 file["/".join(keypoints_lib.key_of(frame))] = skeleton
-    os.replace(unfinished, output)

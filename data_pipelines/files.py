@@ -3,11 +3,13 @@
 What is written may be at an address (`remote`), what is read of others may not.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import secrets
+from collections.abc import Iterator
 from typing import IO, Any
 
 from data_pipelines import remote
@@ -90,6 +92,17 @@ def hold(file: IO[Any], refusal: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise InputError(refusal) from error
+
+
+@contextlib.contextmanager
+def naming_failures(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the path in an OSError that names none, as that of a full disk does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:

@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import contextlib
 import datetime
+import errno
 import functools
 import hashlib
 import itertools
@@ -23,12 +24,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
-from data_pipelines import records, schema
+from data_pipelines import origin, records, schema
 from data_pipelines.errors import InputError
-from data_pipelines.files import hold, write_json
+from data_pipelines.files import hold, naming_failures, write_json
 from data_pipelines.progress import with_progress
 from data_pipelines.terminal import printable
 
@@ -38,8 +40,18 @@ TRACKLETS_PER_SHARD = 512
 class _LocalDatasetInfo(tfds.core.DatasetInfo):
     """Knows nothing beyond what is packed here."""
 
+    def __init__(self, *, builder: "TrackletBuilder", **kwargs: Any):
+        super().__init__(builder=builder, **kwargs)
+        self._write_origin = builder.write_origin
+
     def initialize_from_bucket(self) -> None:
         """Does not look for a packed copy online, and makes no temporary folder for it."""
+
+    def write_to_directory(self, dataset_info_dir: Any, all_metadata: bool = True) -> None:
+        """Writes TFDS' files and their checksums, right before TFDS renames the folder."""
+        with naming_failures(dataset_info_dir):
+            super().write_to_directory(dataset_info_dir, all_metadata)
+        self._write_origin(pathlib.Path(dataset_info_dir))
 
 
 class _Shard(NamedTuple):
@@ -78,6 +90,7 @@ class TrackletBuilder(FileReaderBuilder):
         self._keypoints = keypoints
         self.without_skeletons = without_skeletons
         self.num_workers = num_workers or os.cpu_count() or 1
+        self._shards: dict[str, dict[str, Any]] = {}  # as `origin.json` lists them
         super().__init__(file_format="array_record", **kwargs)
         directory = pathlib.Path(self.data_dir)
         self.staging = directory.with_name(f".{directory.name}.packing")
@@ -167,7 +180,15 @@ class TrackletBuilder(FileReaderBuilder):
                 )
             )
         self.info.set_splits(tfds.core.SplitDict(split_infos))
-        self._write_origin(directory, facts)
+        self._shards = {
+            shard.name: {
+                "bytes": facts[shard.name]["bytes"],
+                "sha256": facts[shard.name]["sha256"],
+                "split": shard.split,
+                "records": len(shard.tracklets),
+            }
+            for shard in shards
+        }
 
     def _require_a_skeleton(self, source: keypoints_lib.Keypoints) -> None:
         if self.without_skeletons:
@@ -237,7 +258,7 @@ class TrackletBuilder(FileReaderBuilder):
         with records.open_writer(partial) as write:
             for tracklet in shard.tracklets:
                 record = _record(tracklet, next(frames), source, shard.labels)
-                write(self.info.features.serialize_example(record))
+                write(_serialized(record))
                 for name, value in _columns(tracklet, record).items():
                     columns[name].append(value)
         facts = {
@@ -250,30 +271,27 @@ class TrackletBuilder(FileReaderBuilder):
         os.replace(partial, path)
         return facts
 
-    def _write_origin(self, directory: pathlib.Path, facts: Mapping[str, Mapping]) -> None:
-        """Writes where the records come from, what they hold, and their checksums."""
+    def write_origin(self, directory: pathlib.Path) -> None:
+        """Writes where the records come from, what they hold, and the checksums of all files."""
         splits = {split: _counts(self.info.metadata[split]) for split in self.tracklets}
         for split, counts in splits.items():
             missing, frames = counts["frames_without_skeleton"], counts["frames"]
             tell(f"{split}: {missing} of {frames} frames have no skeleton")
-        write_json(
-            directory / records.ORIGIN,
-            {
-                "dataset": self.name,
-                "version": str(self.version),
-                "source": str(self.source.absolute()),
-                "keypoints": "none"
-                if self.without_skeletons
-                else str(self._keypoints_path.absolute()),
-                "packed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "fingerprint": self.fingerprint,
-                "splits": splits,
-                "files": {
-                    name: {"bytes": fact["bytes"], "sha256": fact["sha256"]}
-                    for name, fact in facts.items()
-                },
-            },
-        )
+        described = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted({*directory.iterdir()} - {directory / name for name in self._shards})
+        }
+        content = {
+            "dataset": self.name,
+            "version": str(self.version),
+            "source": str(self.source.absolute()),
+            "keypoints": "none" if self.without_skeletons else str(self._keypoints_path.absolute()),
+            "packed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "fingerprint": self.fingerprint,
+            "splits": splits,
+            "files": {**self._shards, **described},
+        }
+        write_json(directory / origin.NAME, origin.sealed(content))
 
 
 class _NoSkeletons:
@@ -308,6 +326,14 @@ def _record(
         tracklet=tracklet.row,
         frame_ids=list(tracklet.frames),
     )
+
+
+def _serialized(record: schema.Record) -> bytes:
+    """Returns a record as TFDS stores it, in the same bytes each time: their checksums count."""
+    features = records.features()
+    serializer = ExampleSerializer(features.get_serialized_info())
+    example = serializer.get_tf_example(features.encode_example(record))
+    return example.SerializeToString(deterministic=True)
 
 
 def _columns(tracklet: schema.Tracklet, record: schema.Record) -> dict[str, Any]:
@@ -355,11 +381,11 @@ def _claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]
         if not os.fstat(lock.fileno()).st_nlink:  # the other one ended and removed it just now
             raise InputError(refusal)
         claim = staging / "fingerprint.json"
-        if not claim.exists() or json.loads(claim.read_text()) != source:
-            for path in {*staging.iterdir()} - {staging / "lock"}:
-                path.unlink()
-            write_json(claim, source)
         try:
+            if not claim.exists() or json.loads(claim.read_text()) != source:
+                for path in {*staging.iterdir()} - {staging / "lock"}:
+                    path.unlink()
+                write_json(claim, source)
             yield
         except BaseException:
             if not list(staging.glob("*.facts.json")):
@@ -404,14 +430,13 @@ def prepare(builder: TrackletBuilder) -> pathlib.Path:
     fingerprint = builder.fingerprint
     if not directory.exists():
         _fill(directory, builder)
-    packed = records.open_builder(directory).info.metadata.get("fingerprint", {})
+    packed = records.open_packed(directory).metadata.get("fingerprint", {})
     changed = [name for name in fingerprint if packed.get(name) != fingerprint[name]]
     if changed:  # the first says it: of another index the files differ, too
         raise InputError(
             f"{directory}: already packed from another source (its {changed[0]} differ); choose "
             "another data_dir or remove the directory"
         )
-    records.require_whole(directory)
     return directory
 
 
@@ -423,6 +448,8 @@ def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:
         # TFDS makes a folder for downloads, of which there are none, and looks for a packed copy.
         # After our part it writes its metadata and renames the folder, so the claim goes on.
         with _claimed(builder.staging, source), tempfile.TemporaryDirectory() as downloads:
+            if not shutil.disk_usage(builder.staging).free:  # TFDS checks it, but names no path
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(builder.staging))
             builder.download_and_prepare(
                 download_dir=downloads,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),

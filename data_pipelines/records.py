@@ -6,23 +6,25 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from array_record.python import array_record_data_source, array_record_module
 
-from data_pipelines import remote, schema
+from data_pipelines import origin, remote, schema
 from data_pipelines.errors import InputError
 from data_pipelines.pixels import resize_keypoints
 
-ORIGIN = "origin.json"
+_METADATA = "metadata.json"
+_DTYPES = {"identities": str, "queries": bool, "galleries": bool}  # of an index; others are int32
 # One tracklet at a time is read. JPEG files do not compress: records would shrink by 4 %, and be
 # written 7 times more slowly and read 1.6 times more slowly.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -49,21 +51,73 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-def open_builder(dataset_dir: str | os.PathLike[str]) -> tfds.core.DatasetBuilder:
-    """Opens a packed dataset with TFDS; of one at an address, its local copy.
+class Packed(NamedTuple):
+    """An opened dataset: whole, as its checksums and sizes say.
+
+    Attributes:
+      directory: where it is; of a dataset at an address, its local copy.
+      files: of the directory, by name.
+      metadata: what the builder said of its splits and its source.
+    """
+
+    directory: pathlib.Path
+    files: dict[str, origin.File]
+    metadata: dict[str, Any]
+
+
+def open_packed(dataset_dir: str | os.PathLike[str]) -> Packed:
+    """Opens a packed dataset and checks that it is whole.
+
+    Checksums of the small files and sizes of the others are compared with `origin.json`; checksums
+    of all would take a minute, and each record has one, which reading it checks.
+
+    Args:
+      dataset_dir: what `prepare` returned, or an address to which it was copied.
 
     Raises:
-      FileNotFoundError: there is none.
-      OSError, ImportError, ValueError: as `remote.local_copy` does.
+      FileNotFoundError: the directory is not a packed dataset.
+      ValueError: a file is missing or damaged, or the version of star_jax kept no checksums.
+      OSError, ImportError: as `remote.local_copy` does.
     """
+    directory = pathlib.Path(dataset_dir)
+    again = f"remove {directory} and pack the dataset again"
     if remote.is_remote(dataset_dir):
-        dataset_dir = remote.local_copy(os.fspath(dataset_dir))
-    if not (tfds.core.Path(dataset_dir) / "dataset_info.json").exists():
+        directory = remote.local_copy(os.fspath(dataset_dir))
+        again = f"remove {directory}, a copy, and {dataset_dir} is copied again"
+    listing = directory / origin.NAME
+    if not listing.is_file():
         raise FileNotFoundError(
-            f"{dataset_dir}: not a packed dataset (no dataset_info.json); give the directory that "
+            f"{dataset_dir}: not a packed dataset (no {origin.NAME}); give the directory that "
             "preparing the dataset returned"
         )
-    return tfds.builder_from_directory(os.fspath(dataset_dir))
+    files = origin.parse_files(listing.read_bytes(), os.fspath(listing))
+    small = {}
+    for name, file in files.items():
+        path = directory / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found != file.bytes:
+            raise InputError(f"{path}: is damaged, has {found} of {file.bytes} bytes; {again}")
+        if file.split is None:
+            small[name] = path.read_bytes()
+            if hashlib.sha256(small[name]).hexdigest() != file.sha256:
+                raise InputError(f"{path}: is damaged (its checksum differs); {again}")
+    if _METADATA not in small:
+        raise InputError(f"{listing}: does not list {_METADATA}; {again}")
+    return Packed(directory, files, origin.parse_object(small[_METADATA], directory / _METADATA))
+
+
+def fingerprint(dataset_dir: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 that tells a packed dataset from others by its tracklets.
+
+    It is the same wherever the dataset lies and whenever it was packed.
+
+    Raises:
+      FileNotFoundError, ValueError, OSError, ImportError: as `open_packed` does.
+    """
+    packed = open_packed(dataset_dir)
+    shards = {name: file.sha256 for name, file in packed.files.items() if file.split is not None}
+    columns = {split: packed.metadata[split] for split in _splits(packed)}
+    return hashlib.sha256(json.dumps([shards, columns]).encode()).hexdigest()
 
 
 def open_index(dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
@@ -75,45 +129,46 @@ def open_index(dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: there is no such split, or the records are of another version.
+      ValueError: there is no such split, the dataset is damaged or of another version.
     """
-    metadata = open_builder(dataset_dir).info.metadata
-    splits = [name for name in metadata if name != "fingerprint"]
+    return _read_index(open_packed(dataset_dir), dataset_dir, split)
+
+
+def _splits(packed: Packed) -> list[str]:
+    return [name for name in packed.metadata if name != "fingerprint"]
+
+
+def _read_index(packed: Packed, dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
+    splits = _splits(packed)
     if split not in splits:
         raise InputError(f"split {split!r}: {dataset_dir} has {' and '.join(splits)}")
-    columns = dict(metadata[split])
-    if columns.keys() != {field.name for field in dataclasses.fields(schema.Index)}:
-        raise InputError(
-            f"{dataset_dir}: packed by another version of star_jax; prepare the dataset again"
-        )
-    dtypes = {"identities": str, "queries": bool, "galleries": bool}
-    return schema.Index(
-        **{name: np.array(values, dtypes.get(name, np.int32)) for name, values in columns.items()}
-    )
+    path, columns = packed.directory / _METADATA, packed.metadata[split]
+    names = {field.name for field in dataclasses.fields(schema.Index)}
+    if not isinstance(columns, dict) or columns.keys() != names:
+        raise InputError(f"{path}: packed by another version of star_jax; {origin.AGAIN}")
+    size = sum(file.records for file in packed.files.values() if file.split == split)
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = _column(values, _DTYPES.get(name, np.int32), size)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(
+                f"{path}: {name} of {split} does not hold {size} values of its kind; {origin.AGAIN}"
+            ) from error
+    most = {"labels": len(set(columns["identities"])), "modalities": len(schema.MODALITIES)}
+    for name, end in most.items():
+        if arrays[name].min() < -(name == "labels") or arrays[name].max() >= end:
+            raise InputError(f"{path}: {name} of {split} reach beyond {end - 1}; {origin.AGAIN}")
+    return schema.Index(**arrays)
 
 
-def require_whole(dataset_dir: pathlib.Path) -> None:
-    """Compares the sizes of a packed dataset's files with those in its `origin.json`.
-
-    Checksums would take a minute for a large dataset, and each record has one, which reading it
-    checks.
-
-    Raises:
-      FileNotFoundError: there is no `origin.json`.
-      ValueError: a file is missing or of another size, or `origin.json` does not list them.
-    """
-    again = f"remove {dataset_dir} and pack the dataset again"
-    try:
-        listed = json.loads((dataset_dir / ORIGIN).read_text())["files"]
-        expected = {dataset_dir / name: int(facts["bytes"]) for name, facts in listed.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{dataset_dir / ORIGIN}: does not list the records ({error!r}); {again}"
-        ) from error
-    for path, size in expected.items():
-        found = path.stat().st_size if path.exists() else 0
-        if found != size:
-            raise InputError(f"{path}: is damaged, has {found} of {size} bytes; {again}")
+def _column(values: Any, dtype: type, size: int) -> np.ndarray:
+    """Returns a column of an index; raises one of many errors if it is not `size` values."""
+    found = np.array(values)
+    column: np.ndarray = found.astype(dtype)
+    if found.dtype.kind != column.dtype.kind or column.shape != (size,) or (column != found).any():
+        raise ValueError
+    return column
 
 
 @contextlib.contextmanager
@@ -154,12 +209,38 @@ class _DecodeText(tfds.decode.SkipDecoding):
         return [text.decode() for text in batch]
 
 
-class _Records(Sequence):
-    """What TFDS reads; damage, of which ArrayRecord tells as a RuntimeError, is named."""
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """All records of a file, for ArrayRecord."""
 
-    def __init__(self, dataset_dir: str | os.PathLike[str], stored: Sequence[schema.Record]):
+    filename: str
+    take: int
+    skip: int = 0
+
+    @property
+    def examples_in_shard(self) -> int:
+        return self.take
+
+
+class _Records(Sequence):
+    """What ArrayRecord and TFDS read; damage, of which they tell in many ways, is named."""
+
+    def __init__(
+        self,
+        dataset_dir: str | os.PathLike[str],
+        stored: Sequence[bytes],
+        index: schema.Index,
+    ):
         self._dataset_dir = dataset_dir
         self._stored = stored
+        self._index = index
+        # The features are ours: those that a file names could be of any Python module.
+        self._features = features()
+        self._decoders = {
+            "frames": _KeepJpegs(),
+            "identity": _DecodeText(),
+            "frame_ids": _DecodeText(),
+        }
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -168,12 +249,32 @@ class _Records(Sequence):
         if not 0 <= position < len(self):
             raise IndexError(f"record {position}: {self._dataset_dir} has {len(self)}")
         try:
-            return self._stored[position]
-        except RuntimeError as error:
+            record = self._features.deserialize_example_np(
+                self._stored[position], decoders=self._decoders
+            )
+        except Exception as error:  # RuntimeError of ArrayRecord, others of protobuf and NumPy
+            reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"{self._dataset_dir}: record {position} cannot be read, its file is damaged "
-                f"({error}); remove the directory and pack the dataset again"
+                f"({reason}); {origin.AGAIN}"
             ) from error
+        for name, found, expected in self._facts(record, position):
+            if found != expected:
+                raise InputError(
+                    f"{self._dataset_dir}: record {position} has {name} {found!r:.80}, in the "
+                    f"index it is {expected!s:.80}; {origin.AGAIN}"
+                )
+        return record
+
+    def _facts(self, record: schema.Record, position: int) -> Iterator[tuple[str, Any, Any]]:
+        index = self._index
+        yield "identity", record["identity"], index.identities[position]
+        yield "label", record["label"], index.labels[position]
+        yield "camera", record["camera"], index.cameras[position]
+        yield "modality", record["modality"], index.modalities[position]
+        yield "row", record["tracklet"], index.rows[position]
+        for name in ("frames", "keypoints", "height", "width", "frame_ids"):
+            yield f"{name} of length", len(record[name]), index.num_frames[position]
 
 
 def open_records(dataset_dir: str | os.PathLike[str], split: str) -> Sequence[schema.Record]:
@@ -187,17 +288,17 @@ def open_records(dataset_dir: str | os.PathLike[str], split: str) -> Sequence[sc
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: a record is damaged; raised as it is read.
+      ValueError: there is no such split, the dataset is damaged or of another version; of a damaged
+        record, as it is read.
     """
-    stored = open_builder(dataset_dir).as_data_source(
-        split=split,
-        decoders={
-            "frames": _KeepJpegs(),
-            "identity": _DecodeText(),
-            "frame_ids": _DecodeText(),
-        },
-    )
-    return _Records(dataset_dir, stored)
+    packed = open_packed(dataset_dir)
+    index = _read_index(packed, dataset_dir, split)
+    shards = [
+        _Shard(os.fspath(packed.directory / name), file.records)
+        for name, file in packed.files.items()
+        if file.split == split
+    ]
+    return _Records(dataset_dir, array_record_data_source.ArrayRecordDataSource(shards), index)
 
 
 def decode_clip(

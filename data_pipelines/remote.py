@@ -5,21 +5,19 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import json
 import os
 import pathlib
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from etils import epath
 
+from data_pipelines import origin
 from data_pipelines.errors import InputError, MissingPackageError
 from data_pipelines.progress import with_progress
 
 SCHEME = "gs://"
 NUM_THREADS = 8  # files that are copied at a time
-_METADATA = ("dataset_info.json", "features.json", "metadata.json", "origin.json")
 
 # Or epath would import TensorFlow wherever it is installed, and read addresses with it.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -75,61 +73,53 @@ def local_copy(address: str) -> pathlib.Path:
     """Returns a local copy of a packed dataset; the first to ask for it makes it.
 
     ArrayRecord reads local files. Copies lie in `$XDG_CACHE_HOME/star_jax`, or
-    `~/.cache/star_jax`, in folders named after a checksum of the dataset's metadata, which hold the
-    checksums of its records. Other processes of this machine wait for the first. What an
-    interrupted copy has finished is not copied again.
+    `~/.cache/star_jax`, in folders named after the checksum of `origin.json`, which holds those of
+    the other files. Other processes of this machine wait for the first. What an interrupted copy
+    has finished is not copied again.
 
     Raises:
       FileNotFoundError: there is no packed dataset at the address.
-      ValueError: its records are not those that origin.json lists.
+      ValueError: its files are not those that origin.json lists, or that file is damaged.
       ImportError: the package that addresses need is missing.
       OSError: it cannot be read, or there is too little space for the copy.
     """
     source = locate(address)
     try:
         with naming_failures(source):
-            metadata = {name: (source / name).read_bytes() for name in _METADATA}
+            listing = (source / origin.NAME).read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{address}: no packed dataset here; copy all files of the directory to it that "
             "preparing the dataset returned"
         ) from error
+    files = origin.parse_files(listing, f"{source}/{origin.NAME}")
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "star_jax"
     cache.mkdir(parents=True, exist_ok=True)
-    copy = cache / hashlib.sha256(b"".join(metadata.values())).hexdigest()
+    copy = cache / hashlib.sha256(listing).hexdigest()
     with open(cache / f"{copy.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not copy.exists():
             partial = cache / f"{copy.name}.partial"
             partial.mkdir(exist_ok=True)
-            _copy_records(source, metadata["origin.json"], partial)
-            for name, content in metadata.items():
-                (partial / name).write_bytes(content)
+            _copy_files(source, files, partial)
+            (partial / origin.NAME).write_bytes(listing)
             partial.rename(copy)
     return copy
 
 
-def _copy_records(source: epath.Path, origin: bytes, folder: pathlib.Path) -> None:
-    """Copies the files that origin.json lists and that are not in the folder yet."""
-    try:
-        listed = json.loads(origin)["files"].items()
-        files = {name: (int(facts["bytes"]), str(facts["sha256"])) for name, facts in listed}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{source}/origin.json: does not list the records ({error}); pack the dataset again"
-        ) from error
-    for name in files:
-        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII) or name in _METADATA:
-            raise InputError(f"{source}/origin.json: {name!r} is no name of a file of records")
+def _copy_files(source: epath.Path, files: Mapping[str, origin.File], folder: pathlib.Path) -> None:
+    """Copies the files that are not in the folder yet."""
     missing = [name for name in files if not (folder / name).exists()]
-    needed, free = sum(files[name][0] for name in missing), shutil.disk_usage(folder).free
+    needed, free = sum(files[name].bytes for name in missing), shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
             f"{folder.parent}: the copy of {source} needs {needed / 1e9:.1f} GB, but "
             f"{free / 1e9:.1f} GB are free; choose another place by the variable XDG_CACHE_HOME"
         )
     with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
-        copied = pool.map(lambda name: _copy_file(source / name, files[name][1], folder), missing)
+        copied = pool.map(
+            lambda name: _copy_file(source / name, files[name].sha256, folder), missing
+        )
         for _ in with_progress(copied, len(missing), f"copying {source}", "files"):
             pass
 

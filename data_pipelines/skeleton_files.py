@@ -6,6 +6,7 @@ up may differ from copy to copy of a dataset; fewer parts would not tell the fra
 """
 
 import abc
+import contextlib
 import functools
 import io
 import itertools
@@ -34,6 +35,23 @@ _VIDEO_FRAME = re.compile(
 )
 
 Lookup = Callable[[str], np.ndarray | None]
+
+
+@contextlib.contextmanager
+def new_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """Opens a new HDF5 file, which is written when it is whole.
+
+    Until then it is in memory (660 bytes a skeleton): h5py can crash the process when it closes a
+    file on a full disk.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with h5py.File("new", "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        content = file.id.get_file_image()
+    files.write_file(path, content)
 
 
 def key_of(frame: str) -> tuple[str, ...]:

@@ -19,14 +19,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2
-import h5py
 import numpy as np
 import simplejpeg
 
 from data_pipelines import drawing, people, pixels, scenes
 from data_pipelines.errors import InputError
+from data_pipelines.files import naming_failures
 from data_pipelines.progress import with_progress
 from data_pipelines.schema import NUM_JOINTS
+from data_pipelines.skeleton_files import new_hdf5
 from data_pipelines.synthetic_layouts import LAYOUTS, Layout
 from data_pipelines.synthetic_plan import (
     SIZES,
@@ -259,7 +260,10 @@ def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.P
             "version, seed, config or layout); choose another folder or delete it"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.partial-") as partial:
+    with (
+        naming_failures(root),
+        tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.partial-") as partial,
+    ):
         drawn = pathlib.Path(partial) / "drawn"
         drawn.mkdir()
         yield drawn
@@ -282,7 +286,7 @@ def _write_tracklets(
                 processes, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)
             )
             results = stack.enter_context(pool).map(draw, planned, chunksize=8)
-        skeletons = stack.enter_context(h5py.File(root / "skeletons.h5", "w"))
+        skeletons = stack.enter_context(new_hdf5(root / "skeletons.h5"))
         table = None
         file = stack.enter_context(open(root / "attributes.csv", "w", newline=""))
         for keypoints, attributes in with_progress(results, len(planned), "drawing"):

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines.progress import with_progress
 from data_pipelines.schema import INFRARED, MODALITIES, VISIBLE
+from data_pipelines.skeleton_files import new_hdf5
 from data_pipelines.synthetic_plan import PlannedTracklet, SyntheticConfig, plan
 from data_pipelines.synthetic_vcm import VERSION, draw_tracklet, new_root
 
@@ -47,7 +48,7 @@ def write(root: str | os.PathLike[str], config: SyntheticConfig, seed: int) -> N
         tracklets = [tracklet for tracklet in plan(config, seed) if tracklet.split == "test"]
         chosen = sorted({tracklet.identity for tracklet in tracklets})[:MAX_IDENTITIES]
         tracklets = [tracklet for tracklet in tracklets if tracklet.identity in chosen]
-        with h5py.File(drawn / "skeletons.h5", "w") as skeletons:
+        with new_hdf5(drawn / "skeletons.h5") as skeletons:
             for tracklet in with_progress(tracklets, len(tracklets), "drawing"):
                 _write_tracklet(drawn, config, seed, tracklet, skeletons)
 

@@ -16,13 +16,19 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from data_pipelines.errors import InputError, MissingPackageError
 from data_pipelines.remote import locate, naming_failures
+from star_jax.finite import find_not_finite
 from star_jax.models import build_model
 from star_jax.models.guidance import NUM_HEADS, POWERS
 from star_jax.models.resnet import num_channels
+
+SAFETENSORS_DTYPES = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
+    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
+    **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_},
+}
 
 Variables = dict[str, Any]
 
@@ -96,11 +102,12 @@ def from_torchvision_resnet50(
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a state dict from a `.safetensors` or (with PyTorch installed) a `.pth` file.
 
-    The path may be an address, `gs://bucket/file`.
+    The path may be an address, `gs://bucket/file`. Arrays of any floating type become float32.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: for another kind of file, or a `.pth` that holds more than arrays.
+      ValueError: for another kind of file, a `.pth` that holds more than arrays, and an array of an
+        unknown type or with NaN or infinity in it.
       ImportError: for a `.pth` without PyTorch.
     """
     file = locate(path)
@@ -109,12 +116,35 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if stored is None:
         raise FileNotFoundError(f"no weights at {path}")
     if file.suffix == ".safetensors":
-        try:
-            return safetensors.numpy.load(stored)
-        except safetensors.SafetensorError as error:
-            raise InputError(f"{path}: not a safetensors file ({error})") from error
-    if file.suffix not in (".pth", ".pt"):
+        arrays = _read_safetensors(stored, path)
+    elif file.suffix in (".pth", ".pt"):
+        arrays = _read_torch(stored, path)
+    else:
         raise InputError(f"{path}: give a .safetensors or a .pth file")
+    if name := find_not_finite(arrays):
+        raise InputError(f"{path}: {name} holds NaN or infinity; these weights are of no use")
+    return arrays
+
+
+def _read_safetensors(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    try:
+        found = safetensors.deserialize(stored)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from error
+    arrays = {}
+    for name, facts in found:
+        dtype = SAFETENSORS_DTYPES.get(facts["dtype"])
+        if dtype is None:  # 8 bits and fewer need factors that are kept elsewhere
+            raise InputError(
+                f"{path}: {name} is of type {facts['dtype']}; convert it to float32 (known types: "
+                f"{', '.join(SAFETENSORS_DTYPES)})"
+            )
+        array = np.frombuffer(facts["data"], dtype).reshape(facts["shape"])
+        arrays[name] = _as_float32(array)
+    return arrays
+
+
+def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
@@ -129,7 +159,25 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         content = content.get("state_dict", content)
     if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
         raise InputError(f"{path}: holds something else than arrays by name; save a state dict")
-    return {name.removeprefix("module."): array.detach().numpy() for name, array in content.items()}
+    arrays = {}
+    for name, tensor in content.items():
+        if tensor.dtype is torch.bfloat16:  # NumPy has no such type
+            tensor = tensor.float()
+        try:
+            arrays[name.removeprefix("module.")] = _as_float32(tensor.detach().numpy())
+        except TypeError as error:
+            raise InputError(
+                f"{path}: {name} is of type {tensor.dtype}; convert it to float32"
+            ) from error
+    return arrays
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    """An array of float32 if it was of any floating type."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    with np.errstate(over="ignore"):  # becomes infinity, which is refused
+        return array.astype(np.float32, copy=False)
 
 
 AUTHORS_STEMS = {

@@ -2,8 +2,12 @@
 
 import csv
 import dataclasses
+import io
+import os
 import subprocess
 import sys
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +81,7 @@ def test_each_tracklet_is_embedded(embedded, packed):
         ("visible", "infrared")[modality] for modality in index.modalities
     ]
     assert embedded.step == 0 and embedded.dataset_dir == str(packed)
+    assert embedded.dataset_fingerprint == records.fingerprint(packed)
     assert embedded.first_frames[0] == records.open_records(packed, "test")[0]["frame_ids"][0]
 
 
@@ -139,11 +144,14 @@ def test_files_of_another_kind_are_refused(embedded, tmp_path):
     np.savez(tmp_path / "other.npz", features=np.zeros(3))
     with pytest.raises(ValueError, match=r"other.npz: holds features"):
         embeddings.load(tmp_path / "other.npz")
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        embeddings.load(tmp_path / "pipe.npz")
     np.save(tmp_path / "array.npy", np.zeros(3))
     with pytest.raises(ValueError, match=r"array.npy: no readable .npz"):
         embeddings.load(tmp_path / "array.npy")
     np.savez(tmp_path / "pickled.npz", features=np.array([{}], object))
-    with pytest.raises(ValueError, match=r"pickled.npz: no readable .npz"):
+    with pytest.raises(ValueError, match=r"pickled.npz: holds features"):
         embeddings.load(tmp_path / "pickled.npz")
     broken = {
         "not float32": changed(embedded, embeddings=embedded.embeddings.astype(np.float64)),
@@ -154,10 +162,49 @@ def test_files_of_another_kind_are_refused(embedded, tmp_path):
     }
     for message, wrong in broken.items():
         np.savez(
-            tmp_path / "broken.npz", format="star_jax embeddings 1", **dataclasses.asdict(wrong)
+            tmp_path / "broken.npz", format="star_jax embeddings 2", **dataclasses.asdict(wrong)
         )
         with pytest.raises(ValueError, match=message):
             embeddings.load(tmp_path / "broken.npz")
+
+
+def npy_header(shape, dtype):
+    file = io.BytesIO()
+    facts = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, facts)
+    return file.getvalue()
+
+
+def write_npz(path, embedded, name, member, compression):
+    """The file of embeddings with another member in the place of one."""
+    npz, _ = embeddings.save(path.parent / "right", embedded)
+    with zipfile.ZipFile(npz) as right, zipfile.ZipFile(path, "w", compression) as wrong:
+        for other in right.namelist():
+            wrong.writestr(other, member if other == f"{name}.npy" else right.read(other))
+
+
+@pytest.mark.parametrize("name", ["embeddings", "identities", "cameras", "format"])
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(embedded, tmp_path, name):
+    path, size = tmp_path / "bomb.npz", 200_000_000
+    write_npz(path, embedded, name, npy_header((size,), "|u1") + bytes(size), zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"^{path}: holds .*, not the embeddings"):
+            embeddings.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<U1000000", "|V0"])
+@pytest.mark.parametrize("name", ["embeddings", "identities", "cameras", "format"])
+def test_a_header_that_claims_too_much_is_refused(embedded, tmp_path, name, dtype):
+    path = tmp_path / "claim.npz"
+    write_npz(path, embedded, name, npy_header((10**14, 5), dtype) + bytes(100), zipfile.ZIP_STORED)
+    with pytest.raises(ValueError, match=rf"^{path}: ") as error:
+        embeddings.load(path)
+    assert len(str(error.value)) < 600
 
 
 @settings(

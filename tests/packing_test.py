@@ -1,15 +1,26 @@
 """Packing: sources that change, damaged records, full disks and processes side by side."""
 
+import contextlib
 import os
 import resource
 import shutil
 
+import h5py
 import hitsz_files
+import numpy as np
 import pytest
 import simplejpeg
 import video_files
 
-from data_pipelines import folder, hitsz_vcm, loader, packing, records
+from data_pipelines import (
+    folder,
+    hitsz_vcm,
+    loader,
+    packing,
+    records,
+    skeleton_files,
+    synthetic_vcm,
+)
 
 TRAINING = {
     "clip_length": 4,
@@ -70,15 +81,78 @@ def test_finished_shards_of_changed_pictures_are_packed_anew(root, tmp_path, mon
     assert records.open_records(packed, "train")[4]["frames"][2] == black
 
 
-def test_a_full_disk_is_an_error_that_names_the_file(root, tmp_path):
+@contextlib.contextmanager
+def files_up_to(size):
+    """To a writer of larger files it is as good as a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        with pytest.raises(OSError, match=r"hitsz_vcm-train\S*\.partial: cannot be written \(.+\)"):
-            hitsz_vcm.prepare(root, tmp_path / "data")
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        (50, r"\[Errno 27\] .*\.2\.0\.0\.packing/fingerprint\.json'$"),
+        (100_000, r"hitsz_vcm-train\S*\.partial: cannot be written \(.+\)"),
+    ],
+)
+def test_a_full_disk_is_an_error_that_names_the_file(root, tmp_path, size, name):
+    with files_up_to(size), pytest.raises(OSError, match=name):
+        hitsz_vcm.prepare(root, tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [(1000, r"/incomplete\S*2\.0\.0/?'$"), (4500, r"incomplete\S*/origin\.json'$")],
+)
+def test_a_disk_that_is_full_after_the_records(root, tmp_path, monkeypatch, size, name):
+    monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 1)  # makes the last file a large one
+    write = packing._LocalDatasetInfo.write_to_directory
+
+    def write_little(*args, **kwargs):
+        with files_up_to(size):
+            write(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing._LocalDatasetInfo, "write_to_directory", write_little)
+        with pytest.raises(OSError, match=rf"\[Errno 27\] .*{name}"):
+            hitsz_vcm.prepare(root, tmp_path / "data")
+    assert not (tmp_path / "data/hitsz_vcm/2.0.0").exists()
+    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    assert os.listdir(packed.parent) == ["2.0.0"]
+
+
+def test_a_disk_that_is_full_already_is_named(root, tmp_path, monkeypatch):
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(OSError, match=r"No space left on device: '\S*/\.2\.0\.0\.packing'"):
+        hitsz_vcm.prepare(root, tmp_path / "data")
+
+
+def test_skeletons_on_a_full_disk_are_an_error(tmp_path):
+    """HDF5 fails as it closes the file, and can crash the process."""
+    path = tmp_path / "skeletons.h5"
+    with (
+        files_up_to(5000),
+        pytest.raises(OSError, match=rf"\[Errno 27\] .*: '{path}'"),
+        skeleton_files.new_hdf5(path) as file,
+    ):
+        for number in range(100):
+            file[f"1/ir/D1/{number}"] = np.ones((17, 3))
+    with skeleton_files.new_hdf5(path) as file:
+        file["1/ir/D1/7"] = np.full((17, 3), 5.0)
+    with h5py.File(path) as file:
+        assert (file["1/ir/D1/7"][()] == 5).all()
+
+
+def test_drawing_on_a_full_disk_is_an_error(tmp_path):
+    with files_up_to(3000), pytest.raises(OSError, match=r"\[Errno 27\] .*: '\S*/drawn'"):
+        synthetic_vcm.generate(tmp_path / "drawn", size="tiny", processes=1)
+    assert not list(tmp_path.iterdir())
 
 
 def shard_of(packed):
@@ -95,24 +169,12 @@ def test_a_shard_of_another_size_is_not_taken_for_packed(root, tmp_path):
     shard.unlink()
     with pytest.raises(ValueError, match=rf"{shard}: .*has 0 of {size} bytes; remove"):
         hitsz_vcm.prepare(root, tmp_path / "data")
-    (packed / "origin.json").write_text('{"files": 3}')
-    with pytest.raises(ValueError, match=r"origin.json: does not list the records"):
-        hitsz_vcm.prepare(root, tmp_path / "data")
 
 
-def cut(content):
-    return content[: len(content) // 2]
-
-
-def flip(content):
-    return bytes(byte ^ 255 for byte in content)
-
-
-@pytest.mark.parametrize("damage", [cut, flip, lambda content: b""], ids=["cut", "flip", "empty"])
-def test_damaged_records_name_the_dataset(root, tmp_path, damage):
+def test_damaged_records_name_the_dataset(root, tmp_path):
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
     shard = shard_of(packed)
-    shard.write_bytes(damage(shard.read_bytes()))
+    shard.write_bytes(bytes(byte ^ 255 for byte in shard.read_bytes()))
     message = rf"{packed}: record [0-9]+ cannot be read, its file is damaged"
     with pytest.raises(ValueError, match=message):
         list(records.open_records(packed, "train"))

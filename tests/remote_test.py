@@ -14,7 +14,7 @@ import safetensors.numpy
 import tiny
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data_pipelines import files, records, remote
+from data_pipelines import files, origin, records, remote
 from star_jax import checkpoint, run_files, train, weights
 from star_jax.evaluation import embed
 from star_jax.metrics import MetricsWriter
@@ -67,6 +67,13 @@ def stored(packed, bucket):
     for path in packed.iterdir():
         files.write_file(f"{ADDRESS}/{path.name}", path.read_bytes())
     return remote.locate(ADDRESS)
+
+
+def change_origin(stored, **changes):
+    """Changes what origin.json says, and its checksum with it."""
+    content = json.loads((stored / "origin.json").read_bytes()) | changes
+    content.pop("checksum")
+    files.write_json(stored / "origin.json", origin.sealed(content))
 
 
 def shards(folder):
@@ -238,8 +245,7 @@ def test_a_copy_is_used_again_until_the_dataset_changes(packed, stored):
     assert remote.local_copy(ADDRESS) == copy
     assert not any("array_record" in name for name in Bucket.reads)
     remote.local_copy.cache_clear()
-    origin = json.loads((packed / "origin.json").read_bytes()) | {"packed": "later"}
-    files.write_json(stored / "origin.json", origin)
+    change_origin(stored, packed="later")
     assert remote.local_copy(ADDRESS) != copy
     assert copy.is_dir()
 
@@ -273,19 +279,43 @@ def test_missing_records_are_named(packed, stored):
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "/etc/x", "..", ".lock", "", "origin.json", "é"])
 def test_names_that_lead_out_of_the_folder_are_refused(stored, tmp_path, name):
-    origin = json.loads((stored / "origin.json").read_bytes())
-    origin["files"][name] = {"bytes": 1, "sha256": "0"}
-    files.write_json(stored / "origin.json", origin)
+    change_origin(stored, files={name: {"bytes": 1, "sha256": "0"}})
     with pytest.raises(ValueError, match=re.escape(f"{name!r} is no name")):
         remote.local_copy(ADDRESS)
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("origin", [b"", b"[]", b"{}", b'{"files": [1]}', b'{"files": {"a": 1}}'])
-def test_an_origin_that_lists_nothing_is_named(stored, origin):
-    files.write_file(stored / "origin.json", origin)
-    with pytest.raises(ValueError, match=f"{ADDRESS}/origin.json: does not list the records"):
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"checksum": ""}'])
+def test_a_damaged_origin_is_named(stored, content):
+    files.write_file(stored / "origin.json", content)
+    with pytest.raises(ValueError, match=f"^{ADDRESS}/origin.json: .*pack the dataset again"):
         remote.local_copy(ADDRESS)
+
+
+@pytest.mark.parametrize("listed", [None, [1], {"a": 1}])
+def test_an_origin_that_lists_nothing_is_named(stored, listed):
+    change_origin(stored, files=listed)
+    with pytest.raises(ValueError, match=f"^{ADDRESS}/origin.json: does not list the files"):
+        remote.local_copy(ADDRESS)
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "features.json", "dataset_info.json"])
+def test_a_changed_file_is_not_copied(packed, stored, name):
+    content = (packed / name).read_bytes()
+    files.write_file(stored / name, content.replace(b"2", b"3", 1))
+    with pytest.raises(ValueError, match=f"^{ADDRESS}/{name}: .* checksum of origin.json"):
+        records.open_index(ADDRESS, "train")
+
+
+def test_a_damaged_copy_is_named(packed, stored):
+    copy = remote.local_copy(ADDRESS)
+    (copy / "metadata.json").write_bytes(b"{}")
+    with pytest.raises(ValueError, match=rf"^{copy}/metadata\.json: .*; remove {copy}, a copy"):
+        records.open_index(ADDRESS, "train")
+
+
+def test_a_dataset_has_the_fingerprint_of_its_copies(packed, stored):
+    assert records.fingerprint(ADDRESS) == records.fingerprint(packed)
 
 
 def test_an_address_without_a_dataset_is_named():

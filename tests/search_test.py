@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines import folder
+from data_pipelines import folder, records, remote
 from star_jax.evaluation import match_sheet, search
 from star_jax.evaluation.embeddings import Embeddings
 
 
-def embeddings(n, *, seed=0, width=8, dataset_dir="/data/a", **changes):
+def embeddings(n, *, seed=0, width=8, dataset="a", **changes):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(n, width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -29,7 +29,8 @@ def embeddings(n, *, seed=0, width=8, dataset_dir="/data/a", **changes):
         rows=np.arange(1, n + 1, dtype=np.int32),
         num_frames=np.full(n, 12, np.int32),
         first_frames=np.array([f"{name}/{i}/1.jpg" for i, name in enumerate(identities)]),
-        dataset_dir=dataset_dir,
+        dataset_dir=f"/data/{dataset}",
+        dataset_fingerprint=dataset,
         split="test",
         step=3,
         config_hash="abc",
@@ -53,7 +54,7 @@ def test_finds_what_trying_all_finds(
     sizes, same, query_modality, gallery_modality, top, max_queries
 ):
     query = embeddings(sizes[0])
-    gallery = query if same else embeddings(sizes[1], seed=1, dataset_dir="/data/b")
+    gallery = query if same else embeddings(sizes[1], seed=1, dataset="b")
     results = search.search(
         query,
         gallery,
@@ -81,9 +82,16 @@ def test_finds_what_trying_all_finds(
             assert match.same == (None if "unknown" in names else names[0] == names[1])
 
 
+def test_a_tracklet_does_not_find_itself_in_a_copy_of_its_dataset():
+    query, copy = embeddings(4), embeddings(4, dataset_dir="/elsewhere")
+    for result in search.search(query, copy):
+        assert len(result.matches) == 3
+        assert result.query not in [match.position for match in result.matches]
+
+
 def test_a_tracklet_finds_its_like_in_another_dataset_or_split():
     query = embeddings(4)
-    for other in (embeddings(4, dataset_dir="/data/b"), embeddings(4, split="train")):
+    for other in (embeddings(4, dataset="b"), embeddings(4, split="train")):
         (result,) = search.search(query, other, top=1, max_queries=1)
         assert result.matches[0].position == 0
 
@@ -153,6 +161,7 @@ def shown(tmp_path):
         identities=np.array(index),
         first_frames=np.array(frames),
         dataset_dir=str(packed),
+        dataset_fingerprint=records.fingerprint(packed),
     )
 
 
@@ -199,10 +208,41 @@ def test_the_picture_has_an_end(capsys):
 def test_without_the_dataset_there_are_placeholders(shown):
     for gone in (
         dataclasses.replace(shown, dataset_dir="/nowhere"),
-        dataclasses.replace(shown, rows=shown.rows[::-1]),
+        dataclasses.replace(shown, dataset_fingerprint="of another"),
+        dataclasses.replace(shown, split="train"),
+        dataclasses.replace(shown, dataset_dir="gs://bucket/data"),
+        dataclasses.replace(shown, dataset_dir="s3://bucket/data"),
     ):
         told = []
         pixels, page = sheets(gone, told)
         assert len(told) == 1 and told[0].startswith("no pictures: ")
         assert share(pixels, video_files.COLOURS[0]) < 0.01
         assert page.count("no picture") == 9 and "data:image" not in page
+
+
+def test_pictures_are_of_the_dataset_that_was_embedded(shown, tmp_path):
+    """The same identities and rows, but another picture."""
+    source = tmp_path / "other"
+    for identity in shown.identities:
+        path = source / str(identity) / "visible/1/\x1b[2Jwalk" / "1.jpg"
+        video_files.write_image(path, np.full((40, 24, 3), 90, np.uint8))
+    other = folder.prepare(source, tmp_path / "other_data", without_skeletons=True)
+    index = records.open_index(other, "test")
+    assert index.identities.tolist() == shown.identities.tolist()
+    told = []
+    pictures = match_sheet.thumbnails(
+        dataclasses.replace(shown, dataset_dir=str(other)), told.append
+    )
+    assert pictures(0) is None
+    assert told == [f"no pictures: {other}: not the dataset that was embedded"]
+
+
+def test_an_address_that_a_file_names_is_not_followed(shown, monkeypatch):
+    asked = []
+    monkeypatch.setattr(remote, "local_copy", asked.append)
+    monkeypatch.setattr(remote, "locate", asked.append)
+    told = []
+    elsewhere = dataclasses.replace(shown, dataset_dir="gs://bucket/\x1b[2J/data")
+    assert match_sheet.thumbnails(elsewhere, told.append)(0) is None
+    assert not asked
+    assert told[0].startswith("no pictures: gs://bucket/?[2J/data: an address")

@@ -284,6 +284,7 @@ def embed_dataset(
         num_frames=index.num_frames,
         first_frames=np.array([records[i]["frame_ids"][0] for i in range(len(index.rows))]),
         dataset_dir=config.data.dir,
+        dataset_fingerprint=fingerprint(config.data.dir),
         split=split,
         step=network.step,
         config_hash=config_hash(network.config),

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import zipfile
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.files import write_file
 from data_pipelines.schema import MODALITIES
 
-_FORMAT = "star_jax embeddings 1"
+_FORMAT = "star_jax embeddings 2"
 _COLUMNS = ("identities", "cameras", "modalities", "rows", "num_frames", "first_frames")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how cells begin that spreadsheets compute
 _HEADER = ("identity", "camera", "modality", "row", "frames", "first_frame")
@@ -31,6 +32,7 @@ class Embeddings:
       num_frames: int32[n].
       first_frames: str[n], the first frame's path below the source's root.
       dataset_dir: the packed dataset, an absolute path.
+      dataset_fingerprint: tells it from others, `records.fingerprint`.
       split: of the dataset.
       step: of the checkpoint.
       config_hash: SHA-256 of the checkpoint's config.
@@ -44,13 +46,17 @@ class Embeddings:
     num_frames: np.ndarray
     first_frames: np.ndarray
     dataset_dir: str
+    dataset_fingerprint: str
     split: str
     step: int
     config_hash: str
 
 
 _FIELDS = dataclasses.fields(Embeddings)
-_TEXTS = ("identities", "modalities", "first_frames", "dataset_dir", "split", "config_hash")
+_TEXTS = (
+    *("identities", "modalities", "first_frames"),
+    *("dataset_dir", "dataset_fingerprint", "split", "config_hash"),
+)
 
 
 def save(output: str | os.PathLike[str], embeddings: Embeddings) -> tuple[pathlib.Path, ...]:
@@ -78,16 +84,23 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; make it with launch/embed.py")
+    expected = {"format", *(field.name for field in _FIELDS)}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            fields = {name: file[name] for name in file.files}
+        with zipfile.ZipFile(path) as archive:
+            names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
+            unpacked = sum(member.file_size for member in archive.infolist())
+        fields = {}
+        # `save` does not compress: what unpacks to more than the file holds could fill the memory.
+        if sorted(names) == sorted(expected) and unpacked <= os.path.getsize(path):
+            with np.load(path, allow_pickle=False) as file:
+                fields = {name: file[name] for name in expected}
     except Exception as error:  # a broken archive makes zipfile and NumPy raise of many kinds
         raise InputError(f"{path}: no readable .npz of embeddings ({error})") from error
-    expected = {"format", *(field.name for field in _FIELDS)}
-    if fields.keys() != expected or str(fields.pop("format")) != _FORMAT:
+    if not fields or str(fields.pop("format")) != _FORMAT:
+        held = ascii(", ".join(sorted(names)))[1:300].rstrip("'") or "nothing"
         raise InputError(
-            f"{path}: holds {', '.join(sorted(fields)) or 'nothing'}, not the embeddings that this "
-            "version of launch/embed.py writes; make the file anew"
+            f"{path}: holds {held} ({unpacked} bytes), not the embeddings that this version of "
+            "launch/embed.py writes; make the file anew"
         )
     _check(path, fields)
     return Embeddings(

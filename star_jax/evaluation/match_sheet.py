@@ -14,9 +14,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines.errors import InputError
+from data_pipelines import remote
+from data_pipelines.errors import InputError, UserError
 from data_pipelines.progress import with_progress
-from data_pipelines.records import open_index, open_records
+from data_pipelines.records import fingerprint, open_records
 from data_pipelines.terminal import printable
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.search import Match, Result, facts_of
@@ -55,16 +56,22 @@ def thumbnails(embeddings: Embeddings, tell: Callable[[str], None]) -> Thumbnail
     """Returns a function that gives the middle frame of a tracklet, fitted into a small box.
 
     If the packed dataset is gone or is another one by now, `tell` is told why, and the function
-    gives None.
+    gives None. A dataset at an address is not asked for: embeddings may come from somebody else.
     """
+    dataset_dir = embeddings.dataset_dir
     try:
-        index = open_index(embeddings.dataset_dir, embeddings.split)
-        columns = (index.identities, embeddings.identities), (index.rows, embeddings.rows)
-        if not all(np.array_equal(now, then) for now, then in columns):
-            raise InputError(f"{embeddings.dataset_dir}: not the dataset that was embedded")
-        records = open_records(embeddings.dataset_dir, embeddings.split)
-    except (OSError, ValueError) as error:
-        tell(f"no pictures: {error}")
+        if remote.is_remote(dataset_dir):
+            raise InputError(
+                f"{dataset_dir}: an address that a file names is not followed; embed a local copy "
+                "of the dataset"
+            )
+        if fingerprint(dataset_dir) != embeddings.dataset_fingerprint:
+            raise InputError(f"{dataset_dir}: not the dataset that was embedded")
+        records = open_records(dataset_dir, embeddings.split)
+        if len(records) != len(embeddings.rows):
+            raise InputError(f"{dataset_dir}: not the split that was embedded")
+    except (OSError, UserError) as error:
+        tell(f"no pictures: {printable(str(error))}")
         return lambda position: None
 
     def thumbnail(position: int) -> Image.Image:

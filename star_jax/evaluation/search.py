@@ -67,7 +67,10 @@ def search(
     queries = _of_modality(query, query_modality, "queries")[:max_queries]
     candidates = _of_modality(gallery, gallery_modality, "gallery")
     scores = query.embeddings[queries] @ gallery.embeddings[candidates].T
-    same_split = (query.dataset_dir, query.split) == (gallery.dataset_dir, gallery.split)
+    same_split = (query.dataset_fingerprint, query.split) == (
+        gallery.dataset_fingerprint,
+        gallery.split,
+    )
     results = []
     for position, row in zip(queries.tolist(), scores, strict=True):
         matches: list[Match] = []
