@@ -1,12 +1,14 @@
 """What all commands share: errors that a user can fix are one line, not a traceback."""
 
 import logging
+import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -40,6 +42,9 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
 
     absl_logging.set_verbosity(absl_logging.WARNING)  # the libraries' news are not the user's
     logging.getLogger("star_jax").setLevel(logging.INFO)
+    absl_logging.get_absl_handler().addFilter(is_for_the_user)
+    threading.excepthook = report_thread
+    sys.unraisablehook = report_unraisable
     app.run(guarded, flags_parser=parse_flags)
 
 
@@ -55,7 +60,32 @@ def parse_flags(arguments: list[str]) -> list[str]:
         fail(f"{given}: the config has no key {name!r}; see the file of --config", 2)
 
 
+def is_for_the_user(record: logging.LogRecord) -> bool:
+    """Leaves out what Orbax and asyncio log of a failure, which is raised as well."""
+    library = record.name == "asyncio" or f"{os.sep}orbax{os.sep}" in record.pathname
+    return not library or record.levelno < logging.ERROR or absl_logging.level_debug()
+
+
+def report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Prints what a thread could not write or read as one line; of other errors the traceback."""
+    if isinstance(failure.exc_value, OSError) and failure.thread is not None:
+        name, error = failure.thread.name, failure.exc_value
+        print(f"warning: {name}: {printable(str(error))}", file=sys.stderr)
+    else:
+        threading.__excepthook__(failure)
+
+
+def report_unraisable(failure: Any) -> None:
+    """Leaves out what TensorStore says to a loop that Orbax has closed after a failure."""
+    if str(failure.exc_value) != "Event loop is closed" or absl_logging.level_debug():
+        sys.__unraisablehook__(failure)
+
+
 def fail(message: str, code: int) -> NoReturn:
-    """Ends the command with a message."""
+    """Ends the command with a message, and without those of threads that it leaves behind."""
     print(f"error: {printable(message)}", file=sys.stderr)
+    if not absl_logging.level_debug():
+        logging.disable()
+        threading.excepthook = lambda _: None
+        sys.unraisablehook = lambda _: None
     sys.exit(code)

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -61,13 +62,18 @@ class Manifest:
     orbax: str = ocp.__version__
 
 
-def open_manager(workdir: str | os.PathLike[str], keep: int | None) -> ocp.CheckpointManager:
-    """Returns the manager of `<workdir>/checkpoints`; it keeps the last `keep` (None: all of them).
+@contextlib.contextmanager
+def open_manager(
+    workdir: str | os.PathLike[str], keep: int | None
+) -> Iterator[ocp.CheckpointManager]:
+    """Opens the manager of `<workdir>/checkpoints`; it keeps the last `keep` (None: all of them).
 
-    Saves go on behind the run. Use it as a context manager, so that a save under way ends before
-    the process does.
+    Saves go on behind the run; at the end of the `with` block the last one is waited for.
+
+    Raises:
+      OSError: the last checkpoint could not be saved.
     """
-    return ocp.CheckpointManager(
+    manager = ocp.CheckpointManager(
         remote.absolute(workdir) / "checkpoints",
         options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         item_handlers={
@@ -76,6 +82,14 @@ def open_manager(workdir: str | os.PathLike[str], keep: int | None) -> ocp.Check
             "manifest": ocp.JsonCheckpointHandler(),
         },
     )
+    try:
+        yield manager
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is worth more
+            manager.close()
+        raise
+    with _naming_the_failure(manager):
+        manager.close()
 
 
 def save(
@@ -96,12 +110,14 @@ def save(
     step = int(state.step)
     if step in manager.all_steps():
         return
+    finish(manager)  # Orbax would wait for it as well
     items = {"variables": state.variables, "optimizer": state.opt_state}
     if (path := find_not_finite(items)) is not None:
         raise DivergedError(
             f"step {step}: {path} is not finite, so that step is not saved; the checkpoint before "
             "is good. Lower config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
         )
+    _require_space(manager, sum(array.nbytes for array in jax.tree.leaves(items)))
     manifest = Manifest(dict(config), dataset, _structure(items), checksums(items))
     with _naming_the_failure(manager):
         manager.save(
@@ -111,6 +127,19 @@ def save(
                 optimizer=ocp.args.StandardSave(state.opt_state),
                 manifest=ocp.args.JsonSave(_sealed(manifest)),
             ),
+        )
+
+
+def _require_space(manager: ocp.CheckpointManager, num_bytes: int) -> None:
+    """Raises an OSError if a checkpoint will not fit, which spares a half-written one."""
+    if remote.is_remote(manager.directory):
+        return
+    free = shutil.disk_usage(manager.directory).free
+    if free < num_bytes:
+        raise OSError(
+            f"{manager.directory}: a checkpoint could not be written: it needs "
+            f"{num_bytes / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free. Those before it are "
+            "whole; free some space, and the same command continues from the last of them"
         )
 
 

@@ -1,5 +1,6 @@
 """Where a run's numbers go: a file of JSON lines, TensorBoard, and the terminal."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import write_file
+from data_pipelines.files import naming_failures, write_file
 from data_pipelines.remote import is_remote, locate
 
 
@@ -39,6 +40,7 @@ class MetricsWriter:
 
     Raises:
       ValueError: metrics.jsonl holds a line, other than a half-written last one, that is no row.
+      OSError: naming a file that cannot be written, for instance as the disk is full.
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class MetricsWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._address and path.exists():
             path.copy(self._folder / path.name)
-        self._file = (self._folder / path.name).open("a", encoding="utf-8")
+        self._path = self._folder / path.name
+        self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(
             str(self._folder / "tensorboard"),
             purge_step=None if resume_step is None else resume_step + 1,
@@ -76,8 +79,9 @@ class MetricsWriter:
         if "step" in metrics:
             raise ValueError('a metric may not be called "step", the name of the row\'s step')
         row = {name: _as_float(name, value) for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": int(step), **row}) + "\n")
-        self._file.flush()
+        with naming_failures(self._path):
+            self._file.write(json.dumps({"step": int(step), **row}) + "\n")
+            self._file.flush()
         for name, value in row.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -95,8 +99,10 @@ class MetricsWriter:
     def close(self) -> None:
         """Closes the files."""
         if self._enabled:
-            self._file.close()
-            self._tensorboard.close()
+            with naming_failures(self._path):
+                self._file.close()
+            with naming_failures(self._folder / "tensorboard"):
+                self._tensorboard.close()
             self.upload()
             if self._address:
                 shutil.rmtree(self._folder)
@@ -104,8 +110,10 @@ class MetricsWriter:
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # What ended the run is worth more than that its last rows could not be written.
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self.close()
 
 
 def _as_float(name: str, value: Any) -> float:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -307,10 +308,24 @@ def test_a_full_disk_is_one_line_and_spares_the_checkpoints(dataset, tmp_path):
     assert result.returncode == 1, result.stderr
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "a checkpoint could not be written" in error
+    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) < 10, result.stderr
     assert [p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal()] == ["9"]
     assert content(workdir / "checkpoints" / "9" / "variables").read_bytes() == before
     train.train(tiny.config(dataset), workdir)
     assert rows(workdir)[-1]["step"] == 12
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_not_begun(state, tmp_path, monkeypatch):
+    size = sum(x.nbytes for x in jax.tree.leaves((state.variables, state.opt_state)))
+    with checkpoint.open_manager(tmp_path, None) as manager:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=size - 1))
+            with pytest.raises(OSError, match=r"could not be written: it needs"):
+                checkpoint.save(manager, state, {}, "")
+        assert not list((tmp_path / "checkpoints").iterdir())
+        checkpoint.save(manager, state, {}, "")
+        checkpoint.finish(manager)
+        assert manager.all_steps() == [0]
 
 
 def test_an_unwritable_workdir_is_named(dataset, tmp_path):
