@@ -329,10 +329,13 @@ def _record(
 
 def _serialized(record: schema.Record) -> bytes:
     """Returns a record as TFDS stores it, in the same bytes each time: their checksums count."""
-    features = records.features()
-    serializer = ExampleSerializer(features.get_serialized_info())
-    example = serializer.get_tf_example(features.encode_example(record))
+    example = _serializer().get_tf_example(records.features().encode_example(record))
     return example.SerializeToString(deterministic=True)
+
+
+@functools.cache
+def _serializer() -> ExampleSerializer:
+    return ExampleSerializer(records.features().get_serialized_info())
 
 
 def _columns(tracklet: schema.Tracklet, record: schema.Record) -> dict[str, Any]:
