@@ -4,6 +4,7 @@ What is written may be at an address (`remote`), what is read of others may not.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -76,14 +77,15 @@ def hold(file: IO[Any], refusal: str) -> None:
 
 
 @contextlib.contextmanager
-def naming_failures(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Names the path in an OSError that names none, as that of a full disk does."""
+def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the path where an OSError says that a disk is full, which it does without one."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is not None or not full:
             raise
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        raise OSError(f"{os.fspath(path)}: cannot be written ({error.strerror})") from error
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
@@ -95,7 +97,7 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with naming_failures(path), open(partial, "wb") as file:
+    with naming_full_disk(path), open(partial, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import contextlib
 import datetime
-import errno
 import functools
 import hashlib
 import itertools
@@ -30,7 +29,7 @@ from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import origin, records, schema
 from data_pipelines.errors import InputError
-from data_pipelines.files import hold, naming_failures, write_json
+from data_pipelines.files import hold, naming_full_disk, write_json
 from data_pipelines.progress import with_progress
 
 TRACKLETS_PER_SHARD = 512
@@ -48,7 +47,7 @@ class _LocalDatasetInfo(tfds.core.DatasetInfo):
 
     def write_to_directory(self, dataset_info_dir: Any, all_metadata: bool = True) -> None:
         """Writes TFDS' files and their checksums, right before TFDS renames the folder."""
-        with naming_failures(dataset_info_dir):
+        with naming_full_disk(dataset_info_dir):
             super().write_to_directory(dataset_info_dir, all_metadata)
         self._write_origin(pathlib.Path(dataset_info_dir))
 
@@ -451,7 +450,7 @@ def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:
         # After our part it writes its metadata and renames the folder, so the claim goes on.
         with _claimed(builder.staging, source), tempfile.TemporaryDirectory() as downloads:
             if not shutil.disk_usage(builder.staging).free:  # TFDS checks it, but names no path
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(builder.staging))
+                raise OSError(f"{builder.staging}: cannot be written, the disk is full")
             builder.download_and_prepare(
                 download_dir=downloads,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
