@@ -24,7 +24,7 @@ from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import pose, schema
 from data_pipelines.errors import InputError
-from data_pipelines.files import hold, naming_failures, require_regular
+from data_pipelines.files import hold, naming_full_disk, require_regular
 from data_pipelines.progress import with_progress
 from data_pipelines.skeleton_files import new_hdf5
 
@@ -82,7 +82,7 @@ def extract(
         return len(frames)
     output.parent.mkdir(parents=True, exist_ok=True)
     journal_path = output.with_name(f"{output.name}.partial")
-    with naming_failures(journal_path), open(journal_path, "a+b") as journal:
+    with naming_full_disk(journal_path), open(journal_path, "a+b") as journal:
         done = _take_up(journal, journal_path, origin)
         _estimate(model, source, _remaining(tracklets, done), journal, num_workers)
         _write_hdf5(journal, output, origin)

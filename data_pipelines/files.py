@@ -4,6 +4,7 @@ What is written may be at an address (`remote`), what is read of others may not.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -95,14 +96,15 @@ def hold(file: IO[Any], refusal: str) -> None:
 
 
 @contextlib.contextmanager
-def naming_failures(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Names the path in an OSError that names none, as that of a full disk does."""
+def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the path where an OSError says that a disk is full, which it does without one."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is not None or not full:
             raise
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        raise OSError(f"{os.fspath(path)}: cannot be written ({error.strerror})") from error
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
@@ -121,15 +123,13 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # each writer its own
     try:
-        with open(partial, "xb") as file:
+        with naming_full_disk(path), open(partial, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException as error:
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
         raise
 
 

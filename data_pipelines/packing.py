@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import contextlib
 import datetime
-import errno
 import functools
 import hashlib
 import itertools
@@ -30,7 +29,7 @@ from data_pipelines import frames as frames_lib
 from data_pipelines import keypoints as keypoints_lib
 from data_pipelines import origin, records, schema
 from data_pipelines.errors import InputError
-from data_pipelines.files import hold, naming_failures, write_json
+from data_pipelines.files import hold, naming_full_disk, write_json
 from data_pipelines.progress import with_progress
 from data_pipelines.terminal import printable
 
@@ -49,7 +48,7 @@ class _LocalDatasetInfo(tfds.core.DatasetInfo):
 
     def write_to_directory(self, dataset_info_dir: Any, all_metadata: bool = True) -> None:
         """Writes TFDS' files and their checksums, right before TFDS renames the folder."""
-        with naming_failures(dataset_info_dir):
+        with naming_full_disk(dataset_info_dir):
             super().write_to_directory(dataset_info_dir, all_metadata)
         self._write_origin(pathlib.Path(dataset_info_dir))
 
@@ -330,10 +329,13 @@ def _record(
 
 def _serialized(record: schema.Record) -> bytes:
     """Returns a record as TFDS stores it, in the same bytes each time: their checksums count."""
-    features = records.features()
-    serializer = ExampleSerializer(features.get_serialized_info())
-    example = serializer.get_tf_example(features.encode_example(record))
+    example = _serializer().get_tf_example(records.features().encode_example(record))
     return example.SerializeToString(deterministic=True)
+
+
+@functools.cache
+def _serializer() -> ExampleSerializer:
+    return ExampleSerializer(records.features().get_serialized_info())
 
 
 def _columns(tracklet: schema.Tracklet, record: schema.Record) -> dict[str, Any]:
@@ -449,7 +451,7 @@ def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:
         # After our part it writes its metadata and renames the folder, so the claim goes on.
         with _claimed(builder.staging, source), tempfile.TemporaryDirectory() as downloads:
             if not shutil.disk_usage(builder.staging).free:  # TFDS checks it, but names no path
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(builder.staging))
+                raise OSError(f"{builder.staging}: cannot be written, the disk is full")
             builder.download_and_prepare(
                 download_dir=downloads,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),

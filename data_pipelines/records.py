@@ -30,6 +30,7 @@ _DTYPES = {"identities": str, "queries": bool, "galleries": bool}  # of an index
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
+@functools.cache
 def features() -> tfds.features.FeaturesDict:
     """Returns the TFDS description of `schema.Record`."""
     return tfds.features.FeaturesDict(

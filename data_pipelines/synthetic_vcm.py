@@ -24,7 +24,7 @@ import simplejpeg
 
 from data_pipelines import drawing, people, pixels, scenes
 from data_pipelines.errors import InputError
-from data_pipelines.files import naming_failures
+from data_pipelines.files import naming_full_disk
 from data_pipelines.progress import with_progress
 from data_pipelines.schema import NUM_JOINTS
 from data_pipelines.skeleton_files import new_hdf5
@@ -261,7 +261,7 @@ def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.P
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     with (
-        naming_failures(root),
+        naming_full_disk(root),
         tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.partial-") as partial,
     ):
         drawn = pathlib.Path(partial) / "drawn"

@@ -19,7 +19,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import naming_failures, write_file
+from data_pipelines.files import naming_full_disk, write_file
 from data_pipelines.remote import is_remote, locate
 
 
@@ -79,7 +79,7 @@ class MetricsWriter:
         if "step" in metrics:
             raise ValueError('a metric may not be called "step", the name of the row\'s step')
         row = {name: _as_float(name, value) for name, value in metrics.items()}
-        with naming_failures(self._path):
+        with naming_full_disk(self._path):
             self._file.write(json.dumps({"step": int(step), **row}) + "\n")
             self._file.flush()
         for name, value in row.items():
@@ -99,9 +99,9 @@ class MetricsWriter:
     def close(self) -> None:
         """Closes the files."""
         if self._enabled:
-            with naming_failures(self._path):
+            with naming_full_disk(self._path):
                 self._file.close()
-            with naming_failures(self._folder / "tensorboard"):
+            with naming_full_disk(self._folder / "tensorboard"):
                 self._tensorboard.close()
             self.upload()
             if self._address:

@@ -95,7 +95,7 @@ def files_up_to(size):
 @pytest.mark.parametrize(
     ("size", "name"),
     [
-        (50, r"\[Errno 27\] .*\.2\.0\.0\.packing/fingerprint\.json'$"),
+        (50, r"\.2\.0\.0\.packing/fingerprint\.json: cannot be written \(.+\)$"),
         (100_000, r"hitsz_vcm-train\S*\.partial: cannot be written \(.+\)"),
     ],
 )
@@ -107,7 +107,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(root, tmp_path, size, name)
 
 @pytest.mark.parametrize(
     ("size", "name"),
-    [(1000, r"/incomplete\S*2\.0\.0/?'$"), (4500, r"incomplete\S*/origin\.json'$")],
+    [(1000, r"/incomplete\S*2\.0\.0/?"), (4500, r"incomplete\S*/origin\.json")],
 )
 def test_a_disk_that_is_full_after_the_records(root, tmp_path, monkeypatch, size, name):
     monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 1)  # makes the last file a large one
@@ -119,7 +119,7 @@ def test_a_disk_that_is_full_after_the_records(root, tmp_path, monkeypatch, size
 
     with monkeypatch.context() as patch:
         patch.setattr(packing._LocalDatasetInfo, "write_to_directory", write_little)
-        with pytest.raises(OSError, match=rf"\[Errno 27\] .*{name}"):
+        with pytest.raises(OSError, match=rf"{name}: cannot be written \(.+\)$"):
             hitsz_vcm.prepare(root, tmp_path / "data")
     assert not (tmp_path / "data/hitsz_vcm/2.0.0").exists()
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
@@ -129,7 +129,7 @@ def test_a_disk_that_is_full_after_the_records(root, tmp_path, monkeypatch, size
 def test_a_disk_that_is_full_already_is_named(root, tmp_path, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(OSError, match=r"No space left on device: '\S*/\.2\.0\.0\.packing'"):
+    with pytest.raises(OSError, match=r"/\.2\.0\.0\.packing: cannot be written, the disk is full"):
         hitsz_vcm.prepare(root, tmp_path / "data")
 
 
@@ -138,7 +138,7 @@ def test_skeletons_on_a_full_disk_are_an_error(tmp_path):
     path = tmp_path / "skeletons.h5"
     with (
         files_up_to(5000),
-        pytest.raises(OSError, match=rf"\[Errno 27\] .*: '{path}'"),
+        pytest.raises(OSError, match=rf"^{path}: cannot be written \(.+\)$"),
         skeleton_files.new_hdf5(path) as file,
     ):
         for number in range(100):
@@ -150,7 +150,7 @@ def test_skeletons_on_a_full_disk_are_an_error(tmp_path):
 
 
 def test_drawing_on_a_full_disk_is_an_error(tmp_path):
-    with files_up_to(3000), pytest.raises(OSError, match=r"\[Errno 27\] .*: '\S*/drawn'"):
+    with files_up_to(3000), pytest.raises(OSError, match=r"/drawn: cannot be written \(.+\)$"):
         synthetic_vcm.generate(tmp_path / "drawn", size="tiny", processes=1)
     assert not list(tmp_path.iterdir())
 
