@@ -4,10 +4,9 @@ Command:
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/star_hitsz_vcm \
     --config.data.dir=data/hitsz_vcm/2.0.0 --config.init.backbone=resnet50.safetensors
 
-`--config.model.guidance=none` trains the baseline without skeletons. Pack the dataset with
-`launch/prepare.py` first. docs/config.md
-explains the keys. The dataset is licensed, so no result of this config is claimed here;
-the authors report mAP 56.01 (infrared to visible) and 58.56 (visible to infrared).
+`--config.model.guidance=none` trains the baseline without skeletons; docs/config.md explains all
+keys. Pack the dataset with `launch/prepare.py` first. It is licensed, so no result of this config
+is claimed here; the authors report mAP 56.01 (infrared to visible) and 58.56 (visible to infrared).
 """
 
 import ml_collections
@@ -21,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.dir = "data/hitsz_vcm/2.0.0"
     config.data.sampling = "hitsz_vcm"
-    config.data.frame_size = (288, 144)
+    config.data.frame_size = (288, 144)  # height, width
     config.data.clip_length = 12  # T
     config.data.identities_per_batch = 8  # P
     config.data.tracklets_per_identity = 2  # K
@@ -61,13 +60,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.losses.skeleton_consistency = 1.0
 
     config.optim = ml_collections.ConfigDict()
-    config.optim.lr = 0.1
-    config.optim.backbone_lr = 0.01
+    config.optim.lr = 0.1  # of new layers
+    config.optim.backbone_lr = 0.01  # of the stems and the four stages
     config.optim.momentum = 0.9
     config.optim.weight_decay = 5e-4
-    config.optim.clip_norm = 0.0
+    config.optim.clip_norm = 0.0  # does not clip, as the authors
     config.optim.warmup_epochs = 10
-    config.optim.decay_epochs = (60, 120)
+    config.optim.decay_epochs = (60, 120)  # each time to a tenth
     config.optim.epochs = 130
 
     config.parallel = ml_collections.ConfigDict()

@@ -57,7 +57,7 @@ def open_builder(dataset_dir: str | os.PathLike[str]) -> tfds.core.DatasetBuilde
     """
     if remote.is_remote(dataset_dir):
         dataset_dir = remote.local_copy(os.fspath(dataset_dir))
-    if not (tfds.core.Path(dataset_dir) / "dataset_info.json").exists():
+    if not (remote.locate(dataset_dir) / "dataset_info.json").exists():
         raise FileNotFoundError(
             f"{dataset_dir}: not a packed dataset (no dataset_info.json); give the directory that "
             "preparing the dataset returned"

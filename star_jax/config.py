@@ -71,18 +71,21 @@ def number(text: str, inside: Callable[[Any], Any]) -> Values:
         return (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and abs(value) <= FLOAT32_MAX  # neither infinite nor NaN
+            # Neither infinite nor NaN; and JAX takes integers as int32.
+            and abs(value) <= (INT32_MAX if isinstance(value, int) else FLOAT32_MAX)
             and bool(inside(np.float32(value)))
         )
 
     return Values(text, include)
 
 
-def text(*, empty: bool = False) -> Values:
-    """Returns the strings of printable characters, with the empty one if `empty`."""
+def text(least: int, most: int = 1000) -> Values:
+    """Returns the strings of printable characters whose length is in a range."""
     return Values(
-        f"printable text, which {'may' if empty else 'must not'} be empty",
-        lambda value: isinstance(value, str) and value.isprintable() and bool(value or empty),
+        f"printable text of {least} to {most} characters",
+        lambda value: (
+            isinstance(value, str) and value.isprintable() and least <= len(value) <= most
+        ),
     )
 
 
@@ -115,7 +118,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "log_every_steps": Key(integer(1), "Steps from one row of `metrics.jsonl` to the next."),
     "data.dir": Key(
-        text(), "The packed dataset: what `launch/prepare.py` names, or its `gs://` address."
+        text(1), "The packed dataset: what `launch/prepare.py` names, or its `gs://` address."
     ),
     "data.sampling": Key(
         choice("hitsz_vcm", "bupt_campus"),
@@ -197,7 +200,7 @@ KEYS: Mapping[str, Key] = {
         flag(), "Compute blocks again in the backward pass, which takes more time and less memory."
     ),
     "init.backbone": Key(
-        text(empty=True),
+        text(0),
         "ImageNet weights that the backbone starts from, a `.safetensors` or `.pth` file; empty: "
         "random ones.",
     ),

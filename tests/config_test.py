@@ -92,6 +92,26 @@ def test_lists_and_integers_are_valid_where_tuples_and_floats_are():
     check_config(changed(augment__flip_probability=0, augment__erasing_probability=1))
 
 
+def test_a_step_takes_integers_where_floats_belong():
+    config = changed(
+        **{
+            key.replace(".", "__"): 0 if key.endswith(("momentum", "dropout_rate")) else 1
+            for key, value in DEFAULTS.items()
+            if isinstance(value, float)
+        }
+    )
+    check_config(config)
+    mesh, model = parallel.make_mesh(config, jax.devices()[:1]), build_model(config.model)
+    state = steps.abstract_state(config, model, 1, mesh)
+    batch = tpu_compile.abstract_batch(config, mesh)
+    jax.eval_shape(steps.make_train_step(config, model, 1, mesh), state, batch)
+
+
+def test_an_address_of_another_kind_is_refused(workdir):
+    message = refused(changed(data__dir="s3://bucket/dataset"), workdir)
+    assert message == "s3://bucket/dataset: give a local path or an address that begins with gs://"
+
+
 NAN, INFINITY = float("nan"), float("inf")
 AN_INTEGER = "use an integer of 1 or more"
 NONSENSE = [
@@ -103,7 +123,7 @@ NONSENSE = [
     ("seed", True, "use an integer from 0 to 4294967295"),
     ("seed", np.int64(3), "use an integer from 0 to 4294967295"),
     ("log_every_steps", 0, AN_INTEGER),
-    ("data.dir", "", "use printable text, which must not be empty"),
+    ("data.dir", "", "use printable text of 1 to 1000 characters"),
     ("data.dir", "a\0b", "use printable text"),
     ("data.dir", Path("data"), "use printable text"),
     ("data.sampling", "mars", "use 'hitsz_vcm' or 'bupt_campus'"),
@@ -153,7 +173,7 @@ NONSENSE = [
     ("model.dtype", "float16", "use 'float32' or 'bfloat16'"),
     ("model.dtype", jnp.float32, "use 'float32' or 'bfloat16'"),
     ("model.remat", 0, "use True or False"),
-    ("init.backbone", None, "use printable text, which may be empty"),
+    ("init.backbone", None, "use printable text of 0 to 1000 characters"),
     ("losses.identity", -1, "use a number of 0 or more"),
     ("losses.triplet", INFINITY, "use a number of 0 or more"),
     ("losses.defense", True, "use a number of 0 or more"),
@@ -163,6 +183,7 @@ NONSENSE = [
     ("optim.lr", NAN, "use a number above 0"),
     ("optim.lr", INFINITY, "use a number above 0"),
     ("optim.lr", 10**400, "use a number above 0"),
+    ("optim.lr", 2**31, "use a number above 0"),  # to JAX too large an integer
     ("optim.lr", "0.1", "use a number above 0"),
     ("optim.lr", {"a": 1}, "use a number above 0"),
     ("optim.backbone_lr", -0.1, "use a number of 0 or more"),
