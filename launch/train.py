@@ -4,7 +4,7 @@
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/low_rate \
     --config.optim.lr=0.05
 
-docs/config.md says of every key of the config what it may be and what it means.
+docs/config.md lists every key of the config, its values and its meaning.
 
 The workdir takes config.json and run.json (what ran), metrics.jsonl and tensorboard/,
 checkpoints/<step> and eval/<step>.json. The same command continues from the last checkpoint. Told

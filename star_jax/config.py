@@ -168,7 +168,8 @@ KEYS: Mapping[str, Key] = {
         "Identities that the classifiers tell apart: those of the training split.",
     ),
     "model.block": Key(
-        choice("bottleneck", "basic"), "Residual block; with `bottleneck`, C = 32 * width, else 8."
+        choice("bottleneck", "basic"),
+        "Residual block; C is 32 * width with `bottleneck`, 8 * width with `basic`.",
     ),
     "model.stage_sizes": Key(
         integers(1, 200, count=4), "Residual blocks of each stage; `(3, 4, 6, 3)` is a ResNet-50."
@@ -216,7 +217,8 @@ KEYS: Mapping[str, Key] = {
     ),
     "losses.disturbed_identity": Key(
         NOT_NEGATIVE,
-        "Weight of the same of the frames with disturbed style; needs `augment.style`.",
+        "Weight of the cross entropy of the frames' identities with disturbed style; needs "
+        "`augment.style`.",
     ),
     "losses.defense": Key(
         NOT_NEGATIVE,
@@ -267,7 +269,7 @@ KEYS: Mapping[str, Key] = {
         "`dense`: all frames in consecutive clips, averaged.",
     ),
     "eval.every_epochs": Key(
-        integer(0), "Epochs from one evaluation during training to the next; 0 evaluates never."
+        integer(0), "Epochs from one evaluation during training to the next; 0 never evaluates."
     ),
     "checkpoint.every_steps": Key(integer(1), "Steps from one checkpoint to the next."),
     "checkpoint.keep": Key(integer(1), "The last checkpoints that are kept."),
