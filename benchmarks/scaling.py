@@ -24,7 +24,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file in configs/.", lock_config=True)
-PAIRS = flags.DEFINE_integer("pairs", 4, "Pairs of tracklets on each device.", lower_bound=2)
+PAIRS = flags.DEFINE_integer("pairs", 4, "Pairs of tracklets on each device.", lower_bound=4)
 STEPS = flags.DEFINE_integer("steps", 10, "Timed steps.", lower_bound=1)
 PART = flags.DEFINE_enum(
     "part", None, ["steps", "bytes", "host"], "What this process measures; prints JSON."
@@ -105,12 +105,14 @@ def prepare() -> tuple[Any, Any, Any, Any, int]:
     import jax
 
     from star_jax import parallel
+    from star_jax.config import check_config
     from star_jax.models import build_model
     from star_jax.steps import make_train_step
 
     config = CONFIG.value
     pairs = PAIRS.value * jax.device_count()
     config.data.tracklets_per_identity, config.data.identities_per_batch = 2, pairs // 2
+    check_config(config)
     mesh = parallel.make_mesh(config)
     model = build_model(config.model)
     return config, mesh, model, make_train_step(config, model, 100, mesh), pairs

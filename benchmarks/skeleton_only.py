@@ -19,6 +19,7 @@ from data_pipelines.loader import test_clips, train_batches
 from data_pipelines.records import open_index
 from data_pipelines.sampling import steps_per_epoch
 from star_jax.augment import random_crop_and_flip
+from star_jax.config import check_config
 from star_jax.evaluation.protocols import evaluate, format_table
 from star_jax.losses import batch_hard_triplet, cross_entropy
 from star_jax.metrics import Progress
@@ -44,6 +45,7 @@ def clip_options(config: ml_collections.ConfigDict) -> dict:
 def main(argv: list[str]) -> None:
     del argv
     config = CONFIG.value
+    check_config(config)
     dataset = config.data.dir
     model = build_model(config.model)
     train_index, test_index = open_index(dataset, "train"), open_index(dataset, "test")

@@ -14,6 +14,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+from star_jax.config import check_config
 from star_jax.models import build_model
 from star_jax.parallel import batch_shardings, make_mesh, put
 from star_jax.steps import initial_state, make_train_step
@@ -26,6 +27,7 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     del argv
     config = CONFIG.value
+    check_config(config)
     data = config.data
     mesh = make_mesh(config)
     model = build_model(config.model)

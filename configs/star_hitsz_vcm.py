@@ -4,9 +4,9 @@ Command:
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/star_hitsz_vcm \
     --config.data.dir=data/hitsz_vcm/2.0.0 --config.init.backbone=resnet50.safetensors
 
-`--config.model.guidance=none` trains the baseline without skeletons. Pack the dataset with
-`launch/prepare.py` first. The dataset is licensed, so no result of this config is claimed here;
-the authors report mAP 56.01 (infrared to visible) and 58.56 (visible to infrared).
+`--config.model.guidance=none` trains the baseline without skeletons; docs/config.md explains all
+keys. Pack the dataset with `launch/prepare.py` first. It is licensed, so no result of this config
+is claimed here; the authors report mAP 56.01 (infrared to visible) and 58.56 (visible to infrared).
 """
 
 import ml_collections
@@ -19,36 +19,36 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.dir = "data/hitsz_vcm/2.0.0"
-    config.data.sampling = "hitsz_vcm"  # or bupt_campus: aligned pairs
-    config.data.frame_size = (288, 144)  # height, width in pixels
-    config.data.clip_length = 12  # frames per tracklet, T
-    config.data.identities_per_batch = 8  # P, over all devices
-    config.data.tracklets_per_identity = 2  # K, of each modality
+    config.data.sampling = "hitsz_vcm"
+    config.data.frame_size = (288, 144)  # height, width
+    config.data.clip_length = 12  # T
+    config.data.identities_per_batch = 8  # P
+    config.data.tracklets_per_identity = 2  # K
     config.data.num_threads = 16
 
     config.augment = ml_collections.ConfigDict()
-    config.augment.per_frame = False  # draw geometry and erasing per frame, not per tracklet
-    config.augment.move_keypoints = True  # the skeleton follows the pixels
+    config.augment.per_frame = False
+    config.augment.move_keypoints = True
     config.augment.padding = 10
     config.augment.flip_probability = 0.5
     config.augment.erasing_probability = 0.5
-    config.augment.style = True  # style gains and style disturbance
+    config.augment.style = True
 
     config.model = ml_collections.ConfigDict()
     config.model.num_identities = 500
     config.model.block = "bottleneck"
     config.model.stage_sizes = (3, 4, 6, 3)
     config.model.width = 64
-    config.model.guidance = "both"  # none, frame, sequence or both
-    config.model.keypoints = "relative"  # or pixels
-    config.model.graph_edges = "every_frame"  # or first_frame
+    config.model.guidance = "both"
+    config.model.keypoints = "relative"
+    config.model.graph_edges = "every_frame"
     config.model.dropout_rate = 0.3
     config.model.attention_dropout_rate = 0.6
     config.model.dtype = "bfloat16"
-    config.model.remat = False  # compute blocks again in the backward pass, to save memory
+    config.model.remat = False
 
     config.init = ml_collections.ConfigDict()
-    config.init.backbone = ""  # ImageNet weights of a ResNet-50, .safetensors or .pth
+    config.init.backbone = ""
 
     config.losses = ml_collections.ConfigDict()
     config.losses.identity = 1.0
@@ -64,18 +64,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.backbone_lr = 0.01  # of the stems and the four stages
     config.optim.momentum = 0.9
     config.optim.weight_decay = 5e-4
-    config.optim.clip_norm = 0.0  # of all gradients together; 0 does not clip, as the authors
+    config.optim.clip_norm = 0.0  # does not clip, as the authors
     config.optim.warmup_epochs = 10
     config.optim.decay_epochs = (60, 120)  # each time to a tenth
     config.optim.epochs = 130
 
     config.parallel = ml_collections.ConfigDict()
-    config.parallel.fsdp = 1  # over so many devices parameters and optimizer state are split
+    config.parallel.fsdp = 1
 
     config.eval = ml_collections.ConfigDict()
     config.eval.protocol = "hitsz_vcm/v1"
-    config.eval.batch_size = 64  # tracklets, over all devices
-    config.eval.clips = "first"  # or dense
+    config.eval.batch_size = 64
+    config.eval.clips = "first"
     config.eval.every_epochs = 10
 
     config.checkpoint = ml_collections.ConfigDict()

@@ -80,7 +80,7 @@ def open_packed(dataset_dir: str | os.PathLike[str]) -> Packed:
       ValueError: a file is missing or damaged, or the version of star_jax kept no checksums.
       OSError, ImportError: as `remote.local_copy` does.
     """
-    directory = pathlib.Path(dataset_dir)
+    directory = pathlib.Path(remote.locate(dataset_dir))
     again = f"remove {directory} and pack the dataset again"
     if remote.is_remote(dataset_dir):
         directory = remote.local_copy(os.fspath(dataset_dir))

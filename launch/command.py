@@ -1,5 +1,6 @@
 """What all commands share: errors that a user can fix are one line, not a traceback."""
 
+import importlib.machinery
 import logging
 import os
 import re
@@ -7,16 +8,22 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 
 from data_pipelines.errors import UserError
 from data_pipelines.terminal import printable
+from star_jax import config
 
 STARTED = time.monotonic()  # commands import this module first
+flags.disclaim_key_flags()  # those defined here are of the commands, whose --help shows them
 FIXABLE = (UserError, OSError)  # of anything else, the traceback says where it comes from
 
 
@@ -50,14 +57,75 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
 
 def parse_flags(arguments: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them is one line that names it."""
+    if "config" in flags.FLAGS:
+        check_overrides(arguments)
     try:
         return flags.FLAGS(arguments)
     except flags.Error as error:
-        fail(str(error).partition("\n")[0], 2)
-    except (AttributeError, KeyError) as error:  # of ml_collections; it names a part of the key
-        name = next(filter(None, re.split(r"\W+", str(error))))
-        given = next((x for x in arguments if name in x.partition("=")[0]), name)
-        fail(f"{given}: the config has no key {name!r}; see the file of --config", 2)
+        fail(explain(str(error).partition("\n")[0]), 2)
+
+
+def define_config() -> flags.FlagHolder[ml_collections.ConfigDict]:
+    """Defines the flag `--config`, which names a file, and `--config.KEY=VALUE`."""
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "A file in configs/; override a value with --config.KEY=VALUE. docs/config.md lists all "
+        "keys.",
+    )
+    flags.FLAGS["config"].parser = ConfigFileParser()
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+class ConfigFileParser(flags.ArgumentParser):
+    """Runs the file of `--config`; what is wrong with it ends the command."""
+
+    def parse(self, path: str) -> ml_collections.ConfigDict:
+        """Returns the locked config of `FILE`, or of `FILE:ARGUMENT` for `get_config`."""
+        file, *argument = path.split(":", 1)
+        if not Path(file).is_file():
+            fail(f"--config={path}: no such file", 2)
+        try:
+            loader = importlib.machinery.SourceFileLoader("config_file", file)
+            module = types.ModuleType(loader.name)
+            sys.modules[loader.name] = module
+            loader.exec_module(module)
+            found = module.get_config(*argument) if hasattr(module, "get_config") else module
+        except Exception as error:  # of the user's own code
+            frames = error.__traceback__
+            while frames is not None and frames.tb_frame.f_code.co_filename != loader.path:
+                frames = frames.tb_next
+            traceback.print_exception(type(error), error, frames)
+            fail(f"--config={path}: the file cannot be run; see its traceback above", 2)
+        if found is module:
+            fail(f"--config={path}: the file defines no get_config()", 2)
+        if not isinstance(found, ml_collections.ConfigDict):
+            kind = type(found).__name__
+            fail(f"--config={path}: get_config() must return a ConfigDict, found {kind}", 2)
+        try:
+            config.check_names(found)
+        except UserError as error:
+            fail(f"--config={path}: {error}", 2)
+        return found.lock()
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Ends the command if a `--config.KEY` names no key."""
+    for argument in arguments:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if match and match[1] not in (*config.KEYS, *config.SECTIONS):
+            fail(f"{argument}: {config.unknown(match[1])}", 2)
+
+
+def explain(message: str) -> str:
+    """Returns the first line of an error of the flags' library in the user's words."""
+    if match := re.match(r"flag (--config\.([\w.]+)=.*?): ", message):
+        if match[2] in config.KEYS:
+            return f"{match[1]}: use {config.KEYS[match[2]].values.text}"
+    elif match := re.fullmatch(r"flag --(\w+)=None: Flag .* must have a value.*", message):
+        return f"--{match[1]} is missing; see --help"
+    return message
 
 
 def is_for_the_user(record: logging.LogRecord) -> bool:

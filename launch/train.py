@@ -4,6 +4,8 @@
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/low_rate \
     --config.optim.lr=0.05
 
+docs/config.md lists every key of the config, its values and its meaning.
+
 The workdir takes config.json and run.json (what ran), metrics.jsonl and tensorboard/,
 checkpoints/<step> and eval/<step>.json. The same command continues from the last checkpoint. Told
 to stop (SIGTERM), it saves its state and ends with code 143. Workdir and packed dataset may be
@@ -17,14 +19,8 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
 import command
 from absl import flags
-from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "A file in configs/; override a value with --config.KEY=VALUE.",
-    lock_config=True,
-)
+CONFIG = command.define_config()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, made if missing, or gs://bucket/folder.", required=True
 )
@@ -34,7 +30,6 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, f
 CONNECT_SECONDS = flags.DEFINE_integer(
     "connect_seconds", 300, "How long to wait for the other processes.", lower_bound=1
 )
-flags.mark_flag_as_required("config")
 
 
 def main() -> None:

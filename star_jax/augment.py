@@ -68,7 +68,7 @@ def random_crop_and_flip(
     corner_key, flip_key = jax.random.split(key)
     corners = jax.random.randint(corner_key, (*draws, 2), 0, 2 * padding + 1)  # y, x
     corners = jnp.broadcast_to(corners, (num_tracklets, num_frames, 2))
-    flips = jax.random.bernoulli(flip_key, flip_probability, draws)
+    flips = jax.random.bernoulli(flip_key, jnp.float32(flip_probability), draws)
     flips = jnp.broadcast_to(flips, (num_tracklets, num_frames))
 
     def crop(padded: jax.Array, corner: jax.Array) -> jax.Array:
@@ -131,7 +131,7 @@ def random_erasing(
     chosen = jnp.argmax(fits, axis=-1, keepdims=True)
     erased_height = jnp.take_along_axis(heights, chosen, axis=-1)[..., 0]
     erased_width = jnp.take_along_axis(widths, chosen, axis=-1)[..., 0]
-    erase = jax.random.bernoulli(erase_key, probability, draws) & fits.any(axis=-1)
+    erase = jax.random.bernoulli(erase_key, jnp.float32(probability), draws) & fits.any(axis=-1)
 
     top = jax.random.randint(top_key, draws, 0, height - erased_height + 1)
     left = jax.random.randint(left_key, draws, 0, width - erased_width + 1)

@@ -73,7 +73,7 @@ def make_mesh(
 
 def usable_devices(pairs: int, clip_length: int, most: int) -> list[int]:
     """The numbers of devices, up to `most`, that can share a batch by pairs or by their frames."""
-    whole = [n for n in range(1, pairs + 1) if pairs % n == 0]
+    whole = [n for n in range(1, min(pairs, most) + 1) if pairs % n == 0]
     shared = [pairs * n for n in range(2, clip_length + 1) if clip_length % n == 0]
     return [n for n in whole + shared if n <= most]
 

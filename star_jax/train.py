@@ -15,13 +15,14 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.errors import DivergedError, InputError
-from data_pipelines.loader import CLIPS, train_batches
+from data_pipelines.loader import train_batches
 from data_pipelines.records import fingerprint, open_index
 from data_pipelines.remote import absolute, is_remote, locate
 from data_pipelines.sampling import steps_per_epoch
 from star_jax import checkpoint, processes, run_files
+from star_jax.config import check_config
 from star_jax.evaluation.embed import describe_evaluation, evaluate_test_split
-from star_jax.evaluation.protocols import PROTOCOLS, format_table, require_scorable
+from star_jax.evaluation.protocols import format_table, require_scorable
 from star_jax.metrics import MetricsWriter, Progress
 from star_jax.models import build_model
 from star_jax.parallel import batch_shardings, local_rows, make_mesh, put
@@ -56,8 +57,8 @@ def train(
     """
     workdir = locate(workdir)
     started = time.monotonic() if started is None else started
+    check_config(config)
     processes.check_same("the config", config.to_json(sort_keys=True))
-    check_values(config)
     mesh = make_mesh(config)
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
     shardings = batch_shardings(mesh)
@@ -203,26 +204,6 @@ def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> Non
         run_files.add_to_record(
             workdir, seconds_to_first_step=round(seconds, 1), compilation_cache=compiled_before
         )
-
-
-def check_values(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError for what would end a run only after hours, or in a puzzle."""
-    values = run_files.flatten(config.to_dict())
-    for key, least in {
-        "seed": 0,
-        "optim.epochs": 1,
-        "log_every_steps": 1,
-        "checkpoint.every_steps": 1,
-        "eval.every_epochs": 0,
-        "eval.batch_size": 1,
-    }.items():
-        if values[key] < least:
-            raise InputError(f"config.{key} is {values[key]}: give {least} or more")
-    for key, allowed in {"protocol": PROTOCOLS, "clips": CLIPS}.items():
-        if config.eval[key] not in allowed:
-            raise InputError(
-                f"config.eval.{key} is {config.eval[key]!r}: use {' or '.join(map(repr, allowed))}"
-            )
 
 
 def check_identities(config: ml_collections.ConfigDict, labels: np.ndarray) -> None:

@@ -13,7 +13,7 @@ FOLDERS = ("star_jax", "data_pipelines", "configs", "launch", "benchmarks")
 
 # From below to above: a module imports from its own layer and from those before it.
 LAYERS = (
-    ("star_jax.graphs", "star_jax.finite"),
+    ("star_jax.graphs", "star_jax.config", "star_jax.finite", "star_jax.checksums"),
     ("star_jax.models", "star_jax.losses", "star_jax.augment", "star_jax.optim"),
     ("star_jax.weights",),
     (

@@ -20,24 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from data_pipelines.errors import InputError, MissingPackageError
 from launch import command
 from launch.tpu.estimate import CHIPS, estimate, read_program, summary
+from star_jax.config import check_config
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "A file in configs/; override a value with --config.KEY=VALUE.",
-    lock_config=True,
-)
+CONFIG = command.define_config()
 TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Generation and chips in each dimension, e.g. v5e:2x4.", required=True
 )
 JSON = flags.DEFINE_string("json", None, "Also write what is printed to this file.")
 HLO = flags.DEFINE_string("hlo", None, "Write the compiled program's text to this file.")
-flags.mark_flag_as_required("config")
 
 ENVIRONMENT = {  # of libtpu, which otherwise looks for a TPU and for Google's metadata server
     "JAX_PLATFORMS": "cpu",
@@ -87,9 +81,10 @@ def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str
 
     Raises:
       ImportError: libtpu is not installed.
-      ValueError: the topology does not exist, its devices cannot share the batch, or the program
-        does not fit the chips' memory.
+      ValueError: the config is wrong, the topology does not exist, its devices cannot share the
+        batch, or the program does not fit the chips' memory.
     """
+    check_config(config)
     generation, num_chips = parse_topology(topology)
     chip = CHIPS[generation]
     if importlib.util.find_spec("libtpu") is None:

@@ -19,6 +19,7 @@ from data_pipelines.records import fingerprint, open_index, open_records
 from data_pipelines.remote import absolute, is_remote, locate
 from data_pipelines.schema import MODALITIES
 from star_jax import checkpoint, processes, run_files
+from star_jax.config import check_config
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.protocols import evaluate
 from star_jax.metrics import Progress
@@ -193,6 +194,7 @@ def restore_network(workdir: epath.Path, step: int | None) -> Network:
             raise FileNotFoundError(f"{workdir}: no checkpoint {step or ''} (there are: {found})")
         step = steps[-1] if step is None else step
         config = checkpoint.restore_config(manager, step)
+        check_config(config)
         mesh = make_mesh()
         model = build_model(config.model)
         abstract = abstract_variables(config, model, mesh)

@@ -8,15 +8,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from data_pipelines.errors import InputError
+from star_jax.config import check_section
 from star_jax.models.guidance import FrameGuidance, GuidedPooling
 from star_jax.models.layers import classifier, generalised_mean, head_batch_norm
-from star_jax.models.resnet import BLOCKS, Backbone, StyleSources, num_channels
+from star_jax.models.resnet import Backbone, StyleSources, num_channels
 from star_jax.models.skeleton import EdgeSequence, KeypointGraphNetwork
-
-GUIDANCE = ("none", "frame", "sequence", "both")
-KEYPOINTS = ("relative", "pixels")
-GRAPH_EDGES = ("every_frame", "first_frame")
 
 
 @flax.struct.dataclass
@@ -208,19 +204,9 @@ def build_model(config: ml_collections.ConfigDict) -> Star:
     """The network that `config` (a `config.model`) describes.
 
     Raises:
-      ValueError: naming the key whose value is none of the allowed ones.
+      InputError: naming the key whose value is none of those that `star_jax.config` allows.
     """
-    for key, allowed in (
-        ("block", tuple(BLOCKS)),
-        ("guidance", GUIDANCE),
-        ("keypoints", KEYPOINTS),
-        ("graph_edges", GRAPH_EDGES),
-        ("dtype", ("float32", "bfloat16")),
-    ):
-        if config[key] not in allowed:
-            raise InputError(f"config.model.{key} is {config[key]!r}: use one of {allowed}")
-    if len(config.stage_sizes) != 4:
-        raise InputError(f"config.model.stage_sizes is {config.stage_sizes}: give four numbers")
+    check_section(config, "model")
     values = config.to_dict()
     values["dtype"] = jnp.dtype(config.dtype)
     values["stage_sizes"] = tuple(config.stage_sizes)

@@ -1,0 +1,408 @@
+"""The schema of a config: every key, the values it may have and what it means.
+
+docs/config.md is made from the table `KEYS`; after a change of it, write the file anew:
+
+  python -m star_jax.config > docs/config.md
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+from ml_collections import config_dict
+
+from data_pipelines.errors import InputError
+
+INT32_MAX = 2**31 - 1
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class Values(NamedTuple):
+    """A set of values.
+
+    Attributes:
+      text: which they are; completes the sentence "use ...".
+      include: whether a value is one of them.
+    """
+
+    text: str
+    include: Callable[[Any], bool]
+
+
+def flag() -> Values:
+    """Returns the values True and False; 0 and 1 are not among them."""
+    return Values("True or False", lambda value: isinstance(value, bool))
+
+
+def integer(least: int, most: int = INT32_MAX) -> Values:
+    """Returns the integers of a range; bools and floats are not among them."""
+    return Values(
+        f"an integer {span(least, most)}",
+        lambda value: (
+            isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        ),
+    )
+
+
+def integers(least: int, most: int = INT32_MAX, *, count: int | None = None) -> Values:
+    """Returns the tuples and lists of `count` integers of a range; of ascending ones if None."""
+    many = "ascending" if count is None else str(count)
+    one = integer(least, most)
+
+    def include(value: Any) -> bool:
+        if not isinstance(value, list | tuple) or not all(map(one.include, value)):
+            return False
+        return list(value) == sorted(set(value)) if count is None else len(value) == count
+
+    return Values(f"a tuple of {many} integers {span(least, most)}", include)
+
+
+def span(least: int, most: int) -> str:
+    """Returns the words for a range of integers."""
+    return f"of {least} or more" if most == INT32_MAX else f"from {least} to {most}"
+
+
+def number(text: str, inside: Callable[[Any], Any]) -> Values:
+    """Returns the floats and integers that are finite and `inside` a range as float32."""
+
+    def include(value: Any) -> bool:
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            # Neither infinite nor NaN; and JAX takes integers as int32.
+            and abs(value) <= (INT32_MAX if isinstance(value, int) else FLOAT32_MAX)
+            and bool(inside(np.float32(value)))
+        )
+
+    return Values(text, include)
+
+
+def text(least: int, most: int = 1000) -> Values:
+    """Returns the strings of printable characters whose length is in a range."""
+    return Values(
+        f"printable text of {least} to {most} characters",
+        lambda value: (
+            isinstance(value, str) and value.isprintable() and least <= len(value) <= most
+        ),
+    )
+
+
+def choice(*names: str) -> Values:
+    """Returns some strings."""
+    *others, last = map(repr, names)
+    return Values(
+        f"{', '.join(others)} or {last}", lambda value: isinstance(value, str) and value in names
+    )
+
+
+POSITIVE = number("a number above 0", lambda x: x > 0)
+NOT_NEGATIVE = number("a number of 0 or more", lambda x: x >= 0)
+BELOW_ONE = number("a number from 0 to below 1", lambda x: 0 <= x < 1)
+PROBABILITY = number("a number from 0 to 1", lambda x: 0 <= x <= 1)
+
+
+class Key(NamedTuple):
+    """The values that a key may have, and what it means, in Markdown."""
+
+    values: Values
+    meaning: str
+
+
+KEYS: Mapping[str, Key] = {
+    "seed": Key(
+        # JAX takes a seed modulo 2^32: larger ones would start the same network as smaller ones.
+        integer(0, 2**32 - 1),
+        "Seed of everything random: initial parameters, batches, augmentation and dropout.",
+    ),
+    "log_every_steps": Key(integer(1), "Steps from one row of `metrics.jsonl` to the next."),
+    "data.dir": Key(
+        text(1), "The packed dataset: what `launch/prepare.py` names, or its `gs://` address."
+    ),
+    "data.sampling": Key(
+        choice("hitsz_vcm", "bupt_campus"),
+        "How tracklets and frames are drawn. `hitsz_vcm`: tracklets of both modalities apart, one "
+        "frame of each of T equal chunks. `bupt_campus`: aligned pairs of tracklets, the same T "
+        "frames in both.",
+    ),
+    "data.frame_size": Key(
+        # Stage 3 has one value per 16 pixels: of a map of a single value, nothing but its style is
+        # left for stage 4, since instance normalisation makes it 0.
+        integers(17, 4096, count=2),
+        "Height and width, in pixels, to which frames are resized.",
+    ),
+    "data.clip_length": Key(integer(1, 1024), "Frames of a clip, T."),
+    "data.identities_per_batch": Key(
+        integer(2, 2**16),
+        "Identities of a batch, P, over all devices; at least two, since the triplet loss compares "
+        "them, and at most as many as there are.",
+    ),
+    "data.tracklets_per_identity": Key(
+        integer(1, 2**16),
+        "Tracklets of each modality of an identity in a batch, K; a batch has P * K pairs.",
+    ),
+    "data.num_threads": Key(
+        integer(1, 256), "Batches that are loaded at a time, on a thread each, per process."
+    ),
+    "augment.per_frame": Key(
+        flag(), "Draw crop, flip and erasing for every frame instead of once a tracklet."
+    ),
+    "augment.move_keypoints": Key(flag(), "Let the skeletons follow the pixels in crop and flip."),
+    "augment.padding": Key(
+        integer(0, 4095),
+        "Pixels of black added on each side before the crop, and so the largest shift; less than "
+        "the frame's height and width.",
+    ),
+    "augment.flip_probability": Key(PROBABILITY, "Share of tracklets that are mirrored."),
+    "augment.erasing_probability": Key(
+        PROBABILITY, "Share of tracklets in which a rectangle is erased."
+    ),
+    "augment.style": Key(
+        flag(),
+        "Style gains on the frames, and the second pass with disturbed style, which the losses "
+        "`disturbed_identity` and `defense` need.",
+    ),
+    "model.num_identities": Key(
+        integer(2, 10**7),
+        "Identities that the classifiers tell apart: those of the training split.",
+    ),
+    "model.block": Key(
+        choice("bottleneck", "basic"),
+        "Residual block; C is 32 * width with `bottleneck`, 8 * width with `basic`.",
+    ),
+    "model.stage_sizes": Key(
+        integers(1, 200, count=4), "Residual blocks of each stage; `(3, 4, 6, 3)` is a ResNet-50."
+    ),
+    "model.width": Key(integer(1, 1024), "Channels of the stems and of stage 1."),
+    "model.guidance": Key(
+        choice("none", "frame", "sequence", "both"),
+        "What the skeletons guide. `none` is the network without skeletons, which leaves out the "
+        "losses `modality_consistency` and `skeleton_consistency`.",
+    ),
+    "model.keypoints": Key(
+        choice("relative", "pixels"),
+        "`relative`: in shares of the frame's width and height, undetected joints masked. "
+        "`pixels`: as they come, as in the authors' code.",
+    ),
+    "model.graph_edges": Key(
+        choice("every_frame", "first_frame"),
+        "Frames with skeleton edges in the keypoint graph; `first_frame` as in the authors' code.",
+    ),
+    "model.dropout_rate": Key(BELOW_ONE, "Dropout after the keypoint graph's first layer."),
+    "model.attention_dropout_rate": Key(
+        BELOW_ONE, "Dropout on the attention weights of the keypoint graph."
+    ),
+    "model.dtype": Key(
+        choice("float32", "bfloat16"),
+        "Dtype of convolutions and large matrix products; parameters are float32.",
+    ),
+    "model.remat": Key(
+        flag(), "Compute blocks again in the backward pass, which takes more time and less memory."
+    ),
+    "init.backbone": Key(
+        text(0),
+        "ImageNet weights that the backbone starts from, a `.safetensors` or `.pth` file; empty: "
+        "random ones.",
+    ),
+    "losses.identity": Key(
+        NOT_NEGATIVE,
+        "Weight of the cross entropy of the tracklets' identities; 0 leaves it out of the program.",
+    ),
+    "losses.triplet": Key(
+        NOT_NEGATIVE, "Weight of the batch-hard triplet loss of the tracklets' features."
+    ),
+    "losses.frame_identity": Key(
+        NOT_NEGATIVE, "Weight of the cross entropy of the frames' identities."
+    ),
+    "losses.disturbed_identity": Key(
+        NOT_NEGATIVE,
+        "Weight of the cross entropy of the frames' identities with disturbed style; needs "
+        "`augment.style`.",
+    ),
+    "losses.defense": Key(
+        NOT_NEGATIVE,
+        "Weight of the distance between frame features with and without disturbed style; needs "
+        "`augment.style`.",
+    ),
+    "losses.modality_consistency": Key(
+        NOT_NEGATIVE,
+        "Weight of the divergence of the skeletons' identities between modalities; needs guidance.",
+    ),
+    "losses.skeleton_consistency": Key(
+        NOT_NEGATIVE,
+        "Weight of the divergence of the joints' features from the edges'; needs guidance.",
+    ),
+    "optim.lr": Key(POSITIVE, "Learning rate of all layers but the backbone, after warm-up."),
+    "optim.backbone_lr": Key(
+        NOT_NEGATIVE, "Learning rate of the stems and the four stages; 0 freezes their parameters."
+    ),
+    "optim.momentum": Key(BELOW_ONE, "Nesterov momentum."),
+    "optim.weight_decay": Key(
+        NOT_NEGATIVE, "Share of the parameters that is added to their gradients."
+    ),
+    "optim.clip_norm": Key(
+        NOT_NEGATIVE, "Norm to which the gradient of all parameters is clipped; 0 does not clip."
+    ),
+    "optim.warmup_epochs": Key(
+        integer(0), "Epochs in which both learning rates rise linearly to their values."
+    ),
+    "optim.decay_epochs": Key(
+        integers(0), "Epochs from which on both learning rates are a tenth of what they were."
+    ),
+    "optim.epochs": Key(integer(1, 10**6), "Epochs of training."),
+    "parallel.fsdp": Key(
+        integer(1),
+        "Devices over which parameters and optimizer state are split; divides the number of "
+        "groups of devices that share the pairs of a batch.",
+    ),
+    "eval.protocol": Key(
+        choice("hitsz_vcm/v1", "buptcampus/full", "buptcampus/official-bs64"),
+        "Who is query and who is gallery, and what is reported.",
+    ),
+    "eval.batch_size": Key(
+        integer(1, 2**16), "Clips that are embedded at a time, over all devices."
+    ),
+    "eval.clips": Key(
+        choice("first", "dense"),
+        "Frames of a tracklet that are embedded. `first`: one clip, the first frame of each chunk. "
+        "`dense`: all frames in consecutive clips, averaged.",
+    ),
+    "eval.every_epochs": Key(
+        integer(0), "Epochs from one evaluation during training to the next; 0 never evaluates."
+    ),
+    "checkpoint.every_steps": Key(integer(1), "Steps from one checkpoint to the next."),
+    "checkpoint.keep": Key(integer(1), "The last checkpoints that are kept."),
+}
+
+SECTIONS = tuple(dict.fromkeys(key.rpartition(".")[0] for key in KEYS if "." in key))
+
+DISTURBED_LOSSES = ("disturbed_identity", "defense")
+SKELETON_LOSSES = ("modality_consistency", "skeleton_consistency")
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Raises an InputError that names the key, its value and what to use, if a value is wrong.
+
+    Tuples may be lists, as in a config read from JSON, and floats may be written as integers.
+
+    Args:
+      config: an experiment, as in `configs/`.
+    """
+    check_section(config, "")
+    check_together(config)
+
+
+def check_section(config: ml_collections.ConfigDict, section: str) -> None:
+    """Checks each key of a section, such as `model`, by itself; the section "" is all."""
+    check_names(config, section)
+    for key, value in entries(config, section):
+        values = KEYS[key].values
+        if not values.include(value):
+            raise InputError(f"config.{key} is {shown(value)}: use {values.text}")
+
+
+def check_names(config: ml_collections.ConfigDict, section: str = "") -> None:
+    """Checks that a section has all of its keys and no others, whatever their values."""
+    found = dict(entries(config, section))
+    for key, value in found.items():
+        if key in SECTIONS:
+            raise InputError(f"config.{key} is {shown(value)}: use {keys_of(key)}")
+        if key not in KEYS:
+            raise InputError(unknown(key))
+    for key, (values, _) in KEYS.items():
+        if key.startswith(f"{section}." if section else "") and key not in found:
+            raise InputError(f"config.{key} is missing: use {values.text}")
+
+
+def check_together(config: ml_collections.ConfigDict) -> None:
+    """Checks what keys must fulfil together, each of them being right by itself."""
+    size, padding = tuple(config.data.frame_size), config.augment.padding
+    if padding >= min(size):
+        raise InputError(
+            f"config.augment.padding is {padding}: use less than {min(size)}, the smaller of "
+            f"height and width in config.data.frame_size, which is {size}"
+        )
+    identities, batch = config.model.num_identities, config.data.identities_per_batch
+    if batch > identities:
+        raise InputError(
+            f"config.data.identities_per_batch is {batch}: use at most {identities}, which is "
+            "config.model.num_identities"
+        )
+    computed = list(config.losses)
+    if not config.augment.style:
+        computed = [name for name in computed if name not in DISTURBED_LOSSES]
+    if config.model.guidance == "none":
+        computed = [name for name in computed if name not in SKELETON_LOSSES]
+    if not any(config.losses[name] for name in computed):
+        raise InputError(
+            f"config.losses is 0 for {', '.join(computed)}: use a number above 0 for one of them "
+            f"(config.model.guidance is {config.model.guidance!r} and config.augment.style is "
+            f"{config.augment.style}, so that there are no other losses)"
+        )
+
+
+def entries(config: Any, section: str) -> Iterator[tuple[str, Any]]:
+    """Yields the keys of a section, with its name and a dot before them, and their values."""
+    for name in config:
+        try:
+            value = config[name]
+        except config_dict.RequiredValueError:  # a placeholder that nothing has replaced
+            value = None
+        key = f"{section}.{name}" if section else str(name)
+        if key in SECTIONS and isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from entries(value, key)
+        else:
+            yield key, value
+
+
+def unknown(key: str) -> str:
+    """Returns what is to say of a key that does not exist."""
+    close = lambda cutoff: difflib.get_close_matches(key, KEYS, n=1, cutoff=cutoff)  # noqa: E731
+    name = key.rpartition(".")[2].replace("_", " ")
+    described = [known for known, (_, meaning) in KEYS.items() if name in meaning.lower()]
+    nearest = close(0.75) or (described if " " in name else []) or close(0.6)
+    hint = f"did you mean config.{nearest[0]}? " if nearest else ""
+    return f"config.{key} does not exist: {hint}docs/config.md lists all keys"
+
+
+def keys_of(section: str) -> str:
+    """Returns what is to say of the keys of a section."""
+    names = [key.rpartition(".")[2] for key in KEYS if key.rpartition(".")[0] == section]
+    return f"a section with the keys {', '.join(names)}"
+
+
+def shown(value: Any) -> str:
+    """Returns a value as it is shown in an error: on one line, and not longer than that."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"a very long {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def markdown() -> str:
+    """Returns the text of docs/config.md."""
+    lines = [
+        "# Config",
+        "",
+        "Every key of an experiment: the values that it may have and what it means. Written by "
+        "`python -m star_jax.config > docs/config.md`",
+        "from the table in `star_jax/config.py`. A run checks its config by this table before "
+        "anything else.",
+        "",
+        "`configs/star_hitsz_vcm.py` holds the published recipe. Any value is replaced on the "
+        "command line: `--config.optim.lr=0.05`, or for a",
+        'tuple `--config.optim.decay_epochs="(40, 80)"`.',
+    ]
+    for section in ("", *SECTIONS):
+        name = f"config.{section}" if section else "config"
+        lines += ["", f"## `{name}`", "", "| key | values | meaning |", "| --- | --- | --- |"]
+        for key, (values, meaning) in KEYS.items():
+            if key.rpartition(".")[0] == section:
+                lines.append(f"| `{key}` | {values.text} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
