@@ -3,9 +3,10 @@
   python launch/eval.py --workdir=runs/star
   python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.0.0
 
-Prints a table and writes <workdir>/eval/<step>.json. The last checkpoint is taken unless one is
-named; protocol, clips and batch size are those of the run's config. Where several processes make
-up a machine (Cloud TPU, SLURM, Open MPI), each of them runs this command.
+Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, so that no kind
+of evaluation overwrites another. The last checkpoint is taken unless one is named; protocol, clips
+and batch size are those of the run's config. Where several processes make up a machine (Cloud TPU,
+SLURM, Open MPI), each of them runs this command.
 """
 
 import command

@@ -43,7 +43,7 @@ def main(*arguments: str) -> None:
         for process, _ in started:
             process.send_signal(signum)
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, pass_signal_on)
     code = wait([process for process, _ in started])
     for _, printer in started:
@@ -86,6 +86,7 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        process_group=0,  # or Ctrl-C would reach it twice: from the terminal and from here
     )
     assert process.stdout is not None
     printer = threading.Thread(target=pass_on, args=(number, process.stdout), daemon=True)

@@ -7,9 +7,9 @@
 docs/config.md lists every key of the config, its values and its meaning.
 
 The workdir takes config.json and run.json (what ran), metrics.jsonl and tensorboard/,
-checkpoints/<step> and eval/<step>.json. The same command continues from the last checkpoint. Told
-to stop (SIGTERM), it saves its state and ends with code 143. Workdir and packed dataset may be
-addresses, gs://bucket/folder.
+checkpoints/<step> and eval/. The same command continues from the last checkpoint. Told to stop
+(SIGTERM or Ctrl-C), it saves its state and ends with code 143; a second Ctrl-C ends it at once.
+Workdir and packed dataset may be addresses, gs://bucket/folder.
 
 Several processes train together if each of them runs this command with the same workdir, which all
 of them must see. On Cloud TPU, under SLURM and Open MPI they find each other; elsewhere they are

@@ -50,10 +50,10 @@ def train(
       The state after the last step.
 
     Raises:
-      ValueError: the config does not fit the dataset, the devices or the workdir.
-      FloatingPointError: a loss is not finite.
-      OSError: a checkpoint could not be written.
-      Preempted: the run was told to stop (SIGTERM) and has saved its state.
+      InputError: the config is invalid, or does not fit the dataset, the devices or the workdir.
+      DivergedError: a loss, a parameter or a statistic is not finite.
+      OSError: a checkpoint could not be written, or not be read.
+      Preempted: the run was told to stop (SIGTERM or Ctrl-C) and has saved its state.
     """
     workdir = locate(workdir)
     started = time.monotonic() if started is None else started
