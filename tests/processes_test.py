@@ -296,7 +296,7 @@ def test_told_to_stop_they_save_and_continue(two, dataset, backbone, tmp_path):
     command = [*TWO, f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     process = start(command)
     wait_for_rows(tmp_path / "run", 3, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # passed on to both, where it acts as SIGTERM
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 143, printed
     (step,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
