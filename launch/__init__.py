@@ -1,1 +1,1 @@
-"""Commands: prepare, train, eval."""
+"""Commands: prepare, train, eval, verify and others."""

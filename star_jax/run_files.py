@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import subprocess
 import time
@@ -136,6 +137,7 @@ def environment() -> dict[str, Any]:
         "git_revision": git_revision(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
     }

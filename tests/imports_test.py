@@ -13,7 +13,14 @@ FOLDERS = ("star_jax", "data_pipelines", "configs", "launch", "benchmarks")
 
 # From below to above: a module imports from its own layer and from those before it.
 LAYERS = (
-    ("star_jax.graphs", "star_jax.config", "star_jax.finite", "star_jax.checksums"),
+    (
+        "star_jax.checksums",
+        "star_jax.compiler",
+        "star_jax.config",
+        "star_jax.finite",
+        "star_jax.golden",
+        "star_jax.graphs",
+    ),
     ("star_jax.models", "star_jax.losses", "star_jax.augment", "star_jax.optim"),
     ("star_jax.weights",),
     (
@@ -25,7 +32,7 @@ LAYERS = (
         "star_jax.processes",
         "star_jax.run_files",
     ),
-    ("star_jax.train",),
+    ("star_jax.train", "star_jax.verify"),
     ("launch", "benchmarks"),
 )
 

@@ -13,7 +13,7 @@ from star_jax.graphs import EDGES, tracklet_edges
 from star_jax.models import StyleSources
 from star_jax.models.guidance import FrameGuidance, GuidedPooling
 from star_jax.models.layers import BatchNorm, generalised_mean
-from star_jax.models.resnet import Backbone, transfer_style
+from star_jax.models.resnet import Backbone, convolution, transfer_style
 from star_jax.models.skeleton import (
     BidirectionalLSTM,
     GraphAttention,
@@ -221,6 +221,38 @@ def test_backbone(block):
     close(disturbed, expected[1], rtol=1e-3)
 
 
+# --- backbone -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "stride"),
+    [(4, 2, 3, 1), (8, 4, 3, 2), (5, 3, 3, 2), (6, 7, 7, 2), (1, 1, 3, 1)],
+)
+def test_convolutions_of_maps_that_are_smaller_than_the_kernel(height, width, size, stride):
+    """Such maps take a way of their own on a CPU; the larger ones are XLA's, here by loops."""
+    x, pad = random(0, 2, height, width, 3), size // 2
+    module = convolution(4, size, stride, jnp.float32, "conv")
+    variables = random_variables(module, x)
+    output, pull_back = jax.vjp(module.apply, variables, x)
+    kernel = variables["params"]["kernel"]
+    cotangent = random(1, *output.shape)
+    kernel_gradient, gradient = np.zeros(kernel.shape), np.zeros((2, height + 9, width + 9, 3))
+    expected = np.zeros(output.shape)
+    padded = np.pad(x, ((0, 0), (pad, 9 - pad), (pad, 9 - pad), (0, 0)))
+    for row in range((height - 1) // stride + 1):
+        for column in range((width - 1) // stride + 1):
+            window = np.s_[:, row * stride :, column * stride :]
+            patch = padded[window][:, :size, :size]
+            at = cotangent[:, row, column]
+            expected[:, row, column] = np.einsum("nijc,ijcd->nd", patch, kernel)
+            kernel_gradient += np.einsum("nijc,nd->ijcd", patch, at)
+            gradient[window][:, :size, :size] += np.einsum("nd,ijcd->nijc", at, kernel)
+    close(output, expected)
+    by_variables, by_x = pull_back(jnp.asarray(cotangent))
+    close(by_variables["params"]["kernel"], kernel_gradient)
+    close(by_x, gradient[:, pad : pad + height, pad : pad + width])
+
+
 # --- skeleton -----------------------------------------------------------------------------------
 
 
@@ -235,6 +267,44 @@ def test_edge_features():
                 expected[t, 2 * e : 2 * e + 2] = math.hypot(dx, dy), math.atan2(dy, dx)
     assert 0 < (expected == 0).sum() < expected.size
     close(edge_features(keypoints, detected), expected)
+
+
+def test_edge_features_have_finite_gradients():
+    """Of coincident joints and of edges with an undetected joint they are zero."""
+    keypoints = random(0, 3, 17, 3)
+    keypoints[0] = 5.0  # all joints in one place
+    keypoints[1, ::2] = 0.0
+    detected = np.ones((3, 17), bool)
+    detected[1, ::2] = False
+    keypoints[2, 13] = keypoints[2, 15]  # the joints of edge 0
+    weights = random(1, 3, 38).astype(np.float64)
+
+    def total(keypoints):
+        return (edge_features(keypoints, detected) * weights.astype(np.float32)).sum()
+
+    gradients = np.asarray(jax.jit(jax.grad(total))(keypoints))
+    assert np.isfinite(gradients).all()
+    assert (gradients[0] == 0).all() and (gradients[1, ::2] == 0).all()
+    assert (gradients[..., 2] == 0).all() and (gradients[2, 15] == 0).all()
+
+    def by_loops(keypoints):  # float64
+        value = 0.0
+        for t in range(3):
+            for e, (i, j) in enumerate(EDGES):
+                dx, dy = (keypoints[t, j] - keypoints[t, i])[:2]
+                if detected[t, i] and detected[t, j] and (dx or dy):
+                    value += weights[t, 2 * e] * math.hypot(dx, dy)
+                    value += weights[t, 2 * e + 1] * math.atan2(dy, dx)
+        return value
+
+    # Moving both joints of edge 0, or any others, keeps the coincident ones together.
+    wide = keypoints.astype(np.float64)
+    for t, joints in [(1, [j]) for j in range(17)] + [(2, [13, 15]), (2, [5]), (2, [11])]:
+        for axis in (0, 1):
+            step = np.zeros_like(wide)
+            step[t, joints, axis] = 1e-6
+            expected = (by_loops(wide + step) - by_loops(wide - step)) / 2e-6
+            close(gradients[t, joints, axis].sum(), expected, rtol=1e-3)
 
 
 def test_bidirectional_lstm():

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from configs import star_hitsz_vcm
 from data_pipelines.errors import InputError
+from star_jax import verify
 from star_jax.models import build_model
 from star_jax.weights import from_authors, from_torchvision_resnet50, load_arrays
 
@@ -34,7 +35,7 @@ def model_config(**changes):
 @functools.cache
 def state_dict():
     """A made-up state dict of the tiny network with the authors' names."""
-    shapes = json.loads((Path(__file__).parent / "golden" / "state_dict.json").read_text())
+    shapes = json.loads((verify.GOLDEN / "state_dict.json").read_text())
     rng = np.random.default_rng(0)
     arrays = {}
     for name, shape in shapes.items():

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from star_jax.models.layers import Dtype, generalised_mean, linear
+from star_jax.models.layers import Dtype, generalised_mean, linear, precision_of
 
 NUM_HEADS = 4
 POWERS = (0.7, 1.0, 3.0, 5.0, 7.0)
@@ -45,10 +45,37 @@ class FrameGuidance(nn.Module):
         return nn.MultiHeadDotProductAttention(
             NUM_HEADS,
             dtype=self.dtype,
+            precision=precision_of(self.dtype),
+            attention_fn=attend,
             kernel_init=nn.initializers.variance_scaling(0.5, "fan_avg", "uniform"),
             out_kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
             name=name,
         )
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """Scaled dot-product attention with its softmax in float32.
+
+    Flax's own, with `force_fp32_for_softmax`, multiplies float32 weights with bfloat16 values.
+
+    Args:
+      query: float[B, T, heads, D].
+      key: float[B, S, heads, D].
+      value: float[B, S, heads, D].
+      mask: bool[B, 1, T, S], which keys a query attends to.
+
+    Returns:
+      float[B, T, heads, D], of the value's dtype.
+    """
+    precision = precision_of(query.dtype)
+    query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
+    logits = jnp.einsum("bthd,bshd->bhts", query, key, precision=precision).astype(jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = nn.softmax(logits).astype(value.dtype)
+    return jnp.einsum("bhts,bshd->bthd", weights, value, precision=precision)
 
 
 class GuidedPooling(nn.Module):

@@ -13,6 +13,15 @@ MOMENTUM = 0.9  # PyTorch writes it as 0.1
 EPSILON = 1e-5
 
 
+def precision_of(dtype: Dtype) -> jax.lax.Precision | None:
+    """The precision of convolutions and matrix products with operands of a dtype.
+
+    Left to their default, float32 products are not float32 off the CPU: TPUs round their operands
+    to bfloat16, recent NVIDIA GPUs to TF32. Gradients take the precision of what they derive.
+    """
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, with PyTorch's unbiased running variance.
 
@@ -81,7 +90,8 @@ def head_batch_norm(**options: Any) -> BatchNorm:
 
 def classifier(num_classes: int, **options: Any) -> nn.Dense:
     """A linear classifier in float32, whose weights start at N(0, 0.001)."""
-    return nn.Dense(num_classes, kernel_init=nn.initializers.normal(0.001), **options)
+    init = nn.initializers.normal(0.001)
+    return nn.Dense(num_classes, kernel_init=init, precision=precision_of(jnp.float32), **options)
 
 
 def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
@@ -96,7 +106,14 @@ def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
 def linear(features: int | tuple[int, ...], fan_in: int, dtype: Dtype, **options: Any) -> nn.Module:
     """A linear layer on the last axis, initialised as PyTorch does by default."""
     init = symmetric_uniform(1 / math.sqrt(fan_in))
-    return nn.DenseGeneral(features, dtype=dtype, kernel_init=init, bias_init=init, **options)
+    return nn.DenseGeneral(
+        features,
+        dtype=dtype,
+        kernel_init=init,
+        bias_init=init,
+        precision=precision_of(dtype),
+        **options,
+    )
 
 
 def generalised_mean(x: jax.Array, power: float) -> jax.Array:

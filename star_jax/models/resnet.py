@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from star_jax.models.layers import BatchNorm, mean_and_variance
+from star_jax.models.layers import BatchNorm, mean_and_variance, precision_of
 
 Dtype = Any
 
@@ -28,9 +28,40 @@ def convolution(features: int, size: int, stride: int, dtype: Dtype, name: str) 
         padding=((size // 2, size // 2),) * 2,
         use_bias=False,
         dtype=dtype,
+        precision=precision_of(dtype),
         kernel_init=KERNEL_INIT,
+        conv_general_dilated=convolve,
         name=name,
     )
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` of NHWC maps; fast on CPUs for very small maps, too.
+
+    XLA on a CPU is a hundred times slower where the result is smaller than the kernel. There,
+    shifted copies of the map are stacked and the convolution is one matrix product.
+    """
+    size, stride = kernel.shape[0], strides[0]
+
+    def convolved() -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+    def product_of_copies() -> jax.Array:
+        height, width = x.shape[1:3]
+        padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        copies = [
+            padded[:, top : top + height : stride, left : left + width : stride]
+            for top in range(size)
+            for left in range(size)
+        ]
+        flat_kernel = kernel.reshape(-1, kernel.shape[-1])
+        return jnp.matmul(jnp.concatenate(copies, -1), flat_kernel, precision=options["precision"])
+
+    if min(x.shape[1:3]) > (size - 1) * stride:
+        return convolved()
+    return jax.lax.platform_dependent(cpu=product_of_copies, default=convolved)
 
 
 class Projection(nn.Module):
@@ -45,7 +76,12 @@ class Projection(nn.Module):
         """float[N, H, W, D] to float[N, H / stride, W / stride, features]."""
         x = x[:, :: self.stride, :: self.stride]
         return nn.Dense(
-            self.features, use_bias=False, dtype=self.dtype, kernel_init=KERNEL_INIT, name="dense"
+            self.features,
+            use_bias=False,
+            dtype=self.dtype,
+            precision=precision_of(self.dtype),
+            kernel_init=KERNEL_INIT,
+            name="dense",
         )(x)
 
 

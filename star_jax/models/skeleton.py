@@ -10,7 +10,7 @@ import jraph
 import numpy as np
 
 from star_jax.graphs import EDGES, tracklet_edges
-from star_jax.models.layers import Dtype, linear, symmetric_uniform
+from star_jax.models.layers import Dtype, linear, precision_of, symmetric_uniform
 
 EDGE_EMBEDDING = 64
 LEAKY_SLOPE = 0.2
@@ -21,18 +21,20 @@ def edge_features(keypoints: jax.Array, detected: jax.Array) -> jax.Array:
 
     Args:
       keypoints: float32[..., 17, 3].
-      detected: bool[..., 17]; an edge with an undetected joint gets zeros.
+      detected: bool[..., 17]; an edge with an undetected joint gets zeros, as does one whose joints
+        coincide. Their gradients are zero.
 
     Returns:
       float32[..., 38]: length and angle (radians) of edge 0, of edge 1, and so on.
     """
     start, end = np.array(EDGES).T
     vector = keypoints[..., end, :2] - keypoints[..., start, :2]
+    valid = detected[..., start] & detected[..., end] & (jnp.square(vector).sum(-1) > 0)
+    # Root and angle have no gradient at 0, and its NaN would pass through the last `where`.
+    vector = jnp.where(valid[..., None], vector, 1.0)
     length = jnp.sqrt(jnp.square(vector).sum(-1))
     angle = jnp.arctan2(vector[..., 1], vector[..., 0])
-    features = jnp.stack([length, angle], axis=-1)
-    valid = detected[..., start] & detected[..., end]
-    features = jnp.where(valid[..., None], features, 0.0)
+    features = jnp.where(valid[..., None], jnp.stack([length, angle], axis=-1), 0.0)
     return features.reshape(*features.shape[:-2], 2 * len(EDGES))
 
 
@@ -69,7 +71,12 @@ class BidirectionalLSTM(nn.Module):
         bias = self.param("bias", two_biases, (2, gates))
 
         both = jnp.stack([x, x[:, ::-1]]).astype(self.dtype)
-        inputs = jnp.einsum("dbti,dig->tdbg", both, input_kernel.astype(self.dtype))
+        inputs = jnp.einsum(
+            "dbti,dig->tdbg",
+            both,
+            input_kernel.astype(self.dtype),
+            precision=precision_of(self.dtype),
+        )
         inputs = inputs.astype(jnp.float32) + bias[None, :, None]
         steps = jnp.stack([valid, valid[:, ::-1]]).transpose(2, 0, 1)[..., None]
         outputs = lstm_states(recurrent_kernel.astype(self.dtype), inputs, steps)
@@ -98,7 +105,12 @@ def _lstm_scan(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.Ar
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         hidden, cell = state
         inputs, valid = inputs_and_valid
-        recurrent = jnp.einsum("dbh,dhg->dbg", hidden.astype(kernel.dtype), kernel)
+        recurrent = jnp.einsum(
+            "dbh,dhg->dbg",
+            hidden.astype(kernel.dtype),
+            kernel,
+            precision=precision_of(kernel.dtype),
+        )
         i, f, g, o = jnp.split(inputs + recurrent.astype(jnp.float32), 4, axis=-1)
         new_cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
         new_hidden = nn.sigmoid(o) * jnp.tanh(new_cell)
@@ -121,7 +133,10 @@ def _lstm_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array
     (gates,) = by_inputs(gradient)  # inputs are added to the gates, so theirs is the gates' too
     before = jnp.concatenate([jnp.zeros_like(outputs[:1]), outputs[:-1]])
     by_kernel = jnp.einsum(
-        "tdbh,tdbg->dhg", before.astype(kernel.dtype), gates.astype(kernel.dtype)
+        "tdbh,tdbg->dhg",
+        before.astype(kernel.dtype),
+        gates.astype(kernel.dtype),
+        precision=precision_of(kernel.dtype),
     )
     return by_kernel, gates, None
 
@@ -198,13 +213,22 @@ class GraphAttention(nn.Module):
     def __call__(self, graph: jraph.GraphsTuple, *, train: bool) -> jraph.GraphsTuple:
         """Replaces the nodes, float32[N, B, F], by float32[N, B, num_heads * features]."""
         init = nn.initializers.xavier_uniform()
+        precision = precision_of(jnp.float32)
         shape = (self.num_heads, self.features)
         projected = nn.Dense(
-            self.num_heads * self.features, use_bias=False, kernel_init=init, name="projection"
+            self.num_heads * self.features,
+            use_bias=False,
+            kernel_init=init,
+            precision=precision,
+            name="projection",
         )(graph.nodes)
         projected = projected.reshape(*projected.shape[:-1], *shape)
-        to_sender = jnp.einsum("nbhf,hf->nbh", projected, self.param("sender", init, shape))
-        to_receiver = jnp.einsum("nbhf,hf->nbh", projected, self.param("receiver", init, shape))
+
+        def product_with(name: str) -> jax.Array:
+            vectors = self.param(name, init, shape)
+            return jnp.einsum("nbhf,hf->nbh", projected, vectors, precision=precision)
+
+        to_sender, to_receiver = product_with("sender"), product_with("receiver")
         logits = to_sender[graph.senders] + to_receiver[graph.receivers]
         logits = nn.leaky_relu(logits, LEAKY_SLOPE)
         logits = jnp.where(graph.edges[..., None], logits, -1e9)
@@ -273,4 +297,4 @@ def adaptive_average(x: jax.Array, num_bins: int) -> jax.Array:
     inside = start[:, None] + offsets < stop[:, None]
     members = np.minimum(start[:, None] + offsets, length - 1)
     weights = (inside / inside.sum(1, keepdims=True)).astype(np.float32)
-    return jnp.einsum("bnk,nk->bn", x[:, members], weights)
+    return jnp.einsum("bnk,nk->bn", x[:, members], weights, precision=precision_of(jnp.float32))
