@@ -9,11 +9,12 @@ Compared are, on whatever devices JAX finds:
   inference on 288x144 frames and a training pass, in float32 and, with wider tolerances, bfloat16;
 - where there are several devices, a training step on all of them with one on the first.
 
-It takes a minute or two on two CPU cores. Printed are the device, the versions, and a table of the
-largest differences and of what they may be: as shares of a tensor's largest magnitude, or of the
-number itself for losses and gradient norms. Ends with code 1 if anything is out. Where several
-processes make up a machine, each checks the devices of its own. The environment variable
-STAR_PARITY_FIXTURES names a folder of further known numbers, eval_seed*.npz and train_seed*.npz.
+On a CPU it takes three minutes of processor time, which two cores share. Printed are the device,
+the versions, and a table of the largest differences and of what they may be: as shares of a
+tensor's largest magnitude, or of the number itself for losses and gradient norms. Ends with code 1
+if anything is out. Where several processes make up a machine, each checks the devices of its own.
+The environment variable STAR_PARITY_FIXTURES names a folder of further known numbers,
+eval_seed*.npz and train_seed*.npz.
 """
 
 import math
