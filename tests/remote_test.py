@@ -128,9 +128,15 @@ def test_the_small_files_of_a_run(bucket):
     run_files.claim(workdir, config)
     run_files.add_to_record(workdir, fact=1)
     assert run_files.read_json(workdir / "run.json")["fact"] == 1
-    report = run_files.write_report(workdir, {"step": 3})
-    assert str(report) == "gs://bucket/run/eval/3.json"
-    assert json.loads(report.read_bytes()) == {"step": 3}
+    kind = {
+        "step": 3,
+        "protocol": "a/b",
+        "clips": "first",
+        "dataset": {"fingerprint": "0123456789"},
+    }
+    report = run_files.write_report(workdir, kind)
+    assert str(report) == "gs://bucket/run/eval/3-a-b-first-01234567.json"
+    assert json.loads(report.read_bytes()).items() >= kind.items()
     config.seed = 9
     with pytest.raises(ValueError, match="gs://bucket/run belongs to another config: seed"):
         run_files.claim(workdir, config)

@@ -245,4 +245,4 @@ def test_an_address_that_a_file_names_is_not_followed(shown, monkeypatch):
     elsewhere = dataclasses.replace(shown, dataset_dir="gs://bucket/\x1b[2J/data")
     assert match_sheet.thumbnails(elsewhere, told.append)(0) is None
     assert not asked
-    assert told[0].startswith("no pictures: gs://bucket/?[2J/data: an address")
+    assert told[0].startswith(r"no pictures: gs://bucket/\x1b[2J/data: an address")
