@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# Two workers, each with up to 4 GB; the tests of a file share what they have set up.
+PYTEST := $(RUN) -m pytest --numprocesses=2 --dist=loadfile
 
 .PHONY: demo test test-fast lint
 
@@ -28,7 +30,7 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m mypy
 
 test: lint
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-fast: lint
-	$(RUN) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"

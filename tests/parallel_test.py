@@ -107,6 +107,7 @@ def test_eight_devices_train_as_one(identities, clip_length, fsdp, shape):
     assert_same(trained(config(**changes), jax.devices()), trained_on_one(identities, clip_length))
 
 
+@pytest.mark.slow
 def test_rematerialised_blocks_give_the_same_numbers():
     changes = {"data.identities_per_batch": 2, "data.clip_length": 2}
     remat = trained(config(**changes, **{"model.remat": True}), jax.devices()[:1])
@@ -127,6 +128,7 @@ def collectives(config):
     return found, 4 * sum(x.size for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("identities", [4, 2], ids=["pairs", "frames in two"])
 def test_only_gradients_are_large_among_what_devices_exchange(identities):
     found, params = collectives(config(**{"data.identities_per_batch": identities}))
@@ -146,6 +148,7 @@ def test_nothing_is_compiled_after_the_first_step():
     assert step._cache_size() == before == 1
 
 
+@pytest.mark.slow
 def test_parameters_are_split_and_nothing_else():
     mesh = parallel.make_mesh(config(**{"parallel.fsdp": 4}))
     state = steps.initial_state(config(), build_model(config().model), 10, mesh)

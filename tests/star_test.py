@@ -114,6 +114,7 @@ def assert_finite(tree):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("garbage", [1e6, -7.0, np.nan])
 def test_undetected_joints_have_no_influence(garbage):
     keypoints = partly_detected()

@@ -96,6 +96,7 @@ def test_a_run_leaves_everything_that_it_should(whole_run, dataset):
     assert list((whole_run / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_batches", [1, 4, 8])
 def test_a_killed_run_continues_bit_for_bit(whole_run, dataset, tmp_path, monkeypatch, num_batches):
     with killed_after(monkeypatch, num_batches):
@@ -181,6 +182,7 @@ def test_another_dataset_has_a_result_of_its_own(whole_run, tmp_path):
     assert path != own and own.read_text() == before
 
 
+@pytest.mark.slow
 def test_evaluation_during_training_is_written(dataset, tmp_path):
     config = tiny.config(dataset)
     config.eval.every_epochs = 6
@@ -189,6 +191,7 @@ def test_evaluation_during_training_is_written(dataset, tmp_path):
     assert sum("i2v/map" in row for row in rows(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(dataset, tmp_path):
     config = tiny.config(dataset)
     config.optim.lr = config.optim.backbone_lr = 1e25
@@ -198,6 +201,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(d
     assert not saved_steps(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(dataset, tmp_path, monkeypatch):
     def settled(config):
         config.eval.every_epochs = 3
@@ -228,6 +232,7 @@ def stop_at(monkeypatch, number):
     monkeypatch.setattr(processes, "watch_for_stop", watch)
 
 
+@pytest.mark.slow
 def test_told_to_stop_while_it_evaluates_it_has_saved(whole_run, dataset, tmp_path, monkeypatch):
     def settled():
         config = tiny.config(dataset)
@@ -244,6 +249,7 @@ def test_told_to_stop_while_it_evaluates_it_has_saved(whole_run, dataset, tmp_pa
     assert [row for row in losses(tmp_path) if "i2v/map" not in row] == losses(whole_run)
 
 
+@pytest.mark.slow
 def test_told_to_stop_during_the_last_save_it_finishes(dataset, tmp_path, monkeypatch):
     save, finish, saved = checkpoint.save, checkpoint.finish, []
 
@@ -280,6 +286,7 @@ def test_the_speed_leaves_out_evaluations(monkeypatch):
     assert [row.get("frames_per_second") for row in written] == [None, 5.0, 5.0, 5.0]
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path, monkeypatch):
     path, arrays = tiny.backbone_file(tmp_path)
 
@@ -330,6 +337,7 @@ def test_a_protocol_that_cannot_score_the_dataset_is_refused_at_once(dataset, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite_is_not_saved(dataset, tmp_path, monkeypatch):
     def spoiled(*arguments):
         step = make_train_step(*arguments)
