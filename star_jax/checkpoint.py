@@ -14,8 +14,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
@@ -30,6 +30,8 @@ from star_jax.processes import is_first, largest, wait_for_all
 from star_jax.steps import TrainState
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Pauses between attempts to read, for a storage that is away for a minute.
 PAUSES = (1.0, 3.0, 6.0, 10.0, 15.0, 30.0)  # seconds
@@ -216,48 +218,67 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, abstract: Any) 
     return _restore(manager, step, {"variables": abstract})[0]["variables"]
 
 
-# What can be wrong when a checkpoint is restored, worst last: of all processes the worst counts.
-_FAILURES = (DamagedError, OSError, MisfitError)
-
-
 def _restore(
     manager: ocp.CheckpointManager, step: int, items: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Manifest]:
     """Restores items of a step on all processes; tries again what cannot be read."""
     folder = manager.directory / str(step)
     for pause in (*PAUSES, None):
-        result, error, severity = None, None, 0
         try:
-            result = _restore_once(folder, manager, step, items)
-        except _FAILURES as failure:
-            error = failure
-            severity = 1 + [isinstance(error, kind) for kind in _FAILURES].index(True)
-        worst = largest(severity)
-        if result is not None and not worst:
+            manifest = _together(folder, _manifest_that_fits, items)
+            arrays = _together(folder, _restore_arrays, manager, items, manifest)
             break
-        if error is None or worst > severity:
-            error = _FAILURES[worst - 1](f"{folder}: another process cannot restore it")
-        if not isinstance(error, OSError) or pause is None:
-            raise error
-        log.warning("%s; trying again in %.0f s", error, pause)
-        time.sleep(pause)
-    assert result is not None
-    if (path := find_not_finite(result[0])) is not None:
+        except OSError as error:
+            if pause is None:
+                raise
+            log.warning("%s; trying again in %.0f s", error, pause)
+            time.sleep(pause)
+    if (path := find_not_finite(arrays)) is not None:
         raise InputError(
             f"{folder}: {path} is not finite; take an earlier checkpoint (a run continues from it "
             "if this one is removed)"
         )
-    return result
+    return arrays, manifest
 
 
-def _restore_once(
-    folder: epath.Path, manager: ocp.CheckpointManager, step: int, items: Mapping[str, Any]
-) -> tuple[dict[str, Any], Manifest]:
+# What can be wrong when a checkpoint is restored, worst last.
+_FAILURES = (DamagedError, OSError, MisfitError)
+
+
+def _together(folder: epath.Path, act: Callable[..., T], *arguments: Any) -> T:
+    """Returns `act(folder, *arguments)`; all processes raise the worst failure of any.
+
+    Otherwise those that go on would wait for the others in the next step.
+    """
+    error, severity = None, 0
+    try:
+        result = act(folder, *arguments)
+    except _FAILURES as failure:
+        error = failure
+        severity = 1 + [isinstance(error, kind) for kind in _FAILURES].index(True)
+    worst = largest(severity)
+    if not worst:
+        return result
+    if error is not None and severity == worst:
+        raise error
+    raise _FAILURES[worst - 1](f"{folder}: another process cannot restore it")
+
+
+def _manifest_that_fits(folder: epath.Path, items: Mapping[str, Any]) -> Manifest:
     manifest = _read_manifest(folder)
     _check_fit(folder, manifest, items)
+    return manifest
+
+
+def _restore_arrays(
+    folder: epath.Path, manager: ocp.CheckpointManager, items: Mapping[str, Any], manifest: Manifest
+) -> dict[str, Any]:
+    """Restores items of a checkpoint and compares their checksums with the manifest."""
+    if not items:
+        return {}
     args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     try:
-        restored = dict(manager.restore(step, args=ocp.args.Composite(**args))) if items else {}
+        restored = dict(manager.restore(int(folder.name), args=ocp.args.Composite(**args)))
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds, of a busy disk the same
@@ -276,7 +297,7 @@ def _restore_once(
             f"{folder} is damaged ({len(changed)} arrays do not have their checksums, "
             f"the first is {changed[0]})"
         )
-    return restored, manifest
+    return restored
 
 
 def _sealed(manifest: Manifest) -> dict[str, Any]:

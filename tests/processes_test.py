@@ -187,17 +187,17 @@ UNLUCKY = """
 import os
 from star_jax import checkpoint
 checkpoint.PAUSES = (0.1,)
-restore = checkpoint._restore_once
+restore = checkpoint._restore_arrays
 attempts = []
-def unlucky(folder, manager, step, items):
-    restored = restore(folder, manager, step, items)
-    attempts.append(step)
+def unlucky(folder, *rest):
+    restored = restore(folder, *rest)
+    attempts.append(folder.name)
     if os.environ["JAX_PROCESS_ID"] == "1" and len(attempts) == 1:
         raise OSError("the storage is gone")
-    if os.environ["JAX_PROCESS_ID"] == "1" and step == 12:
+    if os.environ["JAX_PROCESS_ID"] == "1" and folder.name == "12":
         raise checkpoint.DamagedError("step 12 is damaged")
     return restored
-checkpoint._restore_once = unlucky
+checkpoint._restore_arrays = unlucky
 """
 
 MIXED = """
