@@ -24,7 +24,7 @@ from star_jax.models import build_model
 from star_jax.models.guidance import NUM_HEADS, POWERS
 from star_jax.models.resnet import num_channels
 
-SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES: dict[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
     **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
     **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_},
