@@ -23,7 +23,9 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 
-from data_pipelines import hitsz_vcm, loader, packing, records, sampling, schema
+from data_pipelines import loader, sampling, schema
+from data_pipelines.datasets import hitsz_vcm
+from data_pipelines.records import packing, reading
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -56,9 +58,9 @@ def main() -> None:
 
     start = time.monotonic()
     before = resident_memory()
-    index = records.open_index(args.dataset_dir, "train")
-    stored = records.open_records(args.dataset_dir, "train")
-    records.open_index(args.dataset_dir, "test")
+    index = reading.open_index(args.dataset_dir, "train")
+    stored = reading.open_records(args.dataset_dir, "train")
+    reading.open_index(args.dataset_dir, "test")
     print(
         f"index: {time.monotonic() - start:.2f} s, {resident_memory() - before:.0f} MiB for "
         f"{len(index.rows)} training tracklets and the test split"
@@ -196,7 +198,7 @@ def print_shares(work: Callable[[], None]) -> None:
     open_records = loader.open_records
     decode = simplejpeg.decode_jpeg
     with (
-        mock.patch.object(records.simplejpeg, "decode_jpeg", timed("decoding", decode)),
+        mock.patch.object(reading.simplejpeg, "decode_jpeg", timed("decoding", decode)),
         mock.patch.object(loader, "open_records", lambda *args: TimedRecords(open_records(*args))),
     ):
         start, core = time.perf_counter(), time.process_time()

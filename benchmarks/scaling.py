@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     """Measures one part, or starts a process for each part and prints tables."""
     del argv
     if PART.value is not None:
-        from star_jax import processes
+        from star_jax.distributed import processes
 
         processes.start()
         print(json.dumps({"steps": steps, "bytes": bytes_of_state, "host": host}[PART.value]()))
@@ -104,10 +104,10 @@ def prepare() -> tuple[Any, Any, Any, Any, int]:
     """Returns config, mesh, model, training step and pairs for the devices there are."""
     import jax
 
-    from star_jax import parallel
     from star_jax.config import check_config
+    from star_jax.distributed import parallel
     from star_jax.models import build_model
-    from star_jax.steps import make_train_step
+    from star_jax.training.steps import make_train_step
 
     config = CONFIG.value
     pairs = PAIRS.value * jax.device_count()
@@ -122,8 +122,8 @@ def steps() -> dict[str, Any]:
     """Times training steps."""
     import jax
 
-    from star_jax import parallel
-    from star_jax.steps import initial_state
+    from star_jax.distributed import parallel
+    from star_jax.training.steps import initial_state
 
     config, mesh, model, train_step, pairs = prepare()
     shardings = parallel.batch_shardings(mesh)
@@ -145,7 +145,7 @@ def bytes_of_state() -> dict[str, Any]:
     """Adds up what the first device holds of the training state."""
     import jax
 
-    from star_jax.steps import initial_state
+    from star_jax.training.steps import initial_state
 
     config, mesh, model, _, _ = prepare()
     state = initial_state(config, model, 100, mesh)
@@ -158,9 +158,10 @@ def host() -> dict[str, float]:
     import jax
 
     from data_pipelines import sampling
-    from star_jax import checkpoint, parallel
-    from star_jax.metrics import MetricsWriter
-    from star_jax.steps import initial_state
+    from star_jax.distributed import parallel
+    from star_jax.training import checkpoint
+    from star_jax.training.metrics import MetricsWriter
+    from star_jax.training.steps import initial_state
 
     config, mesh, model, train_step, pairs = prepare()
     shardings = parallel.batch_shardings(mesh)

@@ -16,17 +16,17 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from data_pipelines.loader import test_clips, train_batches
-from data_pipelines.records import open_index
+from data_pipelines.records.reading import open_index
 from data_pipelines.sampling import steps_per_epoch
 from star_jax.augment import random_crop_and_flip
 from star_jax.config import check_config
 from star_jax.evaluation.protocols import evaluate, format_table
 from star_jax.losses import batch_hard_triplet, cross_entropy
-from star_jax.metrics import Progress
 from star_jax.models import build_model
 from star_jax.models.star import unit_length
 from star_jax.optim import make_optimizer
-from star_jax.steps import initial_variables, stream
+from star_jax.training.metrics import Progress
+from star_jax.training.steps import initial_variables, stream
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 flags.mark_flag_as_required("config")

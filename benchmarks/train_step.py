@@ -15,9 +15,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from star_jax.config import check_config
+from star_jax.distributed.parallel import batch_shardings, make_mesh, put
 from star_jax.models import build_model
-from star_jax.parallel import batch_shardings, make_mesh, put
-from star_jax.steps import initial_state, make_train_step
+from star_jax.training.steps import initial_state, make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 STEPS = flags.DEFINE_integer("steps", 20, "Timed steps.", lower_bound=1)

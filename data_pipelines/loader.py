@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
-from data_pipelines.records import decode_clip, open_index, open_records
+from data_pipelines.records.reading import decode_clip, open_index, open_records
 from data_pipelines.sampling import BatchPlan, dense_clips, find_recipe, row_generator
 
 CLIPS = ("first", "dense")  # which clips of a tracklet are embedded
@@ -56,7 +56,7 @@ def train_batches(
       start_step: number of the first batch.
       num_steps: how many batches.
       sampling: how tracklets and frames are drawn, a key of `sampling.RECIPES`.
-      move_keypoints: see `records.decode_clip`.
+      move_keypoints: see `reading.decode_clip`.
       rows: of the global batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
@@ -130,7 +130,7 @@ def test_clips(
       mode: "first" takes one clip a tracklet, "dense" all consecutive ones
         (`sampling.dense_clips`), so that a position comes up several times.
       sampling: which frames make the one clip, a key of `sampling.RECIPES`.
-      move_keypoints: see `records.decode_clip`.
+      move_keypoints: see `reading.decode_clip`.
       rows: of each batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 

@@ -19,7 +19,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from data_pipelines.errors import UserError
-from data_pipelines.terminal import printable
+from data_pipelines.io.terminal import printable
 from star_jax import config
 
 STARTED = time.monotonic()  # commands import this module first

@@ -30,7 +30,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Where to write, without an ending.
 
 def main() -> None:
     """Embeds as the flags say."""
-    from star_jax import processes
+    from star_jax.distributed import processes
     from star_jax.evaluation import embeddings
     from star_jax.evaluation.embed import embed_dataset, locate_checkpoint, restore_network
 

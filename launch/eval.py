@@ -24,7 +24,7 @@ CLIPS = flags.DEFINE_enum(
 
 def main() -> None:
     """Evaluates as the flags say."""
-    from star_jax import processes  # imports JAX, which --help should not wait for
+    from star_jax.distributed import processes  # imports JAX, which --help should not wait for
     from star_jax.evaluation.embed import evaluate_checkpoint, locate_checkpoint
     from star_jax.evaluation.protocols import format_table
 

@@ -22,7 +22,7 @@ from data_pipelines.errors import InputError
 
 def hitsz_vcm(source: Path) -> Sequence[Any]:
     """Returns the tracklets of HITSZ-VCM, the short ones, too."""
-    from data_pipelines.hitsz_vcm import read_index
+    from data_pipelines.datasets.hitsz_vcm import read_index
 
     index = read_index(source, min_frames=1)
     return [*index.train, *index.test]
@@ -30,7 +30,7 @@ def hitsz_vcm(source: Path) -> Sequence[Any]:
 
 def bupt_campus(source: Path) -> Sequence[Any]:
     """Returns the tracklets of BUPTCampus, those of the auxiliary list, too."""
-    from data_pipelines.bupt_lists import LISTS, read_index
+    from data_pipelines.datasets.bupt_lists import LISTS, read_index
 
     auxiliary = all((source / name).exists() for name in LISTS["auxiliary"])
     splits = read_index(source, auxiliary=auxiliary).splits
@@ -39,7 +39,7 @@ def bupt_campus(source: Path) -> Sequence[Any]:
 
 def folder(source: Path) -> Sequence[Any]:
     """Returns the tracklets of one's own footage, every frame of them."""
-    from data_pipelines.folder import read_index
+    from data_pipelines.datasets.folder import read_index
 
     return read_index(source)
 
@@ -66,7 +66,7 @@ DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "cuda"], "Where the model ru
 
 def main() -> None:
     """Extracts as the flags say."""
-    from data_pipelines import extraction, pose
+    from data_pipelines.skeletons import extraction, pose
 
     model = pose.load_model(
         MODEL.value,

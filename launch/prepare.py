@@ -65,7 +65,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # flags that belong to one dataset
 
 def main() -> None:
     """Prepares as the flags say."""
-    from data_pipelines import bupt_campus, folder, hitsz_vcm
+    from data_pipelines.datasets import bupt_campus, folder, hitsz_vcm
 
     drawn = DATASET.value == "synthetic_vcm"
     dataset, data_dir = LAYOUT.value if drawn else DATASET.value, Path(DATA_DIR.value)
@@ -114,13 +114,14 @@ def options_of(dataset: str) -> dict[str, Any]:
 
 def draw(source: Path, picture: Path) -> None:
     """Draws the generated dataset and a picture to judge it by."""
-    from data_pipelines import bupt_lists, hitsz_vcm, synthetic_vcm, synthetic_videos
-    from data_pipelines.contact_sheet import contact_sheet
+    from data_pipelines.datasets import bupt_lists, hitsz_vcm
+    from data_pipelines.synthetic import generate, videos
+    from data_pipelines.synthetic.contact_sheet import contact_sheet
 
     if LAYOUT.value == "folder":
-        synthetic_videos.write(source, synthetic_vcm.SIZES[SIZE.value], SEED.value)
+        videos.write(source, generate.SIZES[SIZE.value], SEED.value)
         return
-    synthetic_vcm.generate(
+    generate.generate(
         source,
         size=SIZE.value,
         seed=SEED.value,

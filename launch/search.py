@@ -29,8 +29,8 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for pictures and table.", r
 
 def main() -> None:
     """Searches as the flags say."""
-    from data_pipelines.files import write_file
-    from data_pipelines.terminal import printable
+    from data_pipelines.io.files import write_file
+    from data_pipelines.io.terminal import printable
     from star_jax.evaluation import embeddings, match_sheet
     from star_jax.evaluation.search import format_result, matches_csv, search
 

@@ -34,8 +34,8 @@ CONNECT_SECONDS = flags.DEFINE_integer(
 
 def main() -> None:
     """Trains as the flags say."""
-    from star_jax import processes  # imports JAX, which --help should not wait for
-    from star_jax.train import train
+    from star_jax.distributed import processes  # imports JAX, which --help should not wait for
+    from star_jax.training.loop import train
 
     processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, CONNECT_SECONDS.value)
     train(CONFIG.value, WORKDIR.value, started=command.STARTED)

@@ -29,9 +29,11 @@ JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
 def main() -> None:
     """Runs all checks, prints a table and ends with code 1 if one failed."""
     from configs import star_hitsz_vcm_reference
-    from data_pipelines.files import write_json
-    from data_pipelines.tables import aligned
-    from star_jax.run_files import environment  # imports JAX, which --help should not wait for
+    from data_pipelines.io.files import write_json
+    from data_pipelines.io.tables import aligned
+    from star_jax.training.run_files import (
+        environment,  # imports JAX, which --help should not wait for
+    )
     from star_jax.verify import verify
 
     around = environment()

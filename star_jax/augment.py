@@ -11,7 +11,7 @@ Pixel convention: the centre of the top left pixel is (0, 0), so that the joint 
 import jax
 import jax.numpy as jnp
 
-from star_jax.graphs import MIRROR
+from data_pipelines.coco17 import MIRROR
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

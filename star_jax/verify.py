@@ -22,13 +22,13 @@ import ml_collections
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.progress import with_progress
+from data_pipelines.io.progress import with_progress
 from star_jax import golden
+from star_jax.distributed.parallel import batch_shardings, make_mesh, put
 from star_jax.golden import reference_arrays
 from star_jax.losses import star_losses
 from star_jax.models import StarOutput, StyleSources, build_model
-from star_jax.parallel import batch_shardings, make_mesh, put
-from star_jax.steps import initial_state, make_train_step
+from star_jax.training.steps import initial_state, make_train_step
 from star_jax.weights import from_authors
 
 GOLDEN = pathlib.Path(golden.__file__).parent

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 
 from data_pipelines.errors import InputError, MissingPackageError
-from data_pipelines.remote import locate, naming_failures
+from data_pipelines.io.remote import locate, naming_failures
 from star_jax.finite import find_not_finite
 from star_jax.models import build_model
 from star_jax.models.guidance import NUM_HEADS, POWERS

@@ -14,10 +14,12 @@ import safetensors.numpy
 import tiny
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data_pipelines import files, origin, records, remote
-from star_jax import checkpoint, run_files, train, weights
+from data_pipelines.io import files, remote
+from data_pipelines.records import copies, origin, reading
+from star_jax import weights
 from star_jax.evaluation import embed
-from star_jax.metrics import MetricsWriter
+from star_jax.training import checkpoint, loop, run_files
+from star_jax.training.metrics import MetricsWriter
 
 ADDRESS = "gs://bucket/data/hitsz_vcm/2.0.0"
 
@@ -51,7 +53,7 @@ def bucket(monkeypatch, tmp_path):
         fsspec.register_implementation(name, Bucket, clobber=True)
     for kept in (Bucket.store, Bucket.reads):
         kept.clear()
-    remote.local_copy.cache_clear()
+    copies.local_copy.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return remote.locate("gs://bucket")
 
@@ -110,7 +112,7 @@ def test_what_the_store_raises_names_the_address():
     with pytest.raises(OSError, match=r"gs://elsewhere/a\.json: RuntimeError: no such bucket"):
         files.write_json("gs://elsewhere/a.json", {})
     with pytest.raises(OSError, match=r"gs://elsewhere/data: RuntimeError"):
-        records.open_index("gs://elsewhere/data", "train")
+        reading.open_index("gs://elsewhere/data", "train")
 
 
 def test_a_checkpoint_is_named_by_its_address():
@@ -156,11 +158,11 @@ def test_compiled_programs_are_kept_beside_the_run(bucket):
     before = {name: getattr(jax.config, name) for name in names}
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        assert not train.keep_compiled_programs(bucket / "run")
+        assert not loop.keep_compiled_programs(bucket / "run")
         assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/compiled"
         assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
         files.write_file(bucket / "run" / "compiled" / "step-cache", b"program")
-        assert train.keep_compiled_programs(bucket / "run")
+        assert loop.keep_compiled_programs(bucket / "run")
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
@@ -230,14 +232,14 @@ def test_a_damaged_checkpoint_is_put_aside(bucket):
 
 def test_a_dataset_is_read_where_it_is_not(packed, stored):
     for split in ("train", "test"):
-        index, expected = records.open_index(ADDRESS, split), records.open_index(packed, split)
+        index, expected = reading.open_index(ADDRESS, split), reading.open_index(packed, split)
         for name, column in vars(expected).items():
             np.testing.assert_array_equal(getattr(index, name), column)
-        rows, expected = records.open_records(ADDRESS, split), records.open_records(packed, split)
+        rows, expected = reading.open_records(ADDRESS, split), reading.open_records(packed, split)
         assert len(rows) == len(expected)
         for row, wanted in zip(rows, expected, strict=True):
             assert row["frames"] == wanted["frames"] and row["frame_ids"] == wanted["frame_ids"]
-    copy = remote.local_copy(ADDRESS)
+    copy = copies.local_copy(ADDRESS)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == {
         path.name: path.read_bytes() for path in packed.iterdir()
     }
@@ -245,21 +247,21 @@ def test_a_dataset_is_read_where_it_is_not(packed, stored):
 
 
 def test_a_copy_is_used_again_until_the_dataset_changes(packed, stored):
-    copy = remote.local_copy(ADDRESS)
-    remote.local_copy.cache_clear()
+    copy = copies.local_copy(ADDRESS)
+    copies.local_copy.cache_clear()
     Bucket.reads.clear()
-    assert remote.local_copy(ADDRESS) == copy
+    assert copies.local_copy(ADDRESS) == copy
     assert not any("array_record" in name for name in Bucket.reads)
-    remote.local_copy.cache_clear()
+    copies.local_copy.cache_clear()
     change_origin(stored, packed="later")
-    assert remote.local_copy(ADDRESS) != copy
+    assert copies.local_copy(ADDRESS) != copy
     assert copy.is_dir()
 
 
 def test_several_that_start_together_make_one_copy(packed, stored):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:  # a lock keeps threads apart, too
-        copies = {*pool.map(lambda _: remote.local_copy.__wrapped__(ADDRESS), range(4))}
-    assert len(copies) == 1
+        made = {*pool.map(lambda _: copies.local_copy.__wrapped__(ADDRESS), range(4))}
+    assert len(made) == 1
     assert sorted(name for name in Bucket.reads if "array_record" in name) == shards(packed)
 
 
@@ -269,10 +271,10 @@ def test_damaged_records_are_refused_and_the_next_attempt_goes_on(packed, stored
     files.write_file(stored / last, damage((packed / last).read_bytes()))
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"{ADDRESS}/{last}: \d+ bytes .* checksum"):
-            remote.local_copy(ADDRESS)
+            copies.local_copy(ADDRESS)
     assert Bucket.reads.count(first) == 1
     files.write_file(stored / last, (packed / last).read_bytes())
-    assert shards(remote.local_copy(ADDRESS)) == [first, last]
+    assert shards(copies.local_copy(ADDRESS)) == [first, last]
     assert Bucket.reads.count(first) == 1
 
 
@@ -280,14 +282,14 @@ def test_missing_records_are_named(packed, stored):
     name = shards(packed)[0]
     (stored / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{ADDRESS}/{name}"):
-        records.open_index(ADDRESS, "train")
+        reading.open_index(ADDRESS, "train")
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "/etc/x", "..", ".lock", "", "origin.json", "é"])
 def test_names_that_lead_out_of_the_folder_are_refused(stored, tmp_path, name):
     change_origin(stored, files={name: {"bytes": 1, "sha256": "0"}})
     with pytest.raises(ValueError, match=re.escape(f"{name!r} is no name")):
-        remote.local_copy(ADDRESS)
+        copies.local_copy(ADDRESS)
     assert not list(tmp_path.iterdir())
 
 
@@ -295,14 +297,14 @@ def test_names_that_lead_out_of_the_folder_are_refused(stored, tmp_path, name):
 def test_a_damaged_origin_is_named(stored, content):
     files.write_file(stored / "origin.json", content)
     with pytest.raises(ValueError, match=f"^{ADDRESS}/origin.json: .*pack the dataset again"):
-        remote.local_copy(ADDRESS)
+        copies.local_copy(ADDRESS)
 
 
 @pytest.mark.parametrize("listed", [None, [1], {"a": 1}])
 def test_an_origin_that_lists_nothing_is_named(stored, listed):
     change_origin(stored, files=listed)
     with pytest.raises(ValueError, match=f"^{ADDRESS}/origin.json: does not list the files"):
-        remote.local_copy(ADDRESS)
+        copies.local_copy(ADDRESS)
 
 
 @pytest.mark.parametrize("name", ["metadata.json", "features.json", "dataset_info.json"])
@@ -310,29 +312,29 @@ def test_a_changed_file_is_not_copied(packed, stored, name):
     content = (packed / name).read_bytes()
     files.write_file(stored / name, content.replace(b"2", b"3", 1))
     with pytest.raises(ValueError, match=f"^{ADDRESS}/{name}: .* checksum of origin.json"):
-        records.open_index(ADDRESS, "train")
+        reading.open_index(ADDRESS, "train")
 
 
 def test_a_damaged_copy_is_named(packed, stored):
-    copy = remote.local_copy(ADDRESS)
+    copy = copies.local_copy(ADDRESS)
     (copy / "metadata.json").write_bytes(b"{}")
     with pytest.raises(ValueError, match=rf"^{copy}/metadata\.json: .*; remove {copy}, a copy"):
-        records.open_index(ADDRESS, "train")
+        reading.open_index(ADDRESS, "train")
 
 
 def test_a_dataset_has_the_fingerprint_of_its_copies(packed, stored):
-    assert records.fingerprint(ADDRESS) == records.fingerprint(packed)
+    assert reading.fingerprint(ADDRESS) == reading.fingerprint(packed)
 
 
 def test_an_address_without_a_dataset_is_named():
     with pytest.raises(FileNotFoundError, match=r"^gs://bucket/none: no packed dataset here"):
-        records.open_index("gs://bucket/none", "train")
+        reading.open_index("gs://bucket/none", "train")
 
 
 def test_a_full_disk_is_seen_before(stored, monkeypatch):
-    monkeypatch.setattr(remote.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(copies.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match=r"needs 0\.0 GB, but 0\.0 GB are free.*XDG_CACHE_HOME"):
-        remote.local_copy(ADDRESS)
+        copies.local_copy(ADDRESS)
     assert not any("array_record" in name for name in Bucket.reads)
 
 
@@ -350,7 +352,7 @@ def test_a_killed_run_continues(stored, bucket, tmp_path, monkeypatch):
     config = tiny.config("nowhere")
     config.data.dir = ADDRESS
     config.model.guidance = "none"  # compiles in less time
-    whole_loader = train.train_batches
+    whole_loader = loop.train_batches
 
     def dying_loader(*args, **kwargs):
         for number, batch in enumerate(whole_loader(*args, **kwargs)):
@@ -359,11 +361,11 @@ def test_a_killed_run_continues(stored, bucket, tmp_path, monkeypatch):
             yield batch
 
     with monkeypatch.context() as patch, pytest.raises(KeyError, match="killed"):
-        patch.setattr(train, "train_batches", dying_loader)
-        train.train(config, "gs://bucket/run")
+        patch.setattr(loop, "train_batches", dying_loader)
+        loop.train(config, "gs://bucket/run")
     workdir = bucket / "run"
     assert steps_at(workdir)[:3] == [1, 2, 3] and len(steps_at(workdir)) < 6
-    train.train(config, "gs://bucket/run")
+    loop.train(config, "gs://bucket/run")
     assert steps_at(workdir) == list(range(1, 13))
     assert opened == ["gs://bucket/run"] * 2
     assert {"config.json", "metrics.jsonl", "run.json"} <= {path.name for path in workdir.iterdir()}

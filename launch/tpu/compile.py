@@ -95,9 +95,9 @@ def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str
     os.environ.update(ENVIRONMENT)
     import jax
 
-    from star_jax import steps
+    from star_jax.distributed.parallel import make_mesh
     from star_jax.models import build_model
-    from star_jax.parallel import make_mesh
+    from star_jax.training import steps
 
     mesh = make_mesh(config, topology_devices(topology, generation, num_chips))
     model = build_model(config.model)
@@ -197,7 +197,7 @@ def abstract_batch(config: Any, mesh: Any) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from star_jax.parallel import batch_shardings
+    from star_jax.distributed.parallel import batch_shardings
 
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
     rows = (pairs, config.data.clip_length)
@@ -219,7 +219,7 @@ def forward_flops(config: Any, model: Any, pairs: int) -> float:
     import numpy as np
 
     from star_jax.models import StyleSources
-    from star_jax.steps import initial_variables
+    from star_jax.training.steps import initial_variables
 
     rows = (2 * pairs, config.data.clip_length)
     frames = jax.ShapeDtypeStruct((*rows, *config.data.frame_size, 3), np.float32)

@@ -21,7 +21,7 @@
 # On each of them training is a service of systemd: it starts again after a crash or a reboot, and
 # continues. `keep` leaves training alone that runs already. `run` runs another Python file of the
 # repository on all workers and shows what it prints; where there are several, the file must connect
-# them (star_jax.processes.start).
+# them (star_jax.distributed.processes.start).
 set -euo pipefail
 
 here="$(dirname "${BASH_SOURCE[0]}")"

@@ -14,25 +14,19 @@ from etils import epath
 from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
+from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import test_clips
-from data_pipelines.records import fingerprint, open_index, open_records
-from data_pipelines.remote import absolute, is_remote, locate
+from data_pipelines.records.reading import fingerprint, open_index, open_records
 from data_pipelines.schema import MODALITIES
-from star_jax import checkpoint, processes, run_files
 from star_jax.config import check_config
+from star_jax.distributed import processes
+from star_jax.distributed.parallel import gather, local_part, local_rows, make_mesh, put, split_rows
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.protocols import evaluate
-from star_jax.metrics import Progress
 from star_jax.models import Star, build_model
-from star_jax.parallel import (
-    gather,
-    local_part,
-    local_rows,
-    make_mesh,
-    put,
-    split_rows,
-)
-from star_jax.steps import abstract_variables, make_embed_step
+from star_jax.training import checkpoint, run_files
+from star_jax.training.metrics import Progress
+from star_jax.training.steps import abstract_variables, make_embed_step
 
 
 def embed_split(

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import write_file
+from data_pipelines.io.files import write_file
 from data_pipelines.schema import MODALITIES
 
 _FORMAT = "star_jax embeddings 2"
@@ -32,7 +32,7 @@ class Embeddings:
       num_frames: int32[n].
       first_frames: str[n], the first frame's path below the source's root.
       dataset_dir: the packed dataset, an absolute path.
-      dataset_fingerprint: tells it from others, `records.fingerprint`.
+      dataset_fingerprint: tells it from others, `reading.fingerprint`.
       split: of the dataset.
       step: of the checkpoint.
       config_hash: SHA-256 of the checkpoint's config.

@@ -14,11 +14,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines import remote
 from data_pipelines.errors import InputError, UserError
-from data_pipelines.progress import with_progress
-from data_pipelines.records import fingerprint, open_records
-from data_pipelines.terminal import printable
+from data_pipelines.io import remote
+from data_pipelines.io.progress import with_progress
+from data_pipelines.io.terminal import printable
+from data_pipelines.records.reading import fingerprint, open_records
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.search import Match, Result, facts_of
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from data_pipelines.errors import InputError
+from data_pipelines.io.tables import aligned
 from data_pipelines.schema import INFRARED, VISIBLE
-from data_pipelines.tables import aligned
 from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 
 

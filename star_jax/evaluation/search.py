@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.tables import aligned
-from data_pipelines.terminal import printable
+from data_pipelines.io.tables import aligned
+from data_pipelines.io.terminal import printable
 from star_jax.evaluation.embeddings import Embeddings, csv_file
 
 UNKNOWN = "unknown"  # the identity of whom nobody has named

@@ -1,4 +1,4 @@
-"""The skeleton branch: edges through a bidirectional LSTM, joints through a keypoint graph."""
+"""S: the skeleton's edges, read as a sequence by a bidirectional LSTM (STAR, frame level)."""
 
 import math
 from typing import Any
@@ -6,14 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 
-from star_jax.graphs import EDGES, tracklet_edges
+from data_pipelines.coco17 import EDGES
 from star_jax.models.layers import Dtype, linear, precision_of, symmetric_uniform
 
 EDGE_EMBEDDING = 64
-LEAKY_SLOPE = 0.2
 
 
 def edge_features(keypoints: jax.Array, detected: jax.Array) -> jax.Array:
@@ -162,139 +160,3 @@ class EdgeSequence(nn.Module):
         embedded = linear(EDGE_EMBEDDING, features.shape[-1], jnp.float32, name="embed")(features)
         lstm = BidirectionalLSTM(self.num_channels // 2, self.dtype, name="lstm")
         return lstm(embedded, detected.any(-1))
-
-
-def keypoint_graph(
-    keypoints: jax.Array, detected: jax.Array, *, skeleton_in_every_frame: bool
-) -> jraph.GraphsTuple:
-    """The space-time graph of a batch of tracklets (STAR, sequence level, step 1).
-
-    All tracklets have the same edges, so the graph is written once and the tracklets ride on a
-    second axis of its features: segment operations then never cross tracklets, nor devices.
-
-    Args:
-      keypoints: float32[B, T, 17, 3].
-      detected: bool[B, T, 17].
-      skeleton_in_every_frame: see `star_jax.graphs.tracklet_edges`.
-
-    Returns:
-      One graph of N = T * 17 nodes: nodes float32[N, B, 3], edges bool[E, B] (whether the sender
-      was detected and so may speak).
-    """
-    batch, time = keypoints.shape[:2]
-    senders, receivers = tracklet_edges(time, skeleton_in_every_frame=skeleton_in_every_frame)
-    nodes = keypoints.reshape(batch, -1, 3).swapaxes(0, 1)
-    present = detected.reshape(batch, -1).swapaxes(0, 1)
-    return jraph.GraphsTuple(
-        nodes=jnp.where(present[..., None], nodes, 0.0),
-        edges=present[senders],
-        senders=senders,
-        receivers=receivers,
-        globals=None,
-        n_node=np.array([nodes.shape[0]]),
-        n_edge=np.array([len(senders)]),
-    )
-
-
-class GraphAttention(nn.Module):
-    """A graph attention layer (GAT) on a `keypoint_graph`; the bias comes after aggregation.
-
-    Attributes:
-      features: output features of each head.
-      num_heads: heads, concatenated.
-      dropout_rate: dropout on the attention weights.
-    """
-
-    features: int
-    num_heads: int
-    dropout_rate: float
-
-    @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple, *, train: bool) -> jraph.GraphsTuple:
-        """Replaces the nodes, float32[N, B, F], by float32[N, B, num_heads * features]."""
-        init = nn.initializers.xavier_uniform()
-        precision = precision_of(jnp.float32)
-        shape = (self.num_heads, self.features)
-        projected = nn.Dense(
-            self.num_heads * self.features,
-            use_bias=False,
-            kernel_init=init,
-            precision=precision,
-            name="projection",
-        )(graph.nodes)
-        projected = projected.reshape(*projected.shape[:-1], *shape)
-
-        def product_with(name: str) -> jax.Array:
-            vectors = self.param(name, init, shape)
-            return jnp.einsum("nbhf,hf->nbh", projected, vectors, precision=precision)
-
-        to_sender, to_receiver = product_with("sender"), product_with("receiver")
-        logits = to_sender[graph.senders] + to_receiver[graph.receivers]
-        logits = nn.leaky_relu(logits, LEAKY_SLOPE)
-        logits = jnp.where(graph.edges[..., None], logits, -1e9)
-        num_nodes = graph.nodes.shape[0]
-        weights = jraph.segment_softmax(
-            logits, graph.receivers, num_segments=num_nodes, indices_are_sorted=True
-        )
-        weights = nn.Dropout(self.dropout_rate, deterministic=not train)(weights)
-        nodes = jraph.segment_sum(
-            weights[..., None] * projected[graph.senders],
-            graph.receivers,
-            num_segments=num_nodes,
-            indices_are_sorted=True,
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.num_heads * self.features,))
-        return graph._replace(nodes=nodes.reshape(*nodes.shape[:2], -1) + bias[None, None])
-
-
-class KeypointGraphNetwork(nn.Module):
-    """Q: two graph attention layers, flattened and pooled to C (STAR, sequence level, 2 and 3).
-
-    Attributes:
-      num_channels: C.
-      skeleton_in_every_frame: see `star_jax.graphs.tracklet_edges`.
-      dropout_rate: dropout after the first layer.
-      attention_dropout_rate: dropout on the attention weights of both layers.
-    """
-
-    num_channels: int
-    skeleton_in_every_frame: bool
-    dropout_rate: float
-    attention_dropout_rate: float
-
-    @nn.compact
-    def __call__(self, keypoints: jax.Array, detected: jax.Array, *, train: bool) -> jax.Array:
-        """float32[B, T, 17, 3] and bool[B, T, 17] to float32[B, C]."""
-        graph = keypoint_graph(
-            keypoints, detected, skeleton_in_every_frame=self.skeleton_in_every_frame
-        )
-        graph = GraphAttention(16, 2, self.attention_dropout_rate, name="gat1")(graph, train=train)
-        nodes = nn.Dropout(self.dropout_rate, deterministic=not train)(nn.elu(graph.nodes))
-        graph = graph._replace(nodes=nodes)
-        graph = GraphAttention(12, 1, self.attention_dropout_rate, name="gat2")(graph, train=train)
-        nodes = nn.elu(graph.nodes).swapaxes(0, 1)
-        nodes = jnp.where(detected.reshape(*nodes.shape[:2], 1), nodes, 0.0)
-        return adaptive_average(nodes.reshape(nodes.shape[0], -1), self.num_channels)
-
-
-def adaptive_average(x: jax.Array, num_bins: int) -> jax.Array:
-    """Adaptive average pooling of the last axis, with PyTorch's bins.
-
-    Bin i is the mean of x from `floor(i * L / num_bins)` to `ceil((i + 1) * L / num_bins)`.
-
-    Args:
-      x: float32[B, L].
-      num_bins: bins, at least 1.
-
-    Returns:
-      float32[B, num_bins].
-    """
-    length = x.shape[-1]
-    bins = np.arange(num_bins)
-    start = bins * length // num_bins
-    stop = -(-(bins + 1) * length // num_bins)
-    offsets = np.arange((stop - start).max())
-    inside = start[:, None] + offsets < stop[:, None]
-    members = np.minimum(start[:, None] + offsets, length - 1)
-    weights = (inside / inside.sum(1, keepdims=True)).astype(np.float32)
-    return jnp.einsum("bnk,nk->bn", x[:, members], weights, precision=precision_of(jnp.float32))

@@ -10,9 +10,10 @@ import ml_collections
 
 from star_jax.config import check_section
 from star_jax.models.guidance import FrameGuidance, GuidedPooling
+from star_jax.models.keypoint_graph import KeypointGraphNetwork
 from star_jax.models.layers import classifier, generalised_mean, head_batch_norm
 from star_jax.models.resnet import Backbone, StyleSources, num_channels
-from star_jax.models.skeleton import EdgeSequence, KeypointGraphNetwork
+from star_jax.models.skeleton import EdgeSequence
 
 
 @flax.struct.dataclass

@@ -1,0 +1,1 @@
+"""What the files of each dataset mean, and what is wrong with them."""

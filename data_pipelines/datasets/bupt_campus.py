@@ -1,0 +1,166 @@
+"""BUPTCampus: the builders that pack its tracklets, and the check before.
+
+The dataset: Du et al., "Video-based Visible-Infrared Person Re-Identification with Auxiliary
+Samples", IEEE Transactions on Information Forensics and Security, 2023. It is licensed, so users
+bring it themselves.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import tensorflow_datasets as tfds
+
+from data_pipelines import schema
+from data_pipelines.datasets import checks
+from data_pipelines.datasets.bupt_lists import (
+    GOLDEN_COUNTS,
+    check_golden_counts,
+    read_index,
+    renamed,
+    visible_path,
+)
+from data_pipelines.records import packing
+from data_pipelines.skeletons import sources
+
+
+class BuptCampus(packing.TrackletBuilder):
+    """BUPTCampus, video visible-infrared person re-identification, one record a tracklet."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    fake_infrared = False
+
+    def __init__(self, *, auxiliary: bool = False, **kwargs: Any):
+        """Names the source; nothing is read before `prepare`.
+
+        Args:
+          auxiliary: whether to pack the auxiliary training list as split "auxiliary".
+          **kwargs: of `packing.TrackletBuilder`.
+        """
+        self._auxiliary = auxiliary
+        super().__init__(**kwargs)
+
+    def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
+        return read_index(
+            self.source, auxiliary=self._auxiliary, fake_infrared=self.fake_infrared
+        ).splits
+
+
+class BuptCampusFakeInfrared(BuptCampus):
+    """BUPTCampus with FakeIR frames in place of the visible ones, one record a tracklet."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    fake_infrared = True
+
+    def open_keypoints(self) -> sources.Keypoints:
+        """Opens the skeletons: those of a FakeIR frame are those of its visible one."""
+        return _VisibleKeypoints(super().open_keypoints())
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str],
+    *,
+    keypoints: str | os.PathLike[str] | None = None,
+    auxiliary: bool = False,
+    fake_infrared: bool = False,
+    num_workers: int | None = None,
+) -> pathlib.Path:
+    """Packs BUPTCampus into `<data_dir>/bupt_campus/1.0.0`, all of it or nothing.
+
+    Over a finished dataset of the same source it returns at once.
+
+    Args:
+      source: the dataset's root, the folder that holds `DATA` and the lists.
+      data_dir: where packed datasets are kept.
+      keypoints: the skeletons (see `sources.open_keypoints`); None looks in the root.
+      auxiliary: whether to pack the auxiliary training list, too, as split "auxiliary".
+      fake_infrared: whether to take FakeIR frames in place of the visible ones; these go to
+        `<data_dir>/bupt_campus_fake_infrared/1.0.0`.
+      num_workers: threads that read and check frames; None takes one a core.
+
+    Returns:
+      The directory of the packed dataset.
+
+    Raises:
+      FileNotFoundError: a list, a frame or the skeletons are missing.
+      ValueError: a file is broken, or the directory holds another source. The message names it.
+    """
+    builder = BuptCampusFakeInfrared if fake_infrared else BuptCampus
+    return packing.prepare(
+        builder(
+            source=source,
+            keypoints=keypoints,
+            auxiliary=auxiliary,
+            num_workers=num_workers,
+            data_dir=data_dir,
+        )
+    )
+
+
+def check(
+    source: str | os.PathLike[str],
+    *,
+    keypoints: str | os.PathLike[str] | None = None,
+    auxiliary: bool = False,
+    fake_infrared: bool = False,
+    published: bool = True,
+    num_workers: int | None = None,
+) -> checks.Findings:
+    """Reads all that packing would read, and packs nothing.
+
+    Checked are the lists, their counts, every frame, the skeletons, and that every identity has
+    tracklets of both modalities.
+
+    Args:
+      source: see `prepare`.
+      keypoints: see `prepare`.
+      auxiliary: see `prepare`.
+      fake_infrared: see `prepare`.
+      published: whether the counts must be those of the published dataset.
+      num_workers: see `prepare`.
+    """
+    findings = checks.Findings()
+    with findings.catch():
+        index = read_index(
+            source,
+            auxiliary=auxiliary,
+            fake_infrared=fake_infrared,
+            report=findings.report_file,
+            doubt=findings.report,
+        )
+        if published:
+            check_golden_counts(index.counts, findings.report_file)
+        findings.tables.append(
+            [
+                ("lists", "found", "published"),
+                *(
+                    (f"{split} {name.replace('_', ' ')}", count, GOLDEN_COUNTS[split][name])
+                    for split, counts in index.counts.items()
+                    for name, count in counts.items()
+                ),
+            ]
+        )
+        kind = BuptCampusFakeInfrared if fake_infrared else BuptCampus
+        builder = kind(source=source, keypoints=keypoints, num_workers=num_workers)
+        checks.check_tracklets(findings, builder, index.splits, own_cameras=False)
+    return findings
+
+
+class _VisibleKeypoints:
+    """The skeletons of the visible frames, for the FakeIR frames made from them."""
+
+    def __init__(self, source: sources.Keypoints):
+        self._source = source
+
+    def __enter__(self) -> Self:
+        self._source.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._source.__exit__(*error)
+
+    def read(self, tracklet: schema.Tracklet) -> Any:
+        """See `keypoints.Keypoints.read`."""
+        return self._source.read(renamed(tracklet, visible_path))

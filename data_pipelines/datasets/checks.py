@@ -1,0 +1,245 @@
+"""What is wrong with a dataset, found before it is packed."""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import itertools
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import schema
+from data_pipelines.io import frames as frames_lib
+from data_pipelines.io.progress import with_progress
+from data_pipelines.io.tables import aligned
+from data_pipelines.io.terminal import printable
+from data_pipelines.records import packing
+from data_pipelines.skeletons import sources
+
+_SHOWN = 10  # of the things of one kind that are wrong
+_SAMPLE = 200  # tracklets of a split, of each of which one skeleton is held against its frame
+_CORNER = 1.5  # pixels; coordinates that are shares of width and height hardly exceed 1
+
+
+class Findings:
+    """What a check has found.
+
+    Attributes:
+      tables: rows of cells, the first row a header.
+    """
+
+    def __init__(self) -> None:
+        self.tables: list[list[tuple[Any, ...]]] = []
+        self._messages: dict[str, dict[str, None]] = {}  # of each kind, in order, none twice
+
+    @property
+    def wrong(self) -> list[str]:
+        """One line for each thing that is wrong, kind by kind; empty if all is well."""
+        return [message for messages in self._messages.values() for message in messages]
+
+    def report(self, message: str, kind: str = "these") -> None:
+        """Notes one thing that is wrong; of each kind, only the first are shown."""
+        self._messages.setdefault(kind, {})[message] = None
+
+    def report_file(self, message: str) -> None:
+        """Notes what is wrong with an index; its kind is the file that the message begins with."""
+        self.report(message, re.split(r"[:\[]", message, maxsplit=1)[0])
+
+    @contextlib.contextmanager
+    def catch(self, kind: str = "these") -> Iterator[None]:
+        """Notes an error of reading as a thing that is wrong; what follows it is not checked."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.report(str(error), kind)
+
+    def __str__(self) -> str:
+        tables = [aligned([[str(cell) for cell in row] for row in table]) for table in self.tables]
+        lines = [f"wrong ({len(self.wrong)}):" if self.wrong else "nothing is wrong"]
+        for kind, messages in self._messages.items():
+            lines += [f"- {message}" for message in itertools.islice(messages, _SHOWN)]
+            if len(messages) > _SHOWN:
+                lines.append(f"- ... and {len(messages) - _SHOWN} more of {kind}")
+        return "\n".join(["\n\n".join(tables), "", *map(printable, lines)])
+
+
+def check_tracklets(
+    findings: Findings,
+    builder: packing.TrackletBuilder,
+    splits: Mapping[str, Sequence[schema.Tracklet]],
+    min_frames: int = 1,
+    *,
+    both_modalities: bool = True,
+    own_cameras: bool = True,
+) -> None:
+    """Checks frames, skeletons, identities and cameras of a dataset.
+
+    Args:
+      findings: is told what is wrong, and gets a table.
+      builder: knows where frames and skeletons are.
+      splits: the tracklets, also those that are too short to be packed.
+      min_frames: identities and cameras are judged by tracklets of so many frames.
+      both_modalities: whether an identity must have tracklets of both modalities.
+      own_cameras: whether a camera may show a test identity in one modality only; otherwise the
+        rule that removes gallery entries of the query's camera removes some.
+    """
+    table: dict[str, list[Any]] = collections.defaultdict(list)
+    missing = _check_skeletons(findings, builder, splits)
+    for split, tracklets in splits.items():
+        kept = [tracklet for tracklet in tracklets if len(tracklet.frames) >= min_frames]
+        infrared = sum(tracklet.modality == schema.INFRARED for tracklet in kept)
+        frames = _count_frames(tracklets)
+        table["tracklets that are packed"].append(len(kept))
+        table["visible ones"].append(len(kept) - infrared)
+        table["infrared ones"].append(infrared)
+        table["too short"].append(len(tracklets) - len(kept))
+        table["identities"].append(len({tracklet.identity for tracklet in kept}))
+        table["frames"].append(frames)
+        table["unreadable frames"].append(_check_frames(findings, builder, split, tracklets))
+        share = 100 * missing[split] / max(frames, 1)
+        table["frames without a skeleton"].append(f"{missing[split]} ({share:.1f} %)")
+        single, few = _identities_short_of_tracklets(kept)
+        table["identities seen in one modality"].append(len(single))
+        table["with one tracklet of a modality"].append(len(few))
+        if both_modalities:
+            for identity in single:
+                findings.report(
+                    f"{split}: identity {identity} has no tracklet of {min_frames} frames in one "
+                    "of the modalities, so it cannot be trained on or matched",
+                    f"the identities of {split}",
+                )
+        shared = _cameras_of_both_modalities(kept)
+        table["cameras of one identity with both"].append(len(shared))
+        if own_cameras and split == "test":
+            for identity, camera in shared:
+                findings.report(
+                    f"{split}: camera {camera} shows identity {identity} in both modalities, so "
+                    "the same-camera rule would remove gallery entries",
+                    f"the cameras of {split}",
+                )
+    findings.tables.append([("files", *splits), *((name, *row) for name, row in table.items())])
+
+
+def _count_frames(tracklets: Sequence[schema.Tracklet]) -> int:
+    return sum(len(tracklet.frames) for tracklet in tracklets)
+
+
+def _check_frames(
+    findings: Findings,
+    builder: packing.TrackletBuilder,
+    split: str,
+    tracklets: Sequence[schema.Tracklet],
+) -> int:
+    """Decodes every frame; returns how many cannot be."""
+    unreadable = 0
+    start = time.monotonic()
+    errors_of = functools.partial(frames_lib.frame_errors, builder.source)
+    with concurrent.futures.ThreadPoolExecutor(builder.num_workers) as pool:
+        found = packing.map_ahead(pool, errors_of, tracklets, ahead=4 * builder.num_workers)
+        for errors in with_progress(found, len(tracklets), f"{split}: reading"):
+            unreadable += len(errors)
+            for error in errors:
+                findings.report(error, f"the frames of {split}")
+    rate = _count_frames(tracklets) / (time.monotonic() - start)
+    packing.tell(f"{split}: read {rate:.0f} frames/s")
+    return unreadable
+
+
+def _check_skeletons(
+    findings: Findings,
+    builder: packing.TrackletBuilder,
+    splits: Mapping[str, Sequence[schema.Tracklet]],
+) -> dict[str, int]:
+    """Reads every skeleton; returns how many frames of each split have none."""
+    missing = {split: _count_frames(tracklets) for split, tracklets in splits.items()}
+    with findings.catch("the skeletons"), builder.open_keypoints() as source:
+        for split, tracklets in splits.items():
+            frames = missing[split]
+            missing[split] = _check_skeletons_of_split(findings, builder, source, split, tracklets)
+            if missing[split] == frames > 0 and not builder.without_skeletons:
+                findings.report(
+                    f"{split}: no frame has a skeleton; make skeletons of these very frames with "
+                    "launch/extract_skeletons.py",
+                    "the skeletons",
+                )
+    return missing
+
+
+def _check_skeletons_of_split(
+    findings: Findings,
+    builder: packing.TrackletBuilder,
+    source: sources.Keypoints,
+    split: str,
+    tracklets: Sequence[schema.Tracklet],
+) -> int:
+    """Reads a split's skeletons, holds some against their frames; returns how many are missing."""
+    missing = 0
+    sample: list[tuple[schema.Tracklet, np.ndarray]] = []  # one frame of a tracklet, its skeleton
+    step = -(-len(tracklets) // _SAMPLE) | 1  # odd, since modalities may take turns
+    passing = with_progress(tracklets, len(tracklets), f"{split}: skeletons")
+    for number, tracklet in enumerate(passing):
+        with findings.catch(f"the skeletons of {split}"):
+            keypoints = source.read(tracklet)
+            empty = sources.without_skeleton(keypoints)
+            missing += int(empty.sum())
+            if number % step == 0 and not empty.all():
+                first = int(empty.argmin())
+                frame = dataclasses.replace(tracklet, frames=tracklet.frames[first : first + 1])
+                sample.append((frame, keypoints[first]))
+    _check_coordinates(findings, builder, split, sample)
+    return missing
+
+
+def _check_coordinates(
+    findings: Findings,
+    builder: packing.TrackletBuilder,
+    split: str,
+    sample: Sequence[tuple[schema.Tracklet, np.ndarray]],
+) -> None:
+    """Reports skeletons whose coordinates are no pixels of their frames, if they are many."""
+    misplaced = []
+    for tracklet, skeleton in sample:
+        with contextlib.suppress(ValueError, OSError):  # of a frame, told where all are read
+            (pixels,) = frames_lib.read_images(builder.source, tracklet)
+            height, width = pixels.shape[:2]
+            joints = skeleton[skeleton[:, 2] >= skeleton[:, 2].max() / 2, :2]
+            outside = ((joints < -1) | (joints > (width, height))).any(axis=1)
+            in_corner = (abs(joints) <= _CORNER).all() and min(width, height) > 2 * _CORNER
+            if outside.mean() > 0.5 or in_corner:
+                (left, top), (right, bottom) = joints.min(axis=0), joints.max(axis=0)
+                misplaced.append(
+                    f"that of {tracklet.frames[0]} ({width} x {height} pixels), where x is "
+                    f"{left:g} to {right:g} and y {top:g} to {bottom:g}"
+                )
+    if 3 * len(misplaced) > len(sample):  # half of them, if one modality is wrong
+        findings.report(
+            f"{split}: {len(misplaced)} of {len(sample)} skeletons looked at do not lie in their "
+            f"frames, such as {misplaced[0]}; give x and y in pixels of the frame",
+            "the skeletons",
+        )
+
+
+def _identities_short_of_tracklets(
+    tracklets: Sequence[schema.Tracklet],
+) -> tuple[list[str], list[str]]:
+    """Returns identities without tracklets of one modality, and those with a single one."""
+    counts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+    for tracklet in tracklets:
+        counts[tracklet.identity][tracklet.modality] += 1
+    fewest = {identity: min(count) for identity, count in sorted(counts.items())}
+    return [i for i, count in fewest.items() if count == 0], [
+        i for i, count in fewest.items() if count == 1
+    ]
+
+
+def _cameras_of_both_modalities(tracklets: Sequence[schema.Tracklet]) -> list[tuple[str, int]]:
+    views = [
+        {(t.identity, t.camera) for t in tracklets if t.modality == modality}
+        for modality in (schema.VISIBLE, schema.INFRARED)
+    ]
+    return sorted(views[0] & views[1])

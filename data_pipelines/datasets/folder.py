@@ -1,0 +1,348 @@
+"""Your own footage: a folder of pictures or videos, one tracklet each, and its builder.
+
+Pictures are `<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg` (.jpeg, .png), videos
+are `<identity>/<visible|infrared>/<camera>/<tracklet>.mp4` (.m4v, .mov, .avi, .mkv). A tracklet
+shows one person, cut out. Who is not known goes under the identity `unknown`. All of it is one
+split, `test`.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from data_pipelines import schema
+from data_pipelines.datasets import checks
+from data_pipelines.errors import InputError
+from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames
+from data_pipelines.io.progress import with_progress
+from data_pipelines.records import packing
+
+SPLIT = "test"
+LAYOUT = (
+    "<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg (.jpeg, .png) or "
+    "<identity>/<visible|infrared>/<camera>/<tracklet>.mp4 (.m4v, .mov, .avi, .mkv)"
+)
+SKELETONS = "skeletons"  # the folder in the root that is no identity (see keypoints.find_keypoints)
+_UNREAD_SUFFIXES = (  # footage all the same
+    *(".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".3gp", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
+_SKELETON_SUFFIXES = (".h5", ".hdf5", ".json", ".npy")
+_MAX_CAMERA = 2**31 - 1  # an int32 in records
+
+
+class _Entries(NamedTuple):
+    folders: list[str]  # names, in natural order
+    images: list[str]
+    videos: list[str]
+
+
+class _Found(NamedTuple):
+    identity: str
+    modality: int
+    camera: str
+    path: str  # of the folder of frames or of the video
+    images: list[str]  # names; empty for a video
+
+
+def read_index(
+    root: str | os.PathLike[str],
+    every: int = 1,
+    *,
+    report: Callable[[str], None] | None = None,
+) -> list[schema.Tracklet]:
+    """Finds the tracklets of a folder.
+
+    Pictures are not opened, but videos are decoded to count their frames. Frames are in natural
+    order, 2 before 10. Cameras keep their numbers if all are different whole numbers, and are
+    numbered from 1 in the order of their names otherwise. Hidden files and others that are no
+    footage are skipped, and told of.
+
+    Args:
+      root: of the dataset.
+      every: take each so-many-th frame of every tracklet, the first one included.
+      report: is told of each broken video, which is left out, and of footage in forms that are not
+        read; by default the former is raised and the latter skipped like other files.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: a file or folder is in the wrong place, leads out of the root, or is broken, or
+        there is no tracklet. The message names it.
+    """
+    if every < 1:
+        raise InputError(f"every {every}: take every frame (1), every second (2) or so")
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"{root}: no such folder; expected {LAYOUT} below it")
+    skipped: list[str] = []
+    found = list(_find(root, skipped))
+    unread = [path for path in skipped if _is_unread_footage(path)]
+    if unread:
+        (report or packing.tell)(
+            f"{root}: left out {len(unread)} files of footage in forms that are not read "
+            f"({_examples(unread)}); convert them to .jpg, .png or .mp4"
+        )
+    if others := [path for path in skipped if not _is_unread_footage(path)]:
+        packing.tell(
+            f"{root}: skipped {len(others)} files that are no footage ({_examples(others)})"
+        )
+    if not found:
+        raise InputError(f"{root}: no tracklet; expected {LAYOUT}")
+    cameras = _number_cameras({tracklet.camera for tracklet in found})
+    videos = [tracklet.path for tracklet in found if not tracklet.images]
+    counts = _count_frames(root, videos, report)
+    tracklets = []
+    for row, (identity, modality, camera, path, images) in enumerate(found, start=1):
+        if images:
+            frames = [f"{path}/{name}" for name in images]
+        elif path in counts:
+            frames = [f"{path}#{number}" for number in range(counts[path])]
+        else:
+            continue
+        tracklets.append(
+            schema.Tracklet(modality, identity, cameras[camera], tuple(frames[::every]), row)
+        )
+    return tracklets
+
+
+class Folder(packing.TrackletBuilder):
+    """A folder of one's own footage, one record a tracklet."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, every: int = 1, **kwargs: Any):
+        """Names the source; nothing is read before `prepare`.
+
+        Args:
+          every: see `read_index`.
+          **kwargs: of `packing.TrackletBuilder`.
+        """
+        self._every = every
+        super().__init__(**kwargs)
+
+    def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
+        return {SPLIT: read_index(self.source, self._every)}
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str],
+    *,
+    keypoints: str | os.PathLike[str] | None = None,
+    without_skeletons: bool = False,
+    every: int = 1,
+    num_workers: int | None = None,
+) -> pathlib.Path:
+    """Packs a folder into `<data_dir>/folder/1.0.0`, all of it or nothing.
+
+    Over a finished dataset of the same source it returns at once.
+
+    Args:
+      source: the folder, laid out as `LAYOUT` says.
+      data_dir: where packed datasets are kept.
+      keypoints: the skeletons (see `sources.open_keypoints`); None looks in the folder. Frame 12
+        of `alice/visible/1/walk.mp4` is known as `alice/visible/1/walk/12`.
+      without_skeletons: pack none, for a network without guidance.
+      every: take each so-many-th frame.
+      num_workers: threads that read and check frames; None takes one a core.
+
+    Returns:
+      The directory of the packed dataset.
+
+    Raises:
+      FileNotFoundError: the folder, a frame or the skeletons are missing.
+      ValueError: a file is broken or in the wrong place, or the directory holds another source or
+        lies within the folder.
+    """
+    folder, target = os.path.realpath(source), os.path.realpath(data_dir)
+    if os.path.commonpath([folder, target]) == folder:
+        raise InputError(
+            f"{data_dir}: lies within {source}, where it would be taken for footage; choose a "
+            "data_dir elsewhere"
+        )
+    return packing.prepare(
+        Folder(
+            source=source,
+            keypoints=keypoints,
+            without_skeletons=without_skeletons,
+            every=every,
+            num_workers=num_workers,
+            data_dir=data_dir,
+        )
+    )
+
+
+def check(
+    source: str | os.PathLike[str],
+    *,
+    keypoints: str | os.PathLike[str] | None = None,
+    without_skeletons: bool = False,
+    every: int = 1,
+    num_workers: int | None = None,
+) -> checks.Findings:
+    """Reads all that packing would read and packs nothing; see `prepare` for the arguments."""
+    findings = checks.Findings()
+    with findings.catch():
+        tracklets = read_index(source, every, report=findings.report)
+        builder = Folder(
+            source=source,
+            keypoints=keypoints,
+            without_skeletons=without_skeletons,
+            num_workers=num_workers,
+        )
+        checks.check_tracklets(
+            findings, builder, {SPLIT: tracklets}, both_modalities=False, own_cameras=False
+        )
+    return findings
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts numbers within names by their value: `2` before `10`."""
+    parts = re.split("([0-9]+)", name)  # names and numbers take turns
+    return [int(part) if position % 2 else part for position, part in enumerate(parts)], name
+
+
+def _find(root: str | os.PathLike[str], skipped: list[str]) -> Iterator[_Found]:
+    """Yields the tracklets in the order of their paths; notes the files that are skipped."""
+    for identity in _folders(root, "", skipped):
+        if identity == SKELETONS:
+            continue
+        for modality in _folders(root, identity, skipped):
+            if modality not in schema.MODALITIES:
+                raise InputError(
+                    f"{identity}/{modality}: the folders of an identity are visible and infrared, "
+                    f"not {modality!r}; expected {LAYOUT}"
+                )
+            for camera in _folders(root, f"{identity}/{modality}", skipped):
+                place = f"{identity}/{modality}/{camera}"
+                number = schema.MODALITIES.index(modality)
+                for name, images in _tracklets(root, place, skipped):
+                    yield _Found(identity, number, camera, f"{place}/{name}", images)
+
+
+def _folders(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> list[str]:
+    """Returns the folders in a folder that may hold no footage itself."""
+    entries = _list(root, folder, skipped)
+    for name in entries.images + entries.videos:
+        raise InputError(f"{os.path.join(folder, name)}: not its place; expected {LAYOUT}")
+    return entries.folders
+
+
+def _tracklets(
+    root: str | os.PathLike[str], camera: str, skipped: list[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields the tracklets of a camera's folder: a name, and the names of the images in it."""
+    entries = _list(root, camera, skipped)
+    if entries.images:
+        raise InputError(
+            f"{camera}/{entries.images[0]}: a tracklet's pictures need a folder of their own; "
+            f"expected {LAYOUT}"
+        )
+    stems = {name: os.path.splitext(name)[0] for name in entries.videos}
+    _require_different(camera, {name: name for name in entries.folders} | stems)
+    for name in sorted(entries.folders + entries.videos, key=natural_key):
+        if name in stems:
+            yield name, []
+            continue
+        inside = _list(root, f"{camera}/{name}", skipped)
+        for stray in inside.folders + inside.videos:
+            raise InputError(f"{camera}/{name}/{stray}: not its place; expected {LAYOUT}")
+        if not inside.images:
+            raise InputError(
+                f"{camera}/{name}: a tracklet without a picture ({', '.join(IMAGE_SUFFIXES)}); "
+                "convert what is there, or remove the folder"
+            )
+        _require_different(
+            f"{camera}/{name}", {image: os.path.splitext(image)[0] for image in inside.images}
+        )
+        yield name, inside.images
+
+
+def _require_different(folder: str, stems: Mapping[str, str]) -> None:
+    """Skeletons are found by names without endings, so these must not be shared."""
+    names: dict[str, str] = {}
+    for name, stem in stems.items():
+        if stem in names:
+            raise InputError(
+                f"{folder}: {names[stem]} and {name} differ in their ending only; rename one"
+            )
+        names[stem] = name
+
+
+def _list(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> _Entries:
+    """Lists a folder in natural order; notes the files that are skipped, but for skeletons."""
+    entries = _Entries([], [], [])
+    real_root = os.path.realpath(root)
+    with os.scandir(os.path.join(root, folder)) as scan:
+        for entry in sorted(scan, key=lambda entry: natural_key(entry.name)):
+            path = os.path.join(folder, entry.name)
+            try:
+                path.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{path!a}: the name is not UTF-8; rename it") from error
+            if entry.is_symlink():
+                target = os.path.realpath(entry.path)
+                if os.path.commonpath([real_root, target]) != real_root:
+                    raise InputError(
+                        f"{path}: leads out of the dataset's root {root} (to {target}); put the "
+                        "footage itself, not a link, below the root"
+                    )
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                skipped.append(path)
+            elif entry.is_dir():
+                entries.folders.append(entry.name)
+            elif suffix in IMAGE_SUFFIXES:
+                entries.images.append(entry.name)
+            elif suffix in VIDEO_SUFFIXES:
+                entries.videos.append(entry.name)
+            elif suffix not in _SKELETON_SUFFIXES:
+                skipped.append(path)
+    return entries
+
+
+def _number_cameras(names: Iterable[str]) -> dict[str, int]:
+    ordered = sorted(names, key=natural_key)
+    if all(re.fullmatch("[0-9]+", name) for name in ordered):
+        numbers = [int(name) for name in ordered]
+        if len(set(numbers)) == len(numbers) and max(numbers) <= _MAX_CAMERA:
+            return dict(zip(ordered, numbers, strict=True))
+    return {name: number for number, name in enumerate(ordered, start=1)}
+
+
+def _count_frames(
+    root: str | os.PathLike[str], videos: Sequence[str], report: Callable[[str], None] | None
+) -> dict[str, int]:
+    """Counts the frames of videos; those of which a problem was reported are left out."""
+
+    def count(video: str) -> int | str:
+        try:
+            return count_frames(root, video)
+        except (ValueError, OSError) as error:
+            if report is None:
+                raise
+            return str(error)
+
+    counts = {}
+    threads = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        found = packing.map_ahead(pool, count, videos, ahead=2 * threads)
+        found = with_progress(found, len(videos), "counting frames")
+        for video, frames in zip(videos, found, strict=True):
+            if isinstance(frames, int):
+                counts[video] = frames
+            elif report:
+                report(frames)
+    return counts
+
+
+def _is_unread_footage(path: str) -> bool:
+    return path.lower().endswith(_UNREAD_SUFFIXES) and not os.path.basename(path).startswith(".")
+
+
+def _examples(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:3]) + ", ..." * (len(paths) > 3)

@@ -1,0 +1,138 @@
+"""Reading files that somebody else made, never outside their root; writing whole files; locks.
+
+What is written may be at an address (`remote`), what is read of others may not.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+from typing import IO, Any
+
+from data_pipelines.errors import InputError
+from data_pipelines.io import remote
+
+
+def resolve_inside(root: str | os.PathLike[str], relative: str) -> pathlib.Path:
+    """Returns the file at `root/relative`, links resolved.
+
+    Args:
+      root: the dataset's root, which may itself be a link.
+      relative: a path below the root, with forward slashes.
+
+    Raises:
+      ValueError: the path or a link on it leads out of the root, or it is no regular file.
+      FileNotFoundError: there is no such file.
+    """
+    real_root = os.path.realpath(root)
+    path = os.path.realpath(os.path.join(real_root, relative))
+    if os.path.commonpath([real_root, path]) != real_root:
+        raise InputError(
+            f"{relative}: leads out of the dataset's root {root} (to {path}); "
+            "put the file itself, not a link, below the root"
+        )
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{relative}: no such file below the dataset's root {root}")
+    require_regular(path, relative)
+    return pathlib.Path(path)
+
+
+def require_regular(path: str | os.PathLike[str], name: str | None = None) -> None:
+    """Refuses what is there but is no file: to open a pipe that nobody writes to waits forever.
+
+    Args:
+      path: of a file to be read.
+      name: by which the error calls it, if not by its path.
+
+    Raises:
+      ValueError: it is a folder, a pipe, a socket or a device.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(
+            f"{name or path}: is a folder, a pipe or a device, not a regular file; put the file "
+            "itself there"
+        )
+
+
+def read_inside(root: str | os.PathLike[str], relative: str) -> bytes:
+    """Returns the content of the file at `root/relative`; raises as `resolve_inside` does."""
+    return resolve_inside(root, relative).read_bytes()
+
+
+def read_lines(root: str | os.PathLike[str], relative: str) -> list[str]:
+    """Returns the lines of the text file at `root/relative`, without blanks around them.
+
+    A byte order mark, Windows line ends and blank lines at the end are tolerated.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is empty or no text, or its path leads out of the root.
+    """
+    content = read_inside(root, relative)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{relative}: not a text file ({error})") from error
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    if lines == [""]:
+        raise InputError(f"{relative}: the file is empty")
+    return lines
+
+
+def hold(file: IO[Any], refusal: str) -> None:
+    """Keeps an open local file to this process until it is closed.
+
+    Raises:
+      ValueError: another process holds it; `refusal` says so.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(refusal) from error
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the path where an OSError says that a disk is full, which it does without one."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is not None or not full:
+            raise
+        raise OSError(f"{os.fspath(path)}: cannot be written ({error.strerror})") from error
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file, whole or not at all; makes its folder.
+
+    Of several writers of one file the last one counts.
+
+    Raises:
+      OSError: it cannot be written, for instance as the disk is full; the old file is as it was.
+    """
+    if remote.is_remote(path):
+        with remote.naming_failures(path):
+            remote.locate(path).write_bytes(content)  # an object store shows whole files only
+        return
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # each writer its own
+    try:
+        with naming_full_disk(path), open(partial, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes a JSON file, whole or not at all; makes its folder."""
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,0 +1,318 @@
+"""The frames of a tracklet, read from the files that a dataset holds: JPEG, PNG or one video.
+
+Frames are kept as JPEG. A JPEG file stays as it is; frames of other files are encoded once, at a
+quality that hardly costs anything. EXIF's orientation of a picture is not applied, that of a video
+is.
+"""
+
+import collections
+import contextlib
+import hashlib
+import itertools
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from data_pipelines import schema
+from data_pipelines.errors import InputError
+from data_pipelines.io import files
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv")
+MAX_PIXELS = 1 << 26  # of a frame: a few bytes can claim a size that fills the memory
+_MAX_SCANNED = 1 << 30  # pixels times scans of a JPEG: each scan goes over all pixels, in seconds
+_QUALITY = 95
+_PNG = b"\x89PNG\r\n\x1a\n"
+_RIFF = b"RIFF"
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # the elements of a Matroska file
+# FFmpeg tells formats by content and knows some that name other files or addresses to read.
+_VIDEO_START = re.compile(
+    rb"....(ftyp|moov|mdat|wide|free|skip)|RIFF....AVI |\x1a\x45\xdf\xa3", re.DOTALL
+)
+_VIDEO_FRAME = re.compile(
+    rf"(.+(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))#([0-9]+)", re.DOTALL | re.IGNORECASE
+)
+_LEAST_SHARE = 0.9  # of the frames that MP4 lists: those at its ends may be trimmed off
+
+# What OpenCV and FFmpeg dislike about a file, the errors below say once and with its name.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class Frames(NamedTuple):
+    """The n frames of a tracklet.
+
+    Attributes:
+      jpegs: a JPEG file each.
+      heights: int32[n], pixels.
+      widths: int32[n].
+    """
+
+    jpegs: list[bytes]
+    heights: np.ndarray
+    widths: np.ndarray
+
+
+def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Frames:
+    """Reads a tracklet's frames and checks each by decoding it.
+
+    A frame is the path of a JPEG or PNG file, or `path/to/walk.mp4#12`: frame 12 of a video,
+    counted from 0. Of PNG files, 16 bits are scaled to 8, palettes and greys become RGB, and
+    transparency is dropped. A video is decoded once, from its start.
+
+    Args:
+      root: of the dataset.
+      tracklet: whose frames; those of a video in ascending order.
+
+    Raises:
+      FileNotFoundError: a frame is missing.
+      ValueError: a frame is broken, or its path leads out of the root. The message names it.
+    """
+    jpegs = []
+    sizes = []
+    for jpeg, pixels in _decoded(root, tracklet.frames):
+        if jpeg is None:
+            jpeg = simplejpeg.encode_jpeg(pixels, _QUALITY, "RGB", "444")
+        jpegs.append(jpeg)
+        sizes.append(pixels.shape[:2])
+    heights, widths = np.array(sizes, np.int32).T
+    return Frames(jpegs, heights, widths)
+
+
+def read_images(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> list[np.ndarray]:
+    """Decodes a tracklet's frames: uint8[H, W, 3] each, RGB; raises as `read_frames` does."""
+    return list(iterate_images(root, tracklet))
+
+
+def iterate_images(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Iterator[np.ndarray]:
+    """Decodes a tracklet's frames one after the other; see `read_images`."""
+    return (pixels for _, pixels in _decoded(root, tracklet.frames))
+
+
+def frame_errors(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> list[str]:
+    """Says of each frame that cannot be read why; of a video, once.
+
+    Returns:
+      One message a frame or video, empty if all is well.
+    """
+    errors = []
+    for video, names in _by_video(tracklet.frames):
+        for part in [names] if video else [[name] for name in names]:
+            try:
+                collections.deque(_decoded(root, part), maxlen=0)
+            except (ValueError, OSError) as error:
+                errors.append(str(error))
+    return errors
+
+
+def count_frames(root: str | os.PathLike[str], video: str) -> int:
+    """Counts the frames of a video by decoding it, since what files announce may be wrong.
+
+    Args:
+      root: of the dataset.
+      video: its path below the root.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no video, has no frame or ends early, or its path leads out of the root.
+    """
+    with _open_video(root, video) as (capture, lists_frames):
+        count = 0
+        while capture.grab():
+            count += 1
+        announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if not count:
+        raise InputError(f"{video}: no frame of the video can be decoded; replace it")
+    if lists_frames and count < _LEAST_SHARE * announced:
+        raise InputError(
+            f"{video}: the video ends early, {count} of {announced} frames can be decoded; replace "
+            f"it by a good copy or, if it was trimmed, encode it anew (ffmpeg -i {video} new.mp4)"
+        )
+    return count
+
+
+def hash_sizes(root: str | os.PathLike[str], tracklets: Iterable[schema.Tracklet]) -> str:
+    """Hashes how many bytes the files of tracklets have, which tells other files of these names.
+
+    Times would tell more, but differ in a copy. Paths are not checked and files may be missing,
+    which reading them tells.
+    """
+    digest = hashlib.sha256()
+    for tracklet in tracklets:
+        for file in dict.fromkeys(map(_file_of, tracklet.frames)):
+            size = -1
+            with contextlib.suppress(OSError):
+                size = os.stat(f"{os.fspath(root)}/{file}").st_size
+            digest.update(b"%d " % size)
+    return digest.hexdigest()
+
+
+def _file_of(frame: str) -> str:
+    """Returns the path of the file that holds a frame: a picture, or a video for all its frames."""
+    match = _VIDEO_FRAME.fullmatch(frame) if "#" in frame else None
+    return match[1] if match else frame
+
+
+def _decoded(
+    root: str | os.PathLike[str], names: Sequence[str]
+) -> Iterator[tuple[bytes | None, np.ndarray]]:
+    """Yields for each frame its JPEG file, if it is one, and its pixels, uint8[H, W, 3], RGB."""
+    for video, own in _by_video(names):
+        if video:
+            for pixels in _read_video(root, video, [int(name.rpartition("#")[2]) for name in own]):
+                yield None, pixels
+        else:
+            for name in own:
+                yield _read_still(root, name)
+
+
+def _by_video(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Groups the names of frames by the video they are of, "" if of none."""
+
+    def video_of(name: str) -> str:
+        file = _file_of(name)
+        return "" if file == name else file
+
+    for video, own in itertools.groupby(names, video_of):
+        yield video, list(own)
+
+
+def _read_still(root: str | os.PathLike[str], name: str) -> tuple[bytes | None, np.ndarray]:
+    content = files.read_inside(root, name)
+    if not content:
+        raise InputError(f"{name}: the file is empty; replace it by a good copy")
+    if content.startswith(_PNG):
+        return None, _decode_png(content, name)
+    return content, _decode_jpeg(content, name)
+
+
+def _decode_jpeg(content: bytes, name: str) -> np.ndarray:
+    with _intact_jpeg(name):
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+    _check_size(height, width, name)
+    scans = content.count(b"\xff\xda")  # a few more where metadata holds a picture
+    if scans * height * width > _MAX_SCANNED:
+        raise InputError(
+            f"{name}: {scans} scans of {width} x {height} pixels take too long to decode; save the "
+            "picture again as an ordinary JPEG"
+        )
+    if colours in ("CMYK", "YCCK"):
+        raise InputError(f"{name}: its colours are {colours}, those of print; convert it to RGB")
+    with _intact_jpeg(name):
+        return simplejpeg.decode_jpeg(content)
+
+
+@contextlib.contextmanager
+def _intact_jpeg(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(
+            f"{name}: not an intact JPEG ({error}); replace it by a good copy"
+        ) from error
+
+
+def _decode_png(content: bytes, name: str) -> np.ndarray:
+    if len(content) >= 24:
+        width, height = struct.unpack(">II", content[16:24])
+        _check_size(height, width, name)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise InputError(f"{name}: not an intact PNG; replace it by a good copy")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"{name}: {width} x {height} pixels are more than a frame can have ({MAX_PIXELS}); "
+            "frames are expected to show a person cut out"
+        )
+
+
+def _read_video(
+    root: str | os.PathLike[str], video: str, numbers: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Yields the frames of these ascending numbers, uint8[H, W, 3], RGB."""
+    with _open_video(root, video) as (capture, _):
+        grabbed = 0
+        for number in numbers:
+            if number < grabbed:
+                raise InputError(f"{video}: frame {number} is asked for after frame {grabbed - 1}")
+            for _ in range(number + 1 - grabbed):
+                if not capture.grab():
+                    raise InputError(
+                        f"{video}: the video ends after {grabbed} frames, before frame {number}; "
+                        "was it changed? Prepare the dataset again"
+                    )
+                grabbed += 1
+            decoded, pixels = capture.retrieve()
+            if not decoded:
+                raise InputError(f"{video}: frame {number} cannot be decoded; replace the video")
+            yield cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+@contextlib.contextmanager
+def _open_video(
+    root: str | os.PathLike[str], video: str
+) -> Iterator[tuple[cv2.VideoCapture, bool]]:
+    """Opens a video that is as long as it says; tells whether its form lists its frames.
+
+    MP4 does. The others tell how long they last, and a rate that frames need not keep.
+    """
+    path = files.resolve_inside(root, video)
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    if not _VIDEO_START.match(start):
+        raise InputError(
+            f"{video}: not a video in MP4, QuickTime, AVI or Matroska form; replace it by a good "
+            "copy"
+        )
+    size, announced = path.stat().st_size, _announced_size(start)
+    if size < announced:
+        raise InputError(
+            f"{video}: the video ends early, at {size} of {announced} bytes; replace it by a good "
+            "copy"
+        )
+    # Tracklets are read in parallel, so one thread a video is enough.
+    capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    try:
+        if not capture.isOpened():
+            raise InputError(
+                f"{video}: not an intact video, it cannot be opened; replace it by a good copy"
+            )
+        height, width = cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH
+        _check_size(int(capture.get(height)), int(capture.get(width)), video)
+        yield capture, not start.startswith((_RIFF, _EBML))
+    except cv2.error as error:
+        raise InputError(f"{video}: the video cannot be decoded ({error.err})") from error
+    finally:
+        capture.release()
+
+
+def _announced_size(start: bytes) -> int:
+    """Returns how many bytes an AVI or Matroska file has by its own account; 0 if it gives none."""
+    if start.startswith(_RIFF):
+        size = int.from_bytes(start[4:8], "little")
+        return 0 if size == 0xFFFFFFFF else 8 + size  # all ones: written as it was recorded
+    end = 0
+    for element in (_EBML, _SEGMENT):
+        if not start.startswith(element, end) or len(start) < end + 12:
+            return 0
+        length = 9 - start[end + 4].bit_length()  # of the size: its leading zeros tell, and a one
+        ones = (1 << 7 * length) - 1
+        size = int.from_bytes(start[end + 4 : end + 4 + length], "big") & ones
+        if size == ones:
+            return 0
+        end += 4 + length + size
+    return end

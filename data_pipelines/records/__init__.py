@@ -1,0 +1,1 @@
+"""Packing tracklets and reading what is packed."""

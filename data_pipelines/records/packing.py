@@ -1,0 +1,481 @@
+"""Packs tracklets: one ArrayRecord a tracklet, written with TFDS but without TensorFlow.
+
+`TrackletBuilder` packs what a dataset's index lists; `reading` reads it back.
+"""
+
+import abc
+import collections
+import concurrent.futures
+import contextlib
+import datetime
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from data_pipelines import schema
+from data_pipelines.errors import InputError
+from data_pipelines.io import frames as frames_lib
+from data_pipelines.io.files import hold, naming_full_disk, write_json
+from data_pipelines.io.progress import with_progress
+from data_pipelines.io.terminal import printable
+from data_pipelines.records import origin, reading
+from data_pipelines.skeletons import sources
+
+TRACKLETS_PER_SHARD = 512
+
+
+class _LocalDatasetInfo(tfds.core.DatasetInfo):
+    """Knows nothing beyond what is packed here."""
+
+    def __init__(self, *, builder: "TrackletBuilder", **kwargs: Any):
+        super().__init__(builder=builder, **kwargs)
+        self._write_origin = builder.write_origin
+
+    def initialize_from_bucket(self) -> None:
+        """Does not look for a packed copy online, and makes no temporary folder for it."""
+
+    def write_to_directory(self, dataset_info_dir: Any, all_metadata: bool = True) -> None:
+        """Writes TFDS' files and their checksums, right before TFDS renames the folder."""
+        with naming_full_disk(dataset_info_dir):
+            super().write_to_directory(dataset_info_dir, all_metadata)
+        self._write_origin(pathlib.Path(dataset_info_dir))
+
+
+class _Shard(NamedTuple):
+    name: str
+    split: str
+    tracklets: Sequence[schema.Tracklet]
+    labels: Mapping[str, int]  # of the split's identities; empty if they have none
+
+
+class TrackletBuilder(FileReaderBuilder):
+    """Packs the tracklets of a dataset; a subclass says how its index is read.
+
+    Shards are packed in `.<version>.packing` beside the place where the dataset will be, and kept
+    there when packing stops, so that the next attempt goes on after the last finished one.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str | os.PathLike[str],
+        keypoints: str | os.PathLike[str] | None = None,
+        without_skeletons: bool = False,
+        num_workers: int | None = None,
+        **kwargs: Any,
+    ):
+        """Names the source; nothing is read before `prepare`.
+
+        Args:
+          source: the dataset's root.
+          keypoints: the skeletons (see `sources.open_keypoints`); None looks in the root.
+          without_skeletons: pack no skeletons, for a network that does without.
+          num_workers: threads that read and check frames; None takes one a core.
+          **kwargs: of `tfds.core.DatasetBuilder`, for instance `data_dir`.
+        """
+        self.source = pathlib.Path(source)
+        self._keypoints = keypoints
+        self.without_skeletons = without_skeletons
+        self.num_workers = num_workers or os.cpu_count() or 1
+        self._shards: dict[str, dict[str, Any]] = {}  # as `origin.json` lists them
+        super().__init__(file_format="array_record", **kwargs)
+        directory = pathlib.Path(self.data_dir)
+        self.staging = directory.with_name(f".{directory.name}.packing")
+
+    @abc.abstractmethod
+    def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
+        """Returns the tracklets of every split, in the order in which they are packed."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return _LocalDatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            features=reading.features(),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    @functools.cached_property
+    def tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
+        """The tracklets of every split, as the source's index has them."""
+        return self._read_tracklets()
+
+    def _all_tracklets(self) -> Iterator[schema.Tracklet]:
+        return itertools.chain.from_iterable(self.tracklets.values())
+
+    @functools.cached_property
+    def _keypoints_path(self) -> pathlib.Path:
+        return pathlib.Path(self._keypoints or sources.find_keypoints(self.source))
+
+    def open_keypoints(self) -> sources.Keypoints:
+        """Opens the skeletons, for a `with` statement."""
+        if self.without_skeletons:
+            return _NoSkeletons()
+        return sources.open_keypoints(self._keypoints_path)
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 of index, skeletons and sizes of files, which tell one source from another."""
+        digest = hashlib.sha256()
+        for split, tracklets in self.tracklets.items():
+            for tracklet in tracklets:
+                digest.update(f"{split} {tracklet}\n".encode())
+        return {
+            "index": digest.hexdigest(),
+            "keypoints": "none"
+            if self.without_skeletons
+            else sources.fingerprint(self._keypoints_path),
+            "files": frames_lib.hash_sizes(self.source, self._all_tracklets()),
+        }
+
+    def _log_download_bytes(self) -> None:
+        """Nothing is downloaded, so nothing is said of it."""
+
+    _log_download_done = _log_download_bytes
+
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        """Fills the temporary folder that TFDS renames once this and its own files are there."""
+        del dl_manager, download_config  # the data is licensed: users bring it
+        temporary = pathlib.Path(self.data_dir)
+        for stale in {*temporary.parent.glob("incomplete.*")} - {temporary}:  # of a killed process
+            shutil.rmtree(stale)
+        shards = self._plan_shards()
+        with self.open_keypoints() as source:
+            self._require_a_skeleton(source)
+            self._move_in(temporary, shards, self._pack(shards, source))
+
+    def _move_in(
+        self,
+        directory: pathlib.Path,
+        shards: Sequence[_Shard],
+        facts: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Moves finished shards to a directory and says in TFDS' metadata what they hold."""
+        split_infos = []
+        self.info.metadata["fingerprint"] = self.fingerprint
+        for split in self.tracklets:
+            names = [shard.name for shard in shards if shard.split == split]
+            for name in names:
+                os.replace(self.staging / name, directory / name)
+            self.info.metadata[split] = _joined([facts[name]["columns"] for name in names])
+            split_infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[len(facts[name]["columns"]["rows"]) for name in names],
+                    num_bytes=sum(facts[name]["bytes"] for name in names),
+                    filename_template=self._get_filename_template(split),
+                )
+            )
+        self.info.set_splits(tfds.core.SplitDict(split_infos))
+        self._shards = {
+            shard.name: {
+                "bytes": facts[shard.name]["bytes"],
+                "sha256": facts[shard.name]["sha256"],
+                "split": shard.split,
+                "records": len(shard.tracklets),
+            }
+            for shard in shards
+        }
+
+    def _require_a_skeleton(self, source: sources.Keypoints) -> None:
+        if self.without_skeletons:
+            return
+        for tracklet in self._all_tracklets():
+            if not sources.without_skeleton(source.read(tracklet)).all():
+                return
+        raise InputError(
+            f"{self._keypoints_path}: no frame of the dataset has a skeleton in it, not even "
+            f"{tracklet.frames[0]}; make skeletons of these very frames with "
+            "launch/extract_skeletons.py"
+        )
+
+    def _plan_shards(self) -> list[_Shard]:
+        shards = []
+        for split, tracklets in self.tracklets.items():
+            template = self._get_filename_template(split)
+            identities = sorted({tracklet.identity for tracklet in tracklets})
+            labels = {identity: label for label, identity in enumerate(identities)}
+            num_shards = -(-len(tracklets) // TRACKLETS_PER_SHARD)
+            for number in range(num_shards):
+                path = template.sharded_filepath(shard_index=number, num_shards=num_shards)
+                start = number * TRACKLETS_PER_SHARD
+                shards.append(
+                    _Shard(
+                        name=path.name,
+                        split=split,
+                        tracklets=tracklets[start : start + TRACKLETS_PER_SHARD],
+                        labels={} if split == "test" else labels,
+                    )
+                )
+        return shards
+
+    def _pack(
+        self, shards: Sequence[_Shard], source: sources.Keypoints
+    ) -> dict[str, dict[str, Any]]:
+        """Packs the shards that are not in the staging folder yet; returns the facts of all."""
+        facts = {}
+        for shard in shards:
+            known = _read_facts(self.staging / shard.name)
+            if known and known.get("files") == frames_lib.hash_sizes(self.source, shard.tracklets):
+                facts[shard.name] = known
+        missing = [shard for shard in shards if shard.name not in facts]
+        if len(missing) < len(shards):
+            tell(f"{len(shards) - len(missing)} of {len(shards)} shards are packed already")
+        tracklets = [tracklet for shard in missing for tracklet in shard.tracklets]
+        read = functools.partial(frames_lib.read_frames, self.source)
+        with concurrent.futures.ThreadPoolExecutor(self.num_workers) as pool:
+            frames_ahead = map_ahead(pool, read, tracklets, ahead=2 * self.num_workers)
+            frames = with_progress(frames_ahead, len(tracklets), "packing")
+            for shard in missing:
+                facts[shard.name] = self._write_shard(shard, frames, source)
+            next(frames, None)  # there are no more; it brings the progress to its end
+        return facts
+
+    def _write_shard(
+        self,
+        shard: _Shard,
+        frames: Iterator[frames_lib.Frames],
+        source: sources.Keypoints,
+    ) -> dict[str, Any]:
+        """Writes the facts of a shard and then the shard, which is there if it is whole."""
+        columns: dict[str, list[Any]] = collections.defaultdict(list)
+        path = self.staging / shard.name
+        partial = path.with_name(f"{shard.name}.partial")
+        files = frames_lib.hash_sizes(self.source, shard.tracklets)
+        with reading.open_writer(partial) as write:
+            for tracklet in shard.tracklets:
+                record = _record(tracklet, next(frames), source, shard.labels)
+                write(_serialized(record))
+                for name, value in _columns(tracklet, record).items():
+                    columns[name].append(value)
+        facts = {
+            "files": files,
+            "bytes": partial.stat().st_size,
+            "sha256": _sha256(partial),
+            "columns": dict(columns),
+        }
+        write_json(path.with_name(f"{shard.name}.facts.json"), facts)
+        os.replace(partial, path)
+        return facts
+
+    def write_origin(self, directory: pathlib.Path) -> None:
+        """Writes where the records come from, what they hold, and the checksums of all files."""
+        splits = {split: _counts(self.info.metadata[split]) for split in self.tracklets}
+        for split, counts in splits.items():
+            missing, frames = counts["frames_without_skeleton"], counts["frames"]
+            tell(f"{split}: {missing} of {frames} frames have no skeleton")
+        described = {
+            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted({*directory.iterdir()} - {directory / name for name in self._shards})
+        }
+        content = {
+            "dataset": self.name,
+            "version": str(self.version),
+            "source": str(self.source.absolute()),
+            "keypoints": "none" if self.without_skeletons else str(self._keypoints_path.absolute()),
+            "packed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "fingerprint": self.fingerprint,
+            "splits": splits,
+            "files": {**self._shards, **described},
+        }
+        write_json(directory / origin.NAME, origin.sealed(content))
+
+
+class _NoSkeletons:
+    """Skeletons of a dataset that has none."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        pass
+
+    def read(self, tracklet: schema.Tracklet) -> np.ndarray:
+        """Returns zeros, float32[n, 17, 3]."""
+        return np.zeros((len(tracklet.frames), schema.NUM_JOINTS, 3), np.float32)
+
+
+def _record(
+    tracklet: schema.Tracklet,
+    frames: frames_lib.Frames,
+    source: sources.Keypoints,
+    labels: Mapping[str, int],
+) -> schema.Record:
+    return schema.Record(
+        frames=frames.jpegs,
+        keypoints=source.read(tracklet),
+        height=frames.heights,
+        width=frames.widths,
+        identity=tracklet.identity,
+        label=labels.get(tracklet.identity, -1),
+        camera=tracklet.camera,
+        modality=tracklet.modality,
+        tracklet=tracklet.row,
+        frame_ids=list(tracklet.frames),
+    )
+
+
+def _serialized(record: schema.Record) -> bytes:
+    """Returns a record as TFDS stores it, in the same bytes each time: their checksums count."""
+    example = _serializer().get_tf_example(reading.features().encode_example(record))
+    return example.SerializeToString(deterministic=True)
+
+
+@functools.cache
+def _serializer() -> ExampleSerializer:
+    return ExampleSerializer(reading.features().get_serialized_info())
+
+
+def _columns(tracklet: schema.Tracklet, record: schema.Record) -> dict[str, Any]:
+    """What `schema.Index` says of a tracklet."""
+    return {
+        "identities": record["identity"],
+        "labels": record["label"],
+        "cameras": record["camera"],
+        "modalities": record["modality"],
+        "num_frames": len(record["frames"]),
+        "rows": record["tracklet"],
+        "missing_skeletons": int(sources.without_skeleton(record["keypoints"]).sum()),
+        "queries": tracklet.query,
+        "galleries": tracklet.gallery,
+    }
+
+
+def _joined(parts: Sequence[Mapping[str, list]]) -> dict[str, list]:
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
+def _counts(columns: Mapping[str, list]) -> dict[str, int]:
+    infrared = columns["modalities"].count(schema.INFRARED)
+    return {
+        "tracklets": len(columns["rows"]),
+        "visible_tracklets": len(columns["rows"]) - infrared,
+        "infrared_tracklets": infrared,
+        "frames": sum(columns["num_frames"]),
+        "frames_without_skeleton": sum(columns["missing_skeletons"]),
+        "identities": len(set(columns["identities"])),
+        "cameras": len(set(columns["cameras"])),
+    }
+
+
+@contextlib.contextmanager
+def _claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]:
+    """Makes the staging folder this process' own; empties it if it is that of another source.
+
+    Afterwards nothing is left of it but, after an error, finished shards to go on with.
+    """
+    staging.mkdir(parents=True, exist_ok=True)
+    with open(staging / "lock", "w") as lock:
+        refusal = f"{staging}: another process packs this dataset; let it finish"
+        hold(lock, refusal)
+        if not os.fstat(lock.fileno()).st_nlink:  # the other one ended and removed it just now
+            raise InputError(refusal)
+        claim = staging / "fingerprint.json"
+        try:
+            if not claim.exists() or json.loads(claim.read_text()) != source:
+                for path in {*staging.iterdir()} - {staging / "lock"}:
+                    path.unlink()
+                write_json(claim, source)
+            yield
+        except BaseException:
+            if not list(staging.glob("*.facts.json")):
+                shutil.rmtree(staging)
+            raise
+        shutil.rmtree(staging)
+
+
+def _read_facts(shard: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the facts of a finished shard; None if it is not finished, or damaged."""
+    path = shard.with_name(f"{shard.name}.facts.json")
+    facts = json.loads(path.read_text()) if path.exists() and shard.exists() else None
+    return facts if facts and facts["sha256"] == _sha256(shard) else None
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tell(message: str) -> None:
+    """Prints a line of news for the user."""
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def prepare(builder: TrackletBuilder) -> pathlib.Path:
+    """Packs a dataset, all of it or nothing; returns at once if it is already packed.
+
+    An interrupted packing goes on where it stopped.
+
+    Returns:
+      The directory of the packed dataset, `<data_dir>/<name>/<version>`. Beside the records it
+      holds `origin.json`: source, counts, checksums.
+
+    Raises:
+      ValueError: the directory holds another source or is damaged, another process packs it, or a
+        frame or a skeleton is broken.
+      OSError: the disk is full.
+      FileNotFoundError: an index file, a frame or the skeletons are missing.
+    """
+    directory = pathlib.Path(builder.data_dir)
+    fingerprint = builder.fingerprint
+    if not directory.exists():
+        _fill(directory, builder)
+    packed = reading.open_packed(directory).metadata.get("fingerprint", {})
+    changed = [name for name in fingerprint if packed.get(name) != fingerprint[name]]
+    if changed:  # the first says it: of another index the files differ, too
+        raise InputError(
+            f"{directory}: already packed from another source (its {changed[0]} differ); choose "
+            "another data_dir or remove the directory"
+        )
+    return directory
+
+
+def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:
+    # Files of other sizes spoil only the shards that they are in, which know of them.
+    source = {name: digest for name, digest in builder.fingerprint.items() if name != "files"}
+    missing_parents = [path for path in directory.parents if not path.exists()]
+    try:
+        # TFDS makes a folder for downloads, of which there are none, and looks for a packed copy.
+        # After our part it writes its metadata and renames the folder, so the claim goes on.
+        with _claimed(builder.staging, source), tempfile.TemporaryDirectory() as downloads:
+            if not shutil.disk_usage(builder.staging).free:  # TFDS checks it, but names no path
+                raise OSError(f"{builder.staging}: cannot be written, the disk is full")
+            builder.download_and_prepare(
+                download_dir=downloads,
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
+    except BaseException:
+        for parent in missing_parents:  # the innermost first
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def map_ahead(
+    pool: concurrent.futures.Executor, function: Callable, items: Iterable, ahead: int
+) -> Iterator:
+    """Yields function(item) in order, computing at most `ahead` results in advance."""
+    futures: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+        for item in items:
+            futures.append(pool.submit(function, item))
+            if len(futures) > ahead:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        for future in futures:
+            future.cancel()

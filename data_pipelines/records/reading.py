@@ -1,0 +1,339 @@
+"""Packed tracklets: what a record holds, and how it is read with TFDS but without TensorFlow.
+
+`packing` writes them. Frames stay JPEG files, so that a reader decodes only those it needs.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source, array_record_module
+
+from data_pipelines import schema
+from data_pipelines.errors import InputError
+from data_pipelines.io import remote
+from data_pipelines.pixels import resize_keypoints
+from data_pipelines.records import copies, origin
+
+_METADATA = "metadata.json"
+_DTYPES = {"identities": str, "queries": bool, "galleries": bool}  # of an index; others are int32
+# One tracklet at a time is read. JPEG files do not compress: records would shrink by 4 %, and be
+# written 7 times more slowly and read 1.6 times more slowly.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+@functools.cache
+def features() -> tfds.features.FeaturesDict:
+    """Returns the TFDS description of `schema.Record`."""
+    return tfds.features.FeaturesDict(
+        {
+            "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg")),
+            # encoding="bytes" stores the array as one string; the default is 20 times slower.
+            "keypoints": tfds.features.Tensor(
+                shape=(None, schema.NUM_JOINTS, 3), dtype=np.float32, encoding="bytes"
+            ),
+            "height": tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes"),
+            "width": tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes"),
+            "identity": tfds.features.Text(),
+            "label": tfds.features.Scalar(np.int32),
+            "camera": tfds.features.Scalar(np.int32),
+            "modality": tfds.features.Scalar(np.int32),
+            "tracklet": tfds.features.Scalar(np.int32),
+            "frame_ids": tfds.features.Sequence(tfds.features.Text()),
+        }
+    )
+
+
+class Packed(NamedTuple):
+    """An opened dataset: whole, as its checksums and sizes say.
+
+    Attributes:
+      directory: where it is; of a dataset at an address, its local copy.
+      files: of the directory, by name.
+      metadata: what the builder said of its splits and its source.
+    """
+
+    directory: pathlib.Path
+    files: dict[str, origin.File]
+    metadata: dict[str, Any]
+
+
+def open_packed(dataset_dir: str | os.PathLike[str]) -> Packed:
+    """Opens a packed dataset and checks that it is whole.
+
+    Checksums of the small files and sizes of the others are compared with `origin.json`; checksums
+    of all would take a minute, and each record has one, which reading it checks.
+
+    Args:
+      dataset_dir: what `prepare` returned, or an address to which it was copied.
+
+    Raises:
+      FileNotFoundError: the directory is not a packed dataset.
+      ValueError: a file is missing or damaged, or the version of star_jax kept no checksums.
+      OSError, ImportError: as `copies.local_copy` does.
+    """
+    directory = pathlib.Path(remote.locate(dataset_dir))
+    again = f"remove {directory} and pack the dataset again"
+    if remote.is_remote(dataset_dir):
+        directory = copies.local_copy(os.fspath(dataset_dir))
+        again = f"remove {directory}, a copy, and {dataset_dir} is copied again"
+    listing = directory / origin.NAME
+    if not listing.is_file():
+        raise FileNotFoundError(
+            f"{dataset_dir}: not a packed dataset (no {origin.NAME}); give the directory that "
+            "preparing the dataset returned"
+        )
+    files = origin.parse_files(listing.read_bytes(), os.fspath(listing))
+    small = {}
+    for name, file in files.items():
+        path = directory / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found != file.bytes:
+            raise InputError(f"{path}: is damaged, has {found} of {file.bytes} bytes; {again}")
+        if file.split is None:
+            small[name] = path.read_bytes()
+            if hashlib.sha256(small[name]).hexdigest() != file.sha256:
+                raise InputError(f"{path}: is damaged (its checksum differs); {again}")
+    if _METADATA not in small:
+        raise InputError(f"{listing}: does not list {_METADATA}; {again}")
+    return Packed(directory, files, origin.parse_object(small[_METADATA], directory / _METADATA))
+
+
+def fingerprint(dataset_dir: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 that tells a packed dataset from others by its tracklets.
+
+    It is the same wherever the dataset lies and whenever it was packed.
+
+    Raises:
+      FileNotFoundError, ValueError, OSError, ImportError: as `open_packed` does.
+    """
+    packed = open_packed(dataset_dir)
+    shards = {name: file.sha256 for name, file in packed.files.items() if file.split is not None}
+    columns = {split: packed.metadata[split] for split in _splits(packed)}
+    return hashlib.sha256(json.dumps([shards, columns]).encode()).hexdigest()
+
+
+def open_index(dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
+    """Returns what is known of the tracklets of a split, reading no record.
+
+    Args:
+      dataset_dir: what `prepare` returned, or an address to which it was copied.
+      split: "train", "test" or what else was packed.
+
+    Raises:
+      FileNotFoundError: the directory is not a packed dataset.
+      ValueError: there is no such split, the dataset is damaged or of another version.
+    """
+    return _read_index(open_packed(dataset_dir), dataset_dir, split)
+
+
+def _splits(packed: Packed) -> list[str]:
+    return [name for name in packed.metadata if name != "fingerprint"]
+
+
+def _read_index(packed: Packed, dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
+    splits = _splits(packed)
+    if split not in splits:
+        raise InputError(f"split {split!r}: {dataset_dir} has {' and '.join(splits)}")
+    path, columns = packed.directory / _METADATA, packed.metadata[split]
+    names = {field.name for field in dataclasses.fields(schema.Index)}
+    if not isinstance(columns, dict) or columns.keys() != names:
+        raise InputError(f"{path}: packed by another version of star_jax; {origin.AGAIN}")
+    size = sum(file.records for file in packed.files.values() if file.split == split)
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = _column(values, _DTYPES.get(name, np.int32), size)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(
+                f"{path}: {name} of {split} does not hold {size} values of its kind; {origin.AGAIN}"
+            ) from error
+    most = {"labels": len(set(columns["identities"])), "modalities": len(schema.MODALITIES)}
+    for name, end in most.items():
+        if arrays[name].min() < -(name == "labels") or arrays[name].max() >= end:
+            raise InputError(f"{path}: {name} of {split} reach beyond {end - 1}; {origin.AGAIN}")
+    return schema.Index(**arrays)
+
+
+def _column(values: Any, dtype: type, size: int) -> np.ndarray:
+    """Returns a column of an index; raises one of many errors if it is not `size` values."""
+    found = np.array(values)
+    column: np.ndarray = found.astype(dtype)
+    if found.dtype.kind != column.dtype.kind or column.shape != (size,) or (column != found).any():
+        raise ValueError
+    return column
+
+
+@contextlib.contextmanager
+def open_writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
+    """Opens a file of records; gives the function that adds one.
+
+    Raises:
+      OSError: it cannot be written, for instance as the disk is full.
+    """
+
+    def naming_failures(act: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return act(*args)
+        except RuntimeError as error:
+            raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
+
+    writer = naming_failures(array_record_module.ArrayRecordWriter, str(path), _WRITER_OPTIONS)
+    try:
+        yield functools.partial(naming_failures, writer.write)
+    finally:
+        naming_failures(writer.close)
+
+
+class _KeepJpegs(tfds.decode.SkipDecoding):
+    """Hands back the JPEG files of a sequence of images."""
+
+    def decode_batch_example_np(self, batch: Iterable[bytes]) -> list[bytes]:
+        return list(batch)
+
+
+class _DecodeText(tfds.decode.SkipDecoding):
+    """Hands back str where TFDS gives bytes."""
+
+    def decode_example_np(self, text: bytes) -> str:
+        return text.decode()
+
+    def decode_batch_example_np(self, batch: Iterable[bytes]) -> list[str]:
+        return [text.decode() for text in batch]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """All records of a file, for ArrayRecord."""
+
+    filename: str
+    take: int
+    skip: int = 0
+
+    @property
+    def examples_in_shard(self) -> int:
+        return self.take
+
+
+class _Records(Sequence):
+    """What ArrayRecord and TFDS read; damage, of which they tell in many ways, is named."""
+
+    def __init__(
+        self,
+        dataset_dir: str | os.PathLike[str],
+        stored: Sequence[bytes],
+        index: schema.Index,
+    ):
+        self._dataset_dir = dataset_dir
+        self._stored = stored
+        self._index = index
+        # The features are ours: those that a file names could be of any Python module.
+        self._features = features()
+        self._decoders = {
+            "frames": _KeepJpegs(),
+            "identity": _DecodeText(),
+            "frame_ids": _DecodeText(),
+        }
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, position: Any) -> Any:
+        if not 0 <= position < len(self):
+            raise IndexError(f"record {position}: {self._dataset_dir} has {len(self)}")
+        try:
+            record = self._features.deserialize_example_np(
+                self._stored[position], decoders=self._decoders
+            )
+        except Exception as error:  # RuntimeError of ArrayRecord, others of protobuf and NumPy
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{self._dataset_dir}: record {position} cannot be read, its file is damaged "
+                f"({reason}); {origin.AGAIN}"
+            ) from error
+        for name, found, expected in self._facts(record, position):
+            if found != expected:
+                raise InputError(
+                    f"{self._dataset_dir}: record {position} has {name} {found!r:.80}, in the "
+                    f"index it is {expected!s:.80}; {origin.AGAIN}"
+                )
+        return record
+
+    def _facts(self, record: schema.Record, position: int) -> Iterator[tuple[str, Any, Any]]:
+        index = self._index
+        yield "identity", record["identity"], index.identities[position]
+        yield "label", record["label"], index.labels[position]
+        yield "camera", record["camera"], index.cameras[position]
+        yield "modality", record["modality"], index.modalities[position]
+        yield "row", record["tracklet"], index.rows[position]
+        for name in ("frames", "keypoints", "height", "width", "frame_ids"):
+            yield f"{name} of length", len(record[name]), index.num_frames[position]
+
+
+def open_records(dataset_dir: str | os.PathLike[str], split: str) -> Sequence[schema.Record]:
+    """Returns the packed tracklets of a split by position; their frames stay JPEG files.
+
+    Item i is tracklet i of `open_index`. Any number of threads may read at once.
+
+    Args:
+      dataset_dir: what `prepare` returned, or an address to which it was copied.
+      split: "train", "test" or what else was packed.
+
+    Raises:
+      FileNotFoundError: the directory is not a packed dataset.
+      ValueError: there is no such split, the dataset is damaged or of another version; of a damaged
+        record, as it is read.
+    """
+    packed = open_packed(dataset_dir)
+    index = _read_index(packed, dataset_dir, split)
+    shards = [
+        _Shard(os.fspath(packed.directory / name), file.records)
+        for name, file in packed.files.items()
+        if file.split == split
+    ]
+    return _Records(dataset_dir, array_record_data_source.ArrayRecordDataSource(shards), index)
+
+
+def decode_clip(
+    record: schema.Record, chosen: np.ndarray, frames: np.ndarray, *, move_keypoints: bool = True
+) -> np.ndarray:
+    """Decodes the chosen frames of a tracklet into `frames` and returns their keypoints.
+
+    Frames of another size are resized (area averaging to shrink, else bilinear), and the keypoints
+    follow their pixels.
+
+    Args:
+      record: a tracklet of n frames.
+      chosen: int[T], which of them.
+      frames: uint8[T, H, W, 3], C-contiguous, is overwritten with RGB.
+      move_keypoints: False returns the keypoints as they are stored, as the authors' code does.
+
+    Returns:
+      float32[T, 17, 3].
+    """
+    size = frames.shape[1:3]
+    heights, widths = record["height"][chosen], record["width"][chosen]
+    for frame, source, stored in zip(
+        frames, chosen, zip(heights, widths, strict=True), strict=True
+    ):
+        jpeg = record["frames"][source]
+        if stored == size:
+            simplejpeg.decode_jpeg(jpeg, buffer=frame)
+        else:
+            shrinks = size[0] <= stored[0] and size[1] <= stored[1]
+            method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            cv2.resize(simplejpeg.decode_jpeg(jpeg), size[::-1], frame, interpolation=method)
+    keypoints = record["keypoints"][chosen]
+    if not move_keypoints:
+        return keypoints
+    return resize_keypoints(keypoints, np.stack([heights, widths], axis=-1), size)

@@ -1,0 +1,1 @@
+"""Every source of skeletons, pose models, and extraction with them."""

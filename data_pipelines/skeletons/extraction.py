@@ -1,0 +1,237 @@
+"""Skeletons of a whole dataset, estimated by a pose model and kept in one HDF5 file.
+
+What is estimated goes to a journal, `<output>.partial`, a line for each batch, which a kill can
+leave with half a last line and no worse. The HDF5 file, which it could ruin, is written from that
+at the end, under another name until it is whole.
+"""
+
+import base64
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import h5py
+import numpy as np
+
+from data_pipelines import schema
+from data_pipelines.errors import InputError
+from data_pipelines.io import frames as frames_lib
+from data_pipelines.io.files import hold, naming_full_disk, require_regular
+from data_pipelines.io.progress import with_progress
+from data_pipelines.skeletons import pose, sources
+from data_pipelines.skeletons.formats import new_hdf5
+
+_FRAMES_AT_ONCE = 64  # of a tracklet are read and warped ahead
+
+
+class _Crop(NamedTuple):
+    frame: str
+    image: np.ndarray  # uint8[H, W, 3], as the model wants it
+    matrix: np.ndarray  # from the frame to the image
+
+
+def extract(
+    model: pose.PoseModel,
+    source: str | os.PathLike[str],
+    tracklets: Sequence[schema.Tracklet],
+    output: str | os.PathLike[str],
+    *,
+    num_workers: int | None = None,
+) -> int:
+    """Estimates the skeletons of all frames; writes the HDF5 tree that `open_keypoints` reads.
+
+    Each frame is a crop of one person. What an interrupted call had done is not done again, and
+    over a finished file of the same model and frames the call returns at once.
+
+    Args:
+      model: the pose model.
+      source: root of the dataset.
+      tracklets: whose frames; a frame may be in several.
+      output: the file to write, `.h5`.
+      num_workers: threads that read and warp frames; None takes one a core.
+
+    Returns:
+      The number of frames.
+
+    Raises:
+      FileNotFoundError: a frame is missing.
+      ValueError: a frame is broken, two frames have one key, the model returns what is not finite,
+        or the output is one of another model or other frames, or of another process.
+    """
+    output = pathlib.Path(output)
+    if output.suffix not in sources.HDF5_SUFFIXES:
+        raise InputError(f"{output}: the output is an HDF5 file; end its name in .h5")
+    frames = dict.fromkeys(frame for tracklet in tracklets for frame in tracklet.frames)
+    _require_distinct_keys(frames)
+    origin = {
+        "model": model.sha256,
+        "input_size": "{}x{}".format(*model.input_size),
+        "udp": str(model.udp),
+        "frames": hashlib.sha256("\n".join(sorted(frames)).encode()).hexdigest(),
+    }
+    if output.exists():
+        require_regular(output)
+        _require_same_origin(output, _read_origin(output), origin)
+        return len(frames)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    journal_path = output.with_name(f"{output.name}.partial")
+    with naming_full_disk(journal_path), open(journal_path, "a+b") as journal:
+        done = _take_up(journal, journal_path, origin)
+        _estimate(model, source, _remaining(tracklets, done), journal, num_workers)
+        _write_hdf5(journal, output, origin)
+        journal_path.unlink()
+    return len(frames)
+
+
+def _require_distinct_keys(frames: Collection[str]) -> None:
+    keys: dict[tuple[str, ...], str] = {}
+    for frame in frames:
+        other = keys.setdefault(sources.key_of(frame), frame)
+        if other != frame:
+            raise InputError(f"{frame} and {other} would have one skeleton; rename one of them")
+    folders = {key[:depth] for key in {key[:-1] for key in keys} for depth in range(len(key) + 1)}
+    for folder in folders & keys.keys():
+        raise InputError(f"{keys[folder]}: is called as a folder of frames is; rename one of them")
+
+
+def _read_origin(output: pathlib.Path) -> dict[str, Any]:
+    try:
+        with h5py.File(output, "r") as file:
+            return dict(file.attrs)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{output}: not a readable HDF5 file ({error}); choose another output or remove it"
+        ) from error
+
+
+def _require_same_origin(
+    path: pathlib.Path, found: Mapping[str, Any], expected: Mapping[str, str]
+) -> None:
+    changed = [name for name in expected if found.get(name) != expected[name]]
+    if changed:
+        raise InputError(
+            f"{path}: holds skeletons made otherwise (another {' and '.join(changed)}); "
+            "choose another output or remove it"
+        )
+
+
+def _take_up(journal: BinaryIO, path: pathlib.Path, origin: Mapping[str, str]) -> set[str]:
+    """Makes a journal this process' own; returns the frames that are done in it."""
+    hold(journal, f"{path}: another process writes it; let it finish")
+    journal.seek(0)
+    header = journal.readline()
+    if header.endswith(b"\n"):
+        try:
+            found = json.loads(header)
+        except ValueError:
+            found = None
+        _require_same_origin(path, found if isinstance(found, dict) else {}, origin)
+    else:
+        journal.truncate(0)
+        journal.write(json.dumps(origin).encode() + b"\n")
+        journal.flush()
+    done = set()
+    whole = journal.tell()
+    for frames, _ in _entries(journal):
+        done.update(frames)
+        whole = journal.tell()
+    journal.truncate(whole)  # half a line may follow
+    return done
+
+
+def _entries(journal: BinaryIO) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yields frames and float32[n, 17, 3] from here to the end, or to the first broken line."""
+    while (line := journal.readline()).endswith(b"\n"):
+        try:
+            frames, content = json.loads(line)
+            numbers = np.frombuffer(base64.b64decode(content), "<f4")
+            skeletons = numbers.reshape(len(frames), schema.NUM_JOINTS, 3)
+        except (ValueError, TypeError):
+            return
+        yield frames, skeletons
+
+
+def _remaining(tracklets: Sequence[schema.Tracklet], done: set[str]) -> list[schema.Tracklet]:
+    """Returns tracklets of the frames that are left to do, each frame once."""
+    seen = set(done)
+    remaining = []
+    for tracklet in tracklets:
+        fresh = tuple(frame for frame in dict.fromkeys(tracklet.frames) if frame not in seen)
+        seen.update(fresh)
+        if fresh:
+            remaining.append(dataclasses.replace(tracklet, frames=fresh))
+    return remaining
+
+
+def _estimate(
+    model: pose.PoseModel,
+    source: str | os.PathLike[str],
+    tracklets: Sequence[schema.Tracklet],
+    journal: BinaryIO,
+    num_workers: int | None,
+) -> None:
+    workers = num_workers or os.cpu_count() or 1
+    num_frames = sum(len(tracklet.frames) for tracklet in tracklets)
+    readers = (_crops(model, source, tracklet) for tracklet in tracklets)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        crops_ahead = _read_ahead(pool, readers, 2 * workers)
+        crops = with_progress(crops_ahead, num_frames, "extracting", unit="frames")
+        while batch := list(itertools.islice(crops, model.batch_size)):
+            skeletons = model.predict([crop.image for crop in batch])
+            for crop, skeleton in zip(batch, skeletons, strict=True):
+                if not np.isfinite(skeleton).all():
+                    raise InputError(f"{crop.frame}: the pose model returns what is not finite")
+                skeleton[:] = pose.to_crop(skeleton, crop.matrix)
+            content = base64.b64encode(skeletons.astype("<f4").tobytes()).decode()
+            line = json.dumps([[crop.frame for crop in batch], content])
+            journal.write(line.encode() + b"\n")
+            journal.flush()
+
+
+def _read_ahead(
+    pool: concurrent.futures.Executor, readers: Iterable[Iterator[_Crop]], ahead: int
+) -> Iterator[_Crop]:
+    """Yields what the readers yield, one reader after the other.
+
+    The first `ahead` of them are read at the same time, each a few frames at a time, so that a
+    video is decoded once and is never in memory as a whole.
+    """
+
+    def read_on(reader: Iterator[_Crop]) -> tuple[Iterator[_Crop], concurrent.futures.Future]:
+        return reader, pool.submit(lambda: list(itertools.islice(reader, _FRAMES_AT_ONCE)))
+
+    waiting = iter(readers)
+    reading = collections.deque(map(read_on, itertools.islice(waiting, ahead)))
+    while reading:
+        reader, part = reading.popleft()
+        if crops := part.result():
+            reading.appendleft(read_on(reader))
+            yield from crops
+        else:
+            reading.extend(map(read_on, itertools.islice(waiting, 1)))
+
+
+def _crops(
+    model: pose.PoseModel, source: str | os.PathLike[str], tracklet: schema.Tracklet
+) -> Iterator[_Crop]:
+    images = frames_lib.iterate_images(source, tracklet)
+    for frame, image in zip(tracklet.frames, images, strict=True):
+        matrix = pose.input_matrix(image.shape[:2], model.input_size, udp=model.udp)
+        yield _Crop(frame, pose.warp(image, matrix, model.input_size), matrix)
+
+
+def _write_hdf5(journal: BinaryIO, output: pathlib.Path, origin: Mapping[str, str]) -> None:
+    journal.seek(0)
+    journal.readline()
+    with new_hdf5(output) as file:
+        file.attrs.update(origin)
+        for frames, skeletons in _entries(journal):
+            for frame, skeleton in zip(frames, skeletons, strict=True):
+                file["/".join(sources.key_of(frame))] = skeleton

@@ -1,0 +1,433 @@
+"""The files that skeletons come in: HDF5, one `.npy` a frame, and COCO's JSON.
+
+All of them name a skeleton by a frame's path, and `SkeletonFile` says how the two are matched: by
+the longest end of the frame's path, of four parts or more, that the file knows. The folders further
+up may differ from copy to copy of a dataset; fewer parts would not tell the frames apart.
+"""
+
+import abc
+import contextlib
+import functools
+import io
+import itertools
+import json
+import mmap
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from data_pipelines import schema
+from data_pipelines.errors import InputError
+from data_pipelines.io import files
+from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+MIN_PARTS = 4  # <identity>/<modality>/<camera>/<frame>
+MAX_NPY_BYTES = 4096  # 17 x 3 numbers of 8 bytes, and ample room for the header
+_SHAPE = (schema.NUM_JOINTS, 3)
+# A name may have other dots, so only what is known to be an ending is cut off.
+_PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")
+_VIDEO_FRAME = re.compile(
+    rf"(.*[^/](?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))#([0-9]+)", re.DOTALL | re.IGNORECASE
+)
+
+Lookup = Callable[[str], np.ndarray | None]
+
+
+@contextlib.contextmanager
+def new_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """Opens a new HDF5 file, which is written when it is whole.
+
+    Until then it is in memory (660 bytes a skeleton): h5py can crash the process when it closes a
+    file on a full disk.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with h5py.File("new", "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        content = file.id.get_file_image()
+    files.write_file(path, content)
+
+
+def key_of(frame: str) -> tuple[str, ...]:
+    """Returns the parts by which files of skeletons name a frame.
+
+    They are those of its path, without the ending of a picture or video: `1/IR/CQ1/8535.jpg` is
+    known as `("1", "IR", "CQ1", "8535")`, and `alice/visible/1/walk.mp4#12`, a frame of a video, as
+    `("alice", "visible", "1", "walk", "12")`.
+    """
+    container, name = _split(frame)
+    return (*_folders_of(container), _without_ending(name))
+
+
+def _without_ending(name: str) -> str:
+    stem, ending = os.path.splitext(name)
+    return stem if ending.lower() in _PICTURE_SUFFIXES else name
+
+
+def _split(frame: str) -> tuple[str, str]:
+    """Returns the folder or, with its ending, the video that holds a frame; and the frame's name.
+
+    A folder ends with a slash, which tells it from a video.
+    """
+    if match := _VIDEO_FRAME.fullmatch(frame):
+        return match[1], match[2]
+    folder, slash, name = frame.rpartition("/")
+    return folder + slash, name
+
+
+def _folders_of(container: str) -> tuple[str, ...]:
+    path = container if container.endswith("/") else os.path.splitext(container)[0]
+    return tuple(part for part in path.split("/") if part not in ("", "."))
+
+
+def _ends(folders: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yields the ends of a frame's folders by which it may be known, the longest first."""
+    for start in range(max(1, len(folders) - MIN_PARTS + 2)):
+        yield tuple(folders[start:])
+
+
+class SkeletonFile(abc.ABC):
+    """Skeletons that are found by the paths of frames (see `sources.Keypoints`)."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._users: dict[str, str] = {}  # which folder of frames takes which of the file's
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        return None
+
+    @abc.abstractmethod
+    def _places(self, folders: tuple[str, ...]) -> Iterator[tuple[str, Lookup]]:
+        """Yields where skeletons of frames in these folders may be, the best place first.
+
+        Each is a name, and a function that finds a skeleton there by the name of its frame.
+        """
+
+    def read(self, tracklet: schema.Tracklet) -> np.ndarray:
+        """Returns float32[n, 17, 3]; see `keypoints.Keypoints.read`.
+
+        Raises:
+          ValueError: a skeleton is not of shape [17, 3], not finite, of negative confidence or kept
+            in another file, or it is not clear whose it is.
+        """
+        keypoints = np.zeros((len(tracklet.frames), *_SHAPE), np.float32)
+        split = [(position, *_split(frame)) for position, frame in enumerate(tracklet.frames)]
+        for container, frames in itertools.groupby(split, key=lambda item: item[1]):
+            places = list(self._places(_folders_of(container)))
+            for position, _, name in frames:
+                for place, lookup in places:
+                    skeleton = lookup(_without_ending(name))
+                    if skeleton is None:
+                        skeleton = lookup(name)
+                    if skeleton is not None:
+                        self._claim(place, container)
+                        keypoints[position] = skeleton
+                        break
+        self._check(tracklet, keypoints)
+        return keypoints
+
+    def _claim(self, place: str, container: str) -> None:
+        user = self._users.setdefault(place, container)
+        if user != container:
+            raise InputError(
+                f"{self._path}: the skeletons of {place} fit frames of both {user} and "
+                f"{container}; name skeletons by the frames' whole paths below the dataset's root"
+            )
+
+    def _check(self, tracklet: schema.Tracklet, keypoints: np.ndarray) -> None:
+        finite = np.isfinite(keypoints).all(axis=(1, 2))
+        sane = finite & (keypoints[..., 2] >= 0).all(axis=1)
+        if sane.all():
+            return
+        position = int(np.argmin(sane))
+        trouble = "a confidence is negative"
+        if not finite[position]:
+            trouble = "a coordinate or confidence is not a finite number"
+        raise InputError(f"{self._path}: skeleton of {tracklet.frames[position]}: {trouble}")
+
+
+class Hdf5Skeletons(SkeletonFile):
+    """One HDF5 file: a tree of groups as the folders are, or flat with `/` replaced by `_`.
+
+    The low-level calls of h5py are several times as fast as indexing, for arrays as small as these.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(path)
+        try:
+            self._file = h5py.File(path, "r")
+            num_keys = len(self._file)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{path}: not a readable HDF5 file ({error})") from error
+        if not num_keys:
+            self._file.close()
+            raise InputError(f"{path}: the HDF5 file is empty")
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._file.close()
+
+    def _places(self, folders: tuple[str, ...]) -> Iterator[tuple[str, Lookup]]:
+        for end in _ends(folders):
+            group = self._group(end)
+            if group is not None:
+                place = "/".join((*end, ""))
+                yield place, functools.partial(self._skeleton, group, "", place)
+        for end in _ends(folders):
+            prefix = "".join(f"{folder}_" for folder in end)
+            yield prefix, functools.partial(self._skeleton, self._file.id, prefix, prefix)
+
+    def _group(self, folders: tuple[str, ...]) -> h5py.h5g.GroupID | None:
+        group = self._file.id
+        for depth, folder in enumerate(folders, start=1):
+            group = self._open(group, folder, "/".join(folders[:depth]))
+            if not isinstance(group, h5py.h5g.GroupID):
+                return None
+        return group
+
+    def _skeleton(
+        self, group: h5py.h5g.GroupID, prefix: str, place: str, name: str
+    ) -> np.ndarray | None:
+        key = place + name
+        node = self._open(group, prefix + name, key)
+        if node is None:
+            return None
+        if not isinstance(node, h5py.h5d.DatasetID):
+            raise self._error(key, "found a group, a skeleton is an array of shape (17, 3)")
+        skeleton = np.empty(_SHAPE, np.float32)
+        try:
+            if node.shape != _SHAPE:
+                found = f"found {node.shape}, a skeleton is an array of shape (17, 3)"
+                raise self._error(key, found)
+            stored = node.get_create_plist()
+            if stored.get_layout() == h5py.h5d.VIRTUAL or stored.get_external_count():
+                raise self._error(key, "the array is kept in another file; copy it into this one")
+            if node.dtype.kind not in "fiu":
+                raise self._error(key, f"found numbers of type {node.dtype}, expected floats")
+            node.read(h5py.h5s.ALL, h5py.h5s.ALL, skeleton)
+        except (OSError, RuntimeError, TypeError) as error:
+            raise self._error(key, f"cannot be read ({error})") from error
+        return skeleton
+
+    def _open(self, group: h5py.h5g.GroupID, name: str, key: str) -> Any:
+        encoded = name.encode()
+        try:
+            if not encoded or not group.links.exists(encoded):
+                return None
+            # External links would open other files.
+            if group.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
+                raise self._error(key, "is a link, not a skeleton")
+            return h5py.h5o.open(group, encoded)
+        except (OSError, RuntimeError, KeyError) as error:
+            raise self._error(key, f"cannot be read ({error})") from error
+
+    def _error(self, key: str, trouble: str) -> InputError:
+        return InputError(f"{self._path}: key {key}: {trouble}")
+
+
+class NpySkeletons(SkeletonFile):
+    """A directory with one `.npy` a frame, beside the images or in folders of the same names."""
+
+    def _places(self, folders: tuple[str, ...]) -> Iterator[tuple[str, Lookup]]:
+        for end in _ends(folders):
+            if self._path.joinpath(*end).is_dir():
+                place = "/".join((*end, ""))
+                yield place, functools.partial(self._skeleton, place)
+
+    def _skeleton(self, place: str, name: str) -> np.ndarray | None:
+        try:
+            path = files.resolve_inside(self._path, f"{place}{name}.npy")
+        except FileNotFoundError:
+            return None
+        try:
+            return _read_npy(path)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def _read_npy(path: pathlib.Path) -> np.ndarray:
+    size = path.stat().st_size
+    if size > MAX_NPY_BYTES:
+        raise InputError(f"holds {size} bytes, far more than a skeleton of shape (17, 3)")
+    content = io.BytesIO(path.read_bytes())
+    try:
+        version = np.lib.format.read_magic(content)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, _, dtype = read_header(content)
+    except Exception as error:  # NumPy evaluates the header as Python, which fails in many ways
+        raise InputError(f"not a .npy file of version 1 or 2 ({error})") from error
+    # The header is believed only now: it might claim any size, or pickled objects.
+    if shape != _SHAPE or dtype.kind not in "fiu":
+        raise InputError(f"found {dtype}{list(shape)}, a skeleton is float[17, 3]")
+    content.seek(0)
+    skeleton = np.load(content, allow_pickle=False)
+    with np.errstate(over="ignore"):  # what overflows is not finite, and refused for that
+        return skeleton.astype(np.float32)
+
+
+class JsonSkeletons(SkeletonFile):
+    """COCO's JSON, as pose estimators write it: a list of skeletons, or images and annotations.
+
+    The file's paths may also be longer than the frames', from further up. Of several skeletons of
+    one frame the one with the highest `score` is taken, or with the highest mean confidence where
+    there is no score.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(path)
+        content = _parse(path)
+        names: dict[Any, Any] = {}
+        entries = content
+        if isinstance(content, dict):
+            entries = content.get("annotations")
+            images = content.get("images")
+            if not isinstance(images, list) or not all(
+                isinstance(image, dict)
+                and isinstance(image.get("id"), int | str)
+                and isinstance(image.get("file_name"), str)
+                for image in images
+            ):
+                raise InputError(f"{path}: expected a list `images` of objects {{id, file_name}}")
+            for image in images:
+                if names.setdefault(image["id"], image["file_name"]) != image["file_name"]:
+                    raise InputError(
+                        f"{path}: `images` has the id {image['id']!r} twice, for "
+                        f"{names[image['id']]!r} and {image['file_name']!r}; give each its own"
+                    )
+        if not isinstance(entries, list):
+            raise InputError(
+                f"{path}: expected a list of {{image_id, keypoints, score}}, or an object with "
+                "`images` and `annotations`"
+            )
+        self._skeletons: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
+        scores: dict[tuple[str, ...], float] = {}
+        for position, entry in enumerate(entries):
+            try:
+                key = _key_of_entry(entry, names)
+                score = _score(entry)
+            except ValueError as error:
+                raise InputError(f"{path}: skeleton {position}: {error}") from error
+            if key not in scores or score > scores[key]:
+                scores[key] = score
+                self._skeletons.setdefault(key[:-1], {})[key[-1]] = entry["keypoints"]
+        self._by_end: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for folders in self._skeletons:
+            self._by_end.setdefault(folders[1 - MIN_PARTS :], []).append(folders)
+
+    def _places(self, folders: tuple[str, ...]) -> Iterator[tuple[str, Lookup]]:
+        for end in _ends(folders):
+            if end in self._skeletons:
+                yield "/".join((*end, "")), self._skeletons[end].get
+        longer = [
+            candidate
+            for candidate in self._by_end.get(folders[1 - MIN_PARTS :], ())
+            if len(candidate) > len(folders) >= MIN_PARTS - 1
+            and candidate[len(candidate) - len(folders) :] == folders
+        ]
+        if longer:
+            place = " or ".join("/".join((*candidate, "")) for candidate in longer)
+            yield place, functools.partial(self._only, longer)
+        for start in range(max(1, len(folders) - MIN_PARTS + 2), len(folders) + 1):
+            if folders[start:] in self._skeletons:
+                yield "", functools.partial(self._refuse, folders, folders[start:])
+
+    def _only(self, candidates: Sequence[tuple[str, ...]], name: str) -> np.ndarray | None:
+        found = [folders for folders in candidates if name in self._skeletons[folders]]
+        if len(found) > 1:
+            raise InputError(
+                f"{self._path}: {name} is both in {'/'.join(found[0])} and in {'/'.join(found[1])}"
+                "; name skeletons by the frames' paths below the dataset's root"
+            )
+        return self._skeletons[found[0]][name] if found else None
+
+    def _refuse(self, folders: tuple[str, ...], end: tuple[str, ...], name: str) -> None:
+        if name in self._skeletons[end]:
+            raise InputError(
+                f"{self._path}: names a frame {'/'.join((*end, name))}, which many may be called; "
+                f"write more of the path, {'/'.join((*folders[1 - MIN_PARTS :], name))} at least"
+            )
+
+
+def _parse(path: pathlib.Path) -> Any:
+    try:
+        # Of hundreds of megabytes no second copy is wanted; a mapped file needs none.
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            text = str(content, "utf-8-sig")  # type: ignore[arg-type]  # a mapped file is a buffer
+        return json.loads(text, object_hook=_slim)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from error
+
+
+def _slim(content: dict[str, Any]) -> dict[str, Any]:
+    """Keeps what is needed of an object, skeletons as small arrays, while the file is parsed."""
+    kept: dict[str, Any] = {
+        name: content[name]
+        for name in ("images", "annotations", "id", "image_id", "file_name", "keypoints", "score")
+        if name in content
+    }
+    numbers = kept.get("keypoints")
+    if (
+        isinstance(numbers, list)
+        and len(numbers) == schema.NUM_JOINTS * 3
+        and all(_is_number(number) for number in numbers)
+    ):
+        with np.errstate(over="ignore"):
+            joints = np.reshape([*map(_to_float, numbers)], _SHAPE)
+            kept["keypoints"] = np.array(joints, np.float32)
+    return kept
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)  # a bool is an int, but no number here
+
+
+def _to_float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer beyond all floats
+        return float("inf")
+
+
+def _key_of_entry(entry: Any, names: dict[Any, Any]) -> tuple[str, ...]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("keypoints"), np.ndarray):
+        raise InputError(
+            "expected an object whose `keypoints` are 51 numbers, x, y and confidence of 17 joints"
+        )
+    name = entry.get("file_name")
+    if name is None:
+        name = entry.get("image_id")
+        if isinstance(name, int | str) and name in names:
+            name = names[name]
+    if isinstance(name, int):
+        raise InputError(
+            f"`image_id` is the number {name}, and nothing says which file that is; write an object"
+            " {images: [{id, file_name}], annotations: [...]}, with the images of the file that "
+            "the pose estimator was given"
+        )
+    if not isinstance(name, str):
+        raise InputError("expected a `file_name` or an `image_id` that names the frame")
+    return key_of(name)
+
+
+def _score(entry: dict[str, Any]) -> float:
+    score = entry.get("score")
+    if score is None:
+        return float(entry["keypoints"][:, 2].mean())
+    if not _is_number(score) or not np.isfinite(_to_float(score)):
+        raise InputError(f"`score` is {str(score)[:40]}, expected a number")
+    return float(score)

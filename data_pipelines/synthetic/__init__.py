@@ -1,0 +1,1 @@
+"""The generated dataset: people who do not exist."""

@@ -1,0 +1,78 @@
+"""One picture that shows what a dataset holds."""
+
+import os
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from data_pipelines import schema
+from data_pipelines.coco17 import EDGES
+from data_pipelines.io import frames as frames_lib
+from data_pipelines.io.files import write_file
+from data_pipelines.skeletons import sources
+
+_GAP = 4
+
+
+def contact_sheet(
+    root: str | os.PathLike[str],
+    tracklets: Sequence[schema.Tracklet],
+    path: str | os.PathLike[str],
+    *,
+    identities: int = 8,
+    rows: int = 2,
+    frames: int = 6,
+) -> None:
+    """Writes a PNG that shows the first identities, two side by side.
+
+    For each: rows of visible tracklets above rows of infrared ones, frames in the order of time.
+    The first row of each modality also shows the estimated skeleton, joints of confidence below 0.3
+    in red.
+
+    Args:
+      root: of a dataset whose frames have one size and whose skeletons lie in the root.
+      tracklets: of one of its splits.
+      path: of the PNG.
+      identities: how many.
+      rows: tracklets of each modality.
+      frames: of each tracklet, spread evenly.
+
+    Raises:
+      FileNotFoundError: a frame or the skeletons are missing.
+      ValueError: a frame is broken.
+    """
+    blocks = []
+    with sources.open_keypoints(sources.find_keypoints(root)) as keypoints:
+        for identity in sorted({tracklet.identity for tracklet in tracklets})[:identities]:
+            strips = []
+            for modality in range(len(schema.MODALITIES)):
+                own = [t for t in tracklets if (t.identity, t.modality) == (identity, modality)]
+                for position, tracklet in enumerate(own[:rows]):
+                    pictures = frames_lib.read_images(root, tracklet)
+                    if position == 0:
+                        for picture, skeleton in zip(
+                            pictures, keypoints.read(tracklet), strict=True
+                        ):
+                            if skeleton[:, 2].any():
+                                _draw_skeleton(picture, skeleton)
+                    chosen = np.linspace(0, len(pictures) - 1, frames).round().astype(int)
+                    strips.append(np.hstack([pictures[frame] for frame in chosen]))
+            strips += [np.zeros_like(strips[0])] * (2 * rows - len(strips))
+            blocks.append(np.pad(np.vstack(strips), ((0, _GAP), (0, _GAP), (0, 0))))
+    if len(blocks) % 2:
+        blocks.append(np.zeros_like(blocks[0]))
+    pairs = zip(blocks[::2], blocks[1::2], strict=True)
+    sheet = np.vstack([np.hstack(pair) for pair in pairs])
+    _, content = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    write_file(path, content.tobytes())
+
+
+def _draw_skeleton(picture: np.ndarray, skeleton: np.ndarray) -> None:
+    """Draws float32[17, 3] onto an RGB picture, in place."""
+    points = [tuple(np.round(xy * 16).astype(int).tolist()) for xy in skeleton[:, :2]]
+    for start, end in EDGES:
+        cv2.line(picture, points[start], points[end], (220, 220, 0), 1, cv2.LINE_AA, shift=4)
+    for point, confidence in zip(points, skeleton[:, 2], strict=True):
+        colour = (255, 0, 0) if confidence < 0.3 else (0, 255, 0)
+        cv2.circle(picture, point, 20, colour, cv2.FILLED, cv2.LINE_AA, shift=4)

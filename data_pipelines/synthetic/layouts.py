@@ -1,0 +1,132 @@
+"""How the files of the generated dataset are laid out: as HITSZ-VCM or as BUPTCampus has them."""
+
+import collections
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from data_pipelines.datasets import bupt_lists
+from data_pipelines.schema import INFRARED, VISIBLE
+from data_pipelines.synthetic.plan import PlannedTracklet, SyntheticConfig, plan, plan_pairs
+
+
+class Layout(NamedTuple):
+    """How a dataset's files are laid out.
+
+    Attributes:
+      plan: config and seed to the tracklets.
+      frame_path: a tracklet and the number of one of its frames to the path below the root; its
+        last four parts, without `.jpg`, are the key of the skeleton.
+      pictures: path and frame uint8[H, W, 3] to all that is stored of it, paths and pictures.
+      write_index: root and tracklets; writes the files that list them.
+    """
+
+    plan: Callable[[SyntheticConfig, int], list[PlannedTracklet]]
+    frame_path: Callable[[PlannedTracklet, int], str]
+    pictures: Callable[[str, np.ndarray], list[tuple[str, np.ndarray]]]
+    write_index: Callable[[pathlib.Path, Sequence[PlannedTracklet]], None]
+
+
+# --- HITSZ-VCM ----------------------------------------------------------------------------------
+
+
+def _hitsz_frame(tracklet: PlannedTracklet, number: int) -> str:
+    folder = {VISIBLE: "rgb", INFRARED: "ir"}[tracklet.modality]
+    split = tracklet.split.capitalize()
+    return f"{split}/{tracklet.identity:04}/{folder}/D{tracklet.camera}/{number}.jpg"
+
+
+def _hitsz_pictures(path: str, frame: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    return [(path, frame)]
+
+
+def _write_hitsz_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) -> None:
+    codes = {VISIBLE: 2, INFRARED: 1}
+    (root / "info").mkdir()
+    for split in ("train", "test"):
+        names: list[str] = []
+        rows: list[str] = []
+        queries: list[str] = []
+        for tracklet in planned:
+            if tracklet.split != split:
+                continue
+            code, pid, camera = codes[tracklet.modality], tracklet.identity, tracklet.camera
+            first = len(names) + 1
+            names += [
+                f"{pid:04}M{code}D{camera}T{tracklet.track}F{frame}.jpg"
+                for frame in tracklet.frames
+            ]
+            rows.append(f"{code} {first} {len(names)} {pid:04} {camera}")
+            if tracklet.modality == INFRARED:
+                queries.append(str(tracklet.row))
+        (root / "info" / f"{split}_name.txt").write_text("\n".join(names) + "\n")
+        (root / "info" / f"track_{split}_info.txt").write_text("\n".join(rows) + "\n")
+    (root / "info" / "query_IDX.txt").write_text(" ".join(queries) + "\n")  # the test split's
+
+
+# --- BUPTCampus ---------------------------------------------------------------------------------
+
+
+def _bupt_frame(tracklet: PlannedTracklet, number: int) -> str:
+    pid, modality, camera, track = _bupt_words(tracklet)
+    return f"DATA/{pid}/{modality}/{camera}/{pid}_{modality}_{camera}_{track}_{number}.jpg"
+
+
+def _bupt_words(tracklet: PlannedTracklet) -> tuple[str, str, str, str]:
+    return (
+        str(tracklet.identity),
+        bupt_lists.FOLDERS[tracklet.modality],
+        bupt_lists.CAMERAS[tracklet.camera - 1],
+        str(tracklet.track),
+    )
+
+
+def _bupt_pictures(path: str, frame: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """A visible frame has a FakeIR one: just its luminance, where the real ones are translated."""
+    fake = bupt_lists.fake_infrared_path(path)
+    if fake == path:
+        return [(path, frame)]
+    grey = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return [(path, frame), (fake, grey)]
+
+
+def _write_bupt_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) -> None:
+    """Writes the lists: all test tracklets are the gallery, and one of each identity is a query.
+
+    Two of three queries are visible, so that the two directions differ in size.
+    """
+    paths: dict[str, Any] = collections.defaultdict(
+        lambda: collections.defaultdict(lambda: collections.defaultdict(dict))
+    )
+    lines: dict[str, list[str]] = {
+        name: [] for names in bupt_lists.LISTS.values() for name in names
+    }
+    queried: set[int] = set()
+    for tracklet in planned:
+        pid, modality, camera, track = _bupt_words(tracklet)
+        frames = [_bupt_frame(tracklet, number) for number in tracklet.frames]
+        paths[pid][modality][camera][track] = [frame.removeprefix("DATA/") for frame in frames]
+        if tracklet.split != "test":
+            if tracklet.modality == VISIBLE:  # its pair's infrared one follows
+                name = bupt_lists.LISTS[tracklet.split][0]
+                lines[name].append(f"{pid} RGB/IR {camera} {track}")
+            continue
+        line = f"{pid} {modality} {camera} {track}"
+        lines["gallery.txt"].append(line)
+        is_visible = tracklet.modality == VISIBLE
+        if tracklet.identity not in queried and is_visible == (tracklet.identity % 3 > 0):
+            queried.add(tracklet.identity)
+            lines["query.txt"].append(line)
+    for name, content in lines.items():
+        (root / name).write_text("\n".join(content) + "\n")
+    (root / bupt_lists.PATHS_FILE).write_text(json.dumps(paths))
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "hitsz_vcm": Layout(plan, _hitsz_frame, _hitsz_pictures, _write_hitsz_index),
+    "bupt_campus": Layout(plan_pairs, _bupt_frame, _bupt_pictures, _write_bupt_index),
+}

@@ -1,0 +1,385 @@
+"""Checkpoints: the state of training and what it belongs to, through Orbax, with checksums.
+
+Beside the arrays, each checkpoint holds a manifest: the config, the fingerprint of the dataset, and
+shape and checksum of every array. With it a checkpoint that does not fit, one that cannot be read
+now and one that is damaged are three different errors.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from etils import epath
+
+from data_pipelines.errors import DivergedError, InputError
+from data_pipelines.io import remote
+from star_jax.distributed.processes import is_first, largest, wait_for_all
+from star_jax.finite import find_not_finite
+from star_jax.training.checksums import checksums
+from star_jax.training.steps import TrainState
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Pauses between attempts to read, for a storage that is away for a minute.
+PAUSES = (1.0, 3.0, 6.0, 10.0, 15.0, 30.0)  # seconds
+
+
+class MisfitError(InputError):
+    """A checkpoint is of another network or optimizer."""
+
+
+class DamagedError(InputError):
+    """A checkpoint can be read, but is not what was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint belongs to and holds.
+
+    Attributes:
+      config: of the experiment.
+      dataset: fingerprint of the packed dataset that it was trained on.
+      structure: dtype and shape of each array, by its path; "empty" for a node without arrays.
+      checksums: of each array, by its path.
+      orbax: the version of Orbax that wrote it.
+    """
+
+    config: dict[str, Any]
+    dataset: str
+    structure: dict[str, str]
+    checksums: dict[str, str]
+    orbax: str = ocp.__version__
+
+
+@contextlib.contextmanager
+def open_manager(
+    workdir: str | os.PathLike[str], keep: int | None
+) -> Iterator[ocp.CheckpointManager]:
+    """Opens the manager of `<workdir>/checkpoints`; it keeps the last `keep` (None: all of them).
+
+    Saves go on behind the run; at the end of the `with` block the last one is waited for.
+
+    Raises:
+      OSError: the last checkpoint could not be saved.
+    """
+    manager = ocp.CheckpointManager(
+        remote.absolute(workdir) / "checkpoints",
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        item_handlers={
+            "variables": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "manifest": ocp.JsonCheckpointHandler(),
+        },
+    )
+    try:
+        yield manager
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is worth more
+            manager.close()
+        raise
+    with _naming_the_failure(manager):
+        manager.close()
+
+
+def save(
+    manager: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any], dataset: str
+) -> None:
+    """Starts to save the state and returns; does nothing if its step is saved already.
+
+    Args:
+      manager: of the run's checkpoints.
+      state: of the training.
+      config: of the experiment.
+      dataset: fingerprint of the packed dataset.
+
+    Raises:
+      DivergedError: the state holds NaN or infinity; names the array. Nothing is saved.
+      OSError: this checkpoint, or the one before, which was written meanwhile, could not be saved.
+    """
+    step = int(state.step)
+    if step in manager.all_steps():
+        return
+    finish(manager)  # Orbax would wait for it as well
+    items = {"variables": state.variables, "optimizer": state.opt_state}
+    if (path := find_not_finite(items)) is not None:
+        raise DivergedError(
+            f"step {step}: {path} is not finite, so that step is not saved; the checkpoint before "
+            "is good. Lower config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
+        )
+    _require_space(manager, sum(array.nbytes for array in jax.tree.leaves(items)))
+    manifest = Manifest(dict(config), dataset, _structure(items), checksums(items))
+    with _naming_the_failure(manager):
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardSave(state.variables),
+                optimizer=ocp.args.StandardSave(state.opt_state),
+                manifest=ocp.args.JsonSave(_sealed(manifest)),
+            ),
+        )
+
+
+def _require_space(manager: ocp.CheckpointManager, num_bytes: int) -> None:
+    """Raises an OSError if a checkpoint will not fit, which spares a half-written one."""
+    if remote.is_remote(manager.directory):
+        return
+    free = shutil.disk_usage(manager.directory).free
+    if free < num_bytes:
+        raise OSError(
+            f"{manager.directory}: a checkpoint could not be written: it needs "
+            f"{num_bytes / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free. Those before it are "
+            "whole; free some space, and the same command continues from the last of them"
+        )
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits until the last checkpoint is written; raises as `save` does."""
+    with _naming_the_failure(manager):
+        manager.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _naming_the_failure(manager: ocp.CheckpointManager) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a full disk is an OSError to one library, not to another
+        raise OSError(
+            f"{manager.directory}: a checkpoint could not be written "
+            f"({' '.join(str(error).split())[:300]}). Those before it are whole; see to the disk, "
+            "and the same command continues from the last of them"
+        ) from error
+
+
+def restore_state(
+    manager: ocp.CheckpointManager, abstract: TrainState
+) -> tuple[TrainState, Manifest] | None:
+    """Returns the last saved state that is intact, as `abstract` has its shapes and shardings.
+
+    A damaged checkpoint is renamed to `<step>.damaged`, for the run will save that step again, and
+    the one before is restored. Nothing is renamed before another one has been restored.
+
+    Returns:
+      The state and the manifest of its checkpoint; None if there is no checkpoint.
+
+    Raises:
+      MisfitError: the checkpoint is of another network or optimizer; names what differs.
+      InputError: all checkpoints are damaged, or an intact one holds NaN or infinity.
+      OSError: the last checkpoint cannot be read now, even after a minute.
+    """
+    items = {"variables": abstract.variables, "optimizer": abstract.opt_state}
+    damaged: list[int] = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            restored, manifest = _restore(manager, step, items)
+        except DamagedError as error:
+            log.warning("%s; going on from the checkpoint before", error)
+            damaged.append(step)
+            continue
+        _put_aside(manager, damaged)
+        state = TrainState(
+            step=jax.device_put(jax.numpy.int32(step), abstract.step.sharding),
+            params=restored["variables"]["params"],
+            batch_stats=restored["variables"]["batch_stats"],
+            opt_state=restored["optimizer"],
+        )
+        return state, manifest
+    if damaged:
+        raise InputError(
+            f"{manager.directory}: all checkpoints are damaged ({', '.join(map(str, damaged))}); "
+            "copy them from elsewhere, or remove them to begin anew"
+        )
+    return None
+
+
+def restore_config(manager: ocp.CheckpointManager, step: int) -> ml_collections.ConfigDict:
+    """Returns the config that the checkpoint of a step belongs to; raises as `restore_state`."""
+    return ml_collections.ConfigDict(_restore(manager, step, {})[1].config)
+
+
+def restore_variables(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
+    """Returns the parameters and statistics of a step, as `abstract` has shapes and shardings.
+
+    Raises:
+      As `restore_state`; DamagedError if this checkpoint is damaged.
+    """
+    return _restore(manager, step, {"variables": abstract})[0]["variables"]
+
+
+def _restore(
+    manager: ocp.CheckpointManager, step: int, items: Mapping[str, Any]
+) -> tuple[dict[str, Any], Manifest]:
+    """Restores items of a step on all processes; tries again what cannot be read."""
+    folder = manager.directory / str(step)
+    for pause in (*PAUSES, None):
+        try:
+            manifest = _together(folder, _manifest_that_fits, items)
+            arrays = _together(folder, _restore_arrays, manager, items, manifest)
+            break
+        except OSError as error:
+            if pause is None:
+                raise
+            log.warning("%s; trying again in %.0f s", error, pause)
+            time.sleep(pause)
+    if (path := find_not_finite(arrays)) is not None:
+        raise InputError(
+            f"{folder}: {path} is not finite; take an earlier checkpoint (a run continues from it "
+            "if this one is removed)"
+        )
+    return arrays, manifest
+
+
+# What can be wrong when a checkpoint is restored, worst last.
+_FAILURES = (DamagedError, OSError, MisfitError)
+
+
+def _together(folder: epath.Path, act: Callable[..., T], *arguments: Any) -> T:
+    """Returns `act(folder, *arguments)`; all processes raise the worst failure of any.
+
+    Otherwise those that go on would wait for the others in the next step.
+    """
+    error, severity = None, 0
+    try:
+        result = act(folder, *arguments)
+    except _FAILURES as failure:
+        error = failure
+        severity = 1 + [isinstance(error, kind) for kind in _FAILURES].index(True)
+    worst = largest(severity)
+    if not worst:
+        return result
+    if error is not None and severity == worst:
+        raise error
+    raise _FAILURES[worst - 1](f"{folder}: another process cannot restore it")
+
+
+def _manifest_that_fits(folder: epath.Path, items: Mapping[str, Any]) -> Manifest:
+    manifest = _read_manifest(folder)
+    _check_fit(folder, manifest, items)
+    return manifest
+
+
+def _restore_arrays(
+    folder: epath.Path, manager: ocp.CheckpointManager, items: Mapping[str, Any], manifest: Manifest
+) -> dict[str, Any]:
+    """Restores items of a checkpoint and compares their checksums with the manifest."""
+    if not items:
+        return {}
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+    try:
+        restored = dict(manager.restore(int(folder.name), args=ocp.args.Composite(**args)))
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds, of a busy disk the same
+        _read_all_files(folder)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if manifest.orbax != ocp.__version__:
+            raise MisfitError(
+                f"{folder} was written by Orbax {manifest.orbax}, and {ocp.__version__} cannot "
+                f"read it ({reason}); install that version"
+            ) from error
+        raise DamagedError(f"{folder} is damaged ({reason})") from error
+    found = checksums(restored)
+    changed = [path for path in found if found[path] != manifest.checksums.get(path)]
+    if changed:
+        raise DamagedError(
+            f"{folder} is damaged ({len(changed)} arrays do not have their checksums, "
+            f"the first is {changed[0]})"
+        )
+    return restored
+
+
+def _sealed(manifest: Manifest) -> dict[str, Any]:
+    """Returns the manifest for a JSON file, with a checksum of its own."""
+    content = json.loads(json.dumps(dataclasses.asdict(manifest)))  # tuples are lists in JSON
+    return {"manifest": content, "sha256": _sha256(content)}
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: epath.Path) -> Manifest:
+    """Reads the manifest of a checkpoint, which is the file that Orbax makes of a JSON item."""
+    path = folder / "manifest" / "metadata"
+    with remote.naming_failures(folder):
+        if exists := "manifest" in {item.name for item in folder.iterdir()}:
+            listed = path.name in {item.name for item in path.parent.iterdir()}
+            stored = path.read_bytes() if listed else b""
+    if not exists:
+        raise MisfitError(f"{folder}: not a checkpoint of this version of star_jax")
+    try:
+        sealed = json.loads(stored)
+        if sealed["sha256"] != _sha256(sealed["manifest"]):
+            raise ValueError("another checksum")
+        return Manifest(**sealed["manifest"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedError(f"{folder} is damaged (its manifest: {error})") from error
+
+
+def _check_fit(folder: epath.Path, manifest: Manifest, items: Mapping[str, Any]) -> None:
+    """Raises a MisfitError that names the arrays that differ from those of `items`."""
+    expected = _structure(items) if items else {}
+    saved = {
+        path: text for path, text in manifest.structure.items() if path.partition("/")[0] in items
+    }
+    differences = [
+        f"{path} is {saved.get(path, 'absent')}, not {expected.get(path, 'absent')}"
+        for path in sorted(saved.keys() | expected)
+        if saved.get(path) != expected.get(path)
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise MisfitError(
+            f"{folder} is of another network or optimizer: {'; '.join(differences[:3])}{more}. Use "
+            "the config and the code that it was trained with, or another workdir; nothing was "
+            "changed"
+        )
+
+
+def _structure(tree: Any) -> dict[str, str]:
+    """Returns dtype and shape of each array by its path, "empty" for nodes without arrays."""
+    empty = lambda node: isinstance(node, (tuple, dict, list)) and not node  # noqa: E731
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): "empty"
+        if empty(leaf)
+        else f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=empty)
+    }
+
+
+def _read_all_files(folder: epath.Path) -> None:
+    """Raises an OSError if a file of a checkpoint cannot be read now."""
+    try:
+        for path in folder.iterdir():
+            if path.is_dir():
+                _read_all_files(path)
+            else:
+                with path.open("rb") as file:
+                    while file.read(1 << 24):
+                        pass
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be read now ({error}); nothing was changed") from error
+
+
+def _put_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
+    if steps and is_first():
+        for step in steps:
+            folder = manager.directory / f"{step}"
+            names = itertools.chain([""], map(".{}".format, itertools.count(2)))
+            paths = (manager.directory / f"{step}.damaged{name}" for name in names)
+            folder.rename(next(path for path in paths if not path.exists()))
+    if steps:
+        wait_for_all("damaged checkpoints are renamed")
+    manager.reload()

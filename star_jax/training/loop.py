@@ -1,0 +1,301 @@
+"""The training loop."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from data_pipelines.errors import DivergedError, InputError
+from data_pipelines.io.remote import absolute, is_remote, locate
+from data_pipelines.loader import train_batches
+from data_pipelines.records.reading import fingerprint, open_index
+from data_pipelines.sampling import steps_per_epoch
+from star_jax.config import check_config
+from star_jax.distributed import processes
+from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
+from star_jax.evaluation.embed import describe_evaluation, evaluate_test_split
+from star_jax.evaluation.protocols import format_table, require_scorable
+from star_jax.models import build_model
+from star_jax.training import checkpoint, run_files
+from star_jax.training.metrics import MetricsWriter, Progress
+from star_jax.training.steps import TrainState, abstract_state, initial_state, make_train_step
+from star_jax.weights import from_torchvision_resnet50, load_arrays
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    started: float | None = None,
+) -> TrainState:
+    """Trains the network that `config` describes, or continues where `workdir` stands.
+
+    Args:
+      config: an experiment, as in `configs/`.
+      workdir: takes the config, checkpoints, metrics and evaluations; a folder or an address.
+      started: when the command started, by `time.monotonic`; now if None. How long the first step
+        took from then on is logged, and written to run.json.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      InputError: the config is invalid, or does not fit the dataset, the devices or the workdir.
+      DivergedError: a loss, a parameter or a statistic is not finite.
+      OSError: a checkpoint could not be written, or not be read.
+      Preempted: the run was told to stop (SIGTERM or Ctrl-C) and has saved its state.
+    """
+    workdir = locate(workdir)
+    started = time.monotonic() if started is None else started
+    check_config(config)
+    processes.check_same("the config", config.to_json(sort_keys=True))
+    mesh = make_mesh(config)
+    pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
+    shardings = batch_shardings(mesh)
+    index = open_index(config.data.dir, "train")
+    check_identities(config, index.labels)
+    epoch = steps_per_epoch(
+        index, config.data.identities_per_batch, config.data.tracklets_per_identity
+    )
+    if not epoch:
+        raise InputError(f"{config.data.dir}: too few training tracklets for one batch an epoch")
+    num_steps = config.optim.epochs * epoch
+    dataset = fingerprint(config.data.dir)
+    model = build_model(config.model)
+
+    evaluated_every = config.eval.every_epochs * epoch
+    if evaluated_every:
+        require_scorable(config.eval.protocol, open_index(config.data.dir, "test"))
+
+    with (
+        run_files.claimed(workdir, config),
+        checkpoint.open_manager(workdir, config.checkpoint.keep) as manager,
+    ):
+        compiled_before = keep_compiled_programs(workdir)
+        restored = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
+        if restored is None:
+            state = initial_state(config, model, epoch, mesh)
+            if config.init.backbone:
+                state = with_backbone(state, config)
+        else:
+            state, manifest = restored
+            config = continued(config, manifest, manager.directory, dataset)
+            run_files.write_config(workdir, config)
+            log.info("continuing from step %d of %d", state.step, num_steps)
+        start = int(state.step)
+        train_step = make_train_step(config, model, epoch, mesh)
+        batches = train_batches(
+            config.data.dir,
+            clip_length=config.data.clip_length,
+            frame_size=tuple(config.data.frame_size),
+            identities_per_batch=config.data.identities_per_batch,
+            tracklets_per_identity=config.data.tracklets_per_identity,
+            seed=config.seed,
+            start_step=start,
+            num_steps=num_steps - start,
+            sampling=config.data.sampling,
+            move_keypoints=config.model.keypoints == "relative",
+            rows=local_rows(shardings["labels"], (pairs,)),
+            num_threads=config.data.num_threads,
+        )
+        step_log = StepLog(config, frames_per_step=2 * pairs * config.data.clip_length)
+        with (
+            MetricsWriter(workdir, enabled=processes.is_first(), resume_step=start) as writer,
+            Progress(num_steps, start, "training") as progress,
+            processes.watch_for_stop() as stop_requested,
+            saving_before_a_stop(manager),
+        ):
+            if start and evaluated_every and start % evaluated_every == 0:
+                report = run_files.report_path(workdir, describe_evaluation(config, start))
+                if processes.all_agree(not report.exists()):  # the run was stopped before it
+                    evaluate(config, model, state, mesh, workdir, writer, stop_requested)
+            for step, batch in enumerate(batches, start=start + 1):
+                on_devices = put(batch, shardings, pairs)
+                if step == start + 1:
+                    run_step = train_step.lower(state, on_devices).compile()
+                    processes.wait_for_all("the training step is compiled")
+                state, metrics = run_step(state, on_devices)
+                # The step before is read now, so that the device works while the host writes.
+                step_log.flush(writer, progress)
+                step_log.pending = (step, metrics)
+                if step == start + 1:
+                    jax.block_until_ready(metrics)
+                    log_start(workdir, time.monotonic() - started, compiled_before)
+                stop_now = stop_requested() and step < num_steps
+                evaluate_now = evaluated_every and step % evaluated_every == 0
+                due = step % config.checkpoint.every_steps == 0 or step == num_steps
+                if due or evaluate_now or stop_now:
+                    step_log.flush(writer, progress)  # what is not finite is not saved
+                    writer.upload()
+                    checkpoint.save(manager, state, config.to_dict(), dataset)
+                if stop_now:
+                    raise processes.Preempted
+                if evaluate_now:
+                    with step_log.paused():
+                        evaluate(config, model, state, mesh, workdir, writer, stop_requested)
+            step_log.flush(writer, progress)
+            checkpoint.finish(manager)  # while a signal does not end the process
+    return state
+
+
+@contextlib.contextmanager
+def saving_before_a_stop(manager: Any) -> Iterator[None]:
+    """Waits for the last checkpoint before a run that was told to stop ends."""
+    try:
+        yield
+    except processes.Preempted:
+        checkpoint.finish(manager)
+        log.info(
+            "told to stop: step %s is saved; the same command continues", manager.latest_step()
+        )
+        raise
+
+
+def continued(
+    config: ml_collections.ConfigDict,
+    manifest: checkpoint.Manifest,
+    where: epath.Path,
+    dataset: str,
+) -> ml_collections.ConfigDict:
+    """Returns the config of a run that continues from a checkpoint.
+
+    It is `config`, but for `config.init`, which says where the first parameters came from.
+
+    Raises:
+      InputError: the checkpoint is of another config or dataset.
+    """
+    run_files.require_same(where, manifest.config, config)
+    if manifest.dataset != dataset:
+        raise InputError(
+            f"{where} belongs to another dataset: its fingerprint was {manifest.dataset[:12]}, "
+            f"{config.data.dir} has {dataset[:12]}. The classifiers' rows stand for its "
+            "identities; give the dataset that the run was begun with, or another --workdir"
+        )
+    config = config.copy_and_resolve_references()
+    config.init.update(manifest.config["init"])
+    return config
+
+
+def keep_compiled_programs(workdir: epath.Path) -> bool:
+    """Keeps compiled programs for the next start; returns whether there were some already."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(absolute(workdir / "compiled")))
+    folder = locate(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+    if is_remote(folder):  # JAX writes there itself; XLA, which writes for GPUs, cannot
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> None:
+    """Logs how long it took to the end of the first step, and adds it to run.json."""
+    if processes.is_first():
+        how = "with a compilation cache" if compiled_before else "compiled anew"
+        log.info("first step %.1f s after the start (%s)", seconds, how)
+        run_files.add_to_record(
+            workdir, seconds_to_first_step=round(seconds, 1), compilation_cache=compiled_before
+        )
+
+
+def check_identities(config: ml_collections.ConfigDict, labels: np.ndarray) -> None:
+    """Raises ValueError if the classifiers do not have one class a training identity."""
+    num_identities = len(np.unique(labels))
+    if config.model.num_identities != num_identities:
+        raise InputError(
+            f"config.model.num_identities is {config.model.num_identities}, but {config.data.dir} "
+            f"has {num_identities} training identities; pass "
+            f"--config.model.num_identities={num_identities}"
+        )
+
+
+def with_backbone(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
+    """The state with the backbone of `config.init.backbone`, ImageNet weights."""
+    arrays = load_arrays(config.init.backbone)
+    variables = from_torchvision_resnet50(arrays, config.model, state.variables)
+    shardings = jax.tree.map(lambda x: x.sharding, state.variables)
+    return dataclasses.replace(state, **jax.device_put(variables, shardings))
+
+
+class StepLog:
+    """Reads the metrics of a step when the next one is under way: checks, shows and writes them."""
+
+    def __init__(self, config: ml_collections.ConfigDict, frames_per_step: int):
+        self.every_steps = config.log_every_steps
+        self.frames_per_step = frames_per_step
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.measured_from: tuple[int, float] | None = None
+
+    def flush(self, writer: MetricsWriter, progress: Progress) -> None:
+        """Handles the pending step, if there is one.
+
+        Raises:
+          FloatingPointError: naming the losses that are not finite.
+        """
+        if self.pending is None:
+            return
+        step, arrays = self.pending
+        self.pending = None
+        metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
+        wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong:
+            raise DivergedError(
+                f"step {step}: {', '.join(wrong)} not finite; the last checkpoint is good. Lower "
+                "config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
+            )
+        now = time.monotonic()
+        shown = {"loss": metrics["loss/total"]}
+        since, then = self.measured_from or (step, now)
+        if step > since:
+            speed = (step - since) * self.frames_per_step / (now - then)
+            shown["frames/s"] = metrics["frames_per_second"] = speed
+        progress.update(step, shown)
+        written = step == 1 or step % self.every_steps == 0
+        if written:
+            writer.write(step, metrics)
+        if written or self.measured_from is None:
+            self.measured_from = (step, now)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out of the speed what is done meanwhile."""
+        began = time.monotonic()
+        yield
+        if self.measured_from is not None:
+            step, then = self.measured_from
+            self.measured_from = (step, then + time.monotonic() - began)
+
+
+def evaluate(
+    config: ml_collections.ConfigDict,
+    model: Any,
+    state: TrainState,
+    mesh: Any,
+    workdir: epath.Path,
+    writer: MetricsWriter,
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Evaluates the state, and writes and logs the scores; raises Preempted if told to stop."""
+    step = int(state.step)
+    report = evaluate_test_split(config, model, state.variables, mesh, step, stop_requested)
+    writer.write(
+        step,
+        {
+            f"{direction}/{name}": report[direction][name]
+            for direction in ("i2v", "v2i")
+            for name in ("rank1", "map")
+        },
+    )
+    writer.upload()
+    if processes.is_first():
+        run_files.write_report(workdir, report)  # last, for it says that the evaluation is done
+    log.info("step %d\n%s", step, format_table(report))

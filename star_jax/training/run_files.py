@@ -1,0 +1,203 @@
+"""The small files of a run: its config, what it ran with, and its evaluations."""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from data_pipelines.errors import InputError
+from data_pipelines.io import remote
+from data_pipelines.io.files import hold, write_json
+from star_jax.distributed import processes
+
+log = logging.getLogger(__name__)
+
+# What may differ when a run continues: none of it changes the numbers of training.
+FREE_KEYS = (
+    "data.dir",
+    "data.num_threads",
+    "init.",
+    "eval.",
+    "checkpoint.",
+    "parallel.",
+    "model.remat",
+    "log_every_steps",
+)
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "grain", "numpy")
+
+
+def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the workdir of a run, or checks that it is that of a run with this config.
+
+    Writes `config.json` (the full config) and `run.json` (versions, devices, git revision).
+
+    Raises:
+      ValueError: the workdir belongs to another config; names the keys that differ.
+      OSError: the address of the workdir cannot be reached.
+    """
+    path = workdir / "config.json"
+    with remote.naming_failures(workdir):
+        known = path.exists()
+    if known:
+        require_same(workdir, read_json(path), config)
+    if processes.is_first():
+        write_config(workdir, config)
+        write_json(workdir / "run.json", environment())
+    require_shared(workdir / "run.json")
+
+
+def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes the full config to `<workdir>/config.json`; only process 0 does."""
+    if processes.is_first():
+        write_json(workdir / "config.json", as_json(config))
+
+
+def require_same(
+    where: epath.Path, before: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> None:
+    """Raises a ValueError that names the keys, if a config was another one before."""
+    old, new = flatten(before), flatten(as_json(config))
+    differences = [
+        f"{key} was {old.get(key, 'absent')}, now {new.get(key, 'absent')}"
+        for key in sorted(set(old) | set(new))
+        if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
+    ]
+    if differences:
+        raise InputError(
+            f"{where} belongs to another config: {'; '.join(differences)}. Use another "
+            "--workdir, or the config it was begun with"
+        )
+
+
+def require_shared(path: epath.Path, seconds: float = 60) -> None:
+    """Raises a ValueError if some process does not see what process 0 has written to a file.
+
+    Network file systems show it late; `seconds` is how long that may take.
+    """
+    if jax.process_count() == 1:
+        return
+    written = processes.of_the_first(path.read_bytes() if processes.is_first() else b"")
+    deadline = time.monotonic() + seconds
+    while not (seen := path.exists() and path.read_bytes() == written):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    if not processes.all_agree(seen):
+        raise InputError(
+            f"{path.parent}: not all processes see the same folder here; give a --workdir that "
+            "they share, or an address such as gs://bucket/star"
+        )
+
+
+@contextlib.contextmanager
+def claimed(workdir: epath.Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Claims the workdir, and keeps other runs out of it meanwhile.
+
+    An object store knows no locks: there nothing keeps them out.
+
+    Raises:
+      ValueError: another run is under way in it; otherwise as `claim`.
+    """
+    if remote.is_remote(workdir) or not processes.is_first():
+        claim(workdir, config)
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / "lock", "w") as file:
+        try:
+            hold(file, f"{workdir}: another run is under way here; wait for it or stop it first")
+        except OSError as error:  # not every network file system has locks
+            log.warning("%s: cannot be locked (%s); start no second run here", workdir, error)
+        claim(workdir, config)
+        yield
+
+
+def add_to_record(workdir: epath.Path, **facts: Any) -> None:
+    """Adds facts of this start to `run.json`."""
+    path = workdir / "run.json"
+    write_json(path, {**read_json(path), **facts})
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run depend on besides its config."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def git_revision() -> str:
+    """The revision of this code, marked `-dirty` if it was changed; "unknown" without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    folder = Path(__file__).parent
+    try:
+        return (
+            subprocess.check_output(command, cwd=folder, stderr=subprocess.DEVNULL).decode().strip()
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_report(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
+    """Writes the report of an evaluation, with what it was computed by, and returns the path."""
+    path = report_path(workdir, report)
+    write_json(path, {**report, "environment": environment()})
+    return path
+
+
+def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
+    """Returns where a report goes; each kind of evaluation of a step has a file of its own.
+
+    Args:
+      workdir: of the run.
+      report: an evaluation, or what `star_jax.evaluation.embed.describe_evaluation` returns.
+    """
+    protocol, dataset = report["protocol"].replace("/", "-"), report["dataset"]["fingerprint"][:8]
+    return workdir / "eval" / f"{report['step']}-{protocol}-{report['clips']}-{dataset}.json"
+
+
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as JSON gives it back (tuples are lists)."""
+    return json.loads(config.to_json())
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ValueError: naming the file, if it holds anything else.
+    """
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: no JSON object ({error}); remove it, or use another --workdir"
+        ) from error

@@ -1,0 +1,30 @@
+"""The skeleton's constants."""
+
+from data_pipelines.coco17 import EDGES, JOINTS, MIRROR
+
+# As STAR.md lists them.
+PUBLISHED_EDGES = """
+(15,13) (13,11) (16,14) (14,12) (11,12) (5,11) (6,12) (5,6) (5,7) (6,8)
+(7,9) (8,10) (1,2) (0,1) (0,2) (1,3) (2,4) (3,5) (4,6)
+"""
+
+
+def test_edges_are_the_published_ones_in_their_order():
+    pairs = [pair.strip("()").split(",") for pair in PUBLISHED_EDGES.split()]
+    assert [(int(i), int(j)) for i, j in pairs] == list(EDGES)
+
+
+def test_the_skeleton_is_symmetric():
+    undirected = {frozenset(edge) for edge in EDGES}
+    assert len(undirected) == len(EDGES) == 19
+    assert {frozenset(MIRROR[joint] for joint in edge) for edge in undirected} == undirected
+
+
+def test_mirror_swaps_left_and_right():
+    assert len(JOINTS) == len(MIRROR) == 17
+    for joint, mirrored in enumerate(MIRROR):
+        assert MIRROR[mirrored] == joint
+        swapped = {"left": "right", "right": "left"}
+        side, _, part = JOINTS[joint].partition("_")
+        expected = f"{swapped[side]}_{part}" if side in swapped else JOINTS[joint]
+        assert JOINTS[mirrored] == expected

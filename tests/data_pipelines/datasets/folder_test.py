@@ -1,0 +1,273 @@
+"""One's own footage: layouts, names, what is refused, and packing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import video_files
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_pipelines import schema
+from data_pipelines.datasets import folder
+from data_pipelines.records import reading
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two people and a stranger, pictures and videos."""
+    root = tmp_path / "root"
+    for number in (1, 2, 10):
+        video_files.write_image(root / f"alice/visible/door/walk/frame{number}.png")
+    video_files.write_image(root / "bob/visible/door/run/1.JPG")
+    video_files.write_video(root / "alice/infrared/yard/walk.mp4", 7)
+    video_files.write_video(root / "unknown/infrared/yard/a b#1.avi", 4)
+    return root
+
+
+def test_finds_pictures_and_videos_in_natural_order(root):
+    found = {tracklet.frames[0]: tracklet for tracklet in folder.read_index(root)}
+    walk = found["alice/visible/door/walk/frame1.png"]
+    assert [frame[-11:] for frame in walk.frames] == ["/frame1.png", "/frame2.png", "frame10.png"]
+    assert (walk.identity, walk.modality, walk.camera) == ("alice", schema.VISIBLE, 1)
+    video = found["alice/infrared/yard/walk.mp4#0"]
+    assert video.frames == tuple(f"alice/infrared/yard/walk.mp4#{n}" for n in range(7))
+    assert (video.modality, video.camera) == (schema.INFRARED, 2)
+    assert found["unknown/infrared/yard/a b#1.avi#0"].identity == "unknown"
+    assert sorted(tracklet.row for tracklet in found.values()) == [1, 2, 3, 4]
+
+
+def test_every_second_frame(root):
+    by_name = {t.frames[0]: [f[-1] for f in t.frames] for t in folder.read_index(root, every=3)}
+    assert by_name["alice/infrared/yard/walk.mp4#0"] == ["0", "3", "6"]
+    assert len(by_name["alice/visible/door/walk/frame1.png"]) == 1
+    with pytest.raises(ValueError, match="every 0"):
+        folder.read_index(root, every=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (["10", "2"], [2, 10]),
+        (["10", "2", "x"], [1, 2, 3]),
+        (["1", "01"], [1, 2]),
+        (["1", "99999999999"], [1, 2]),
+    ],
+)
+def test_cameras_are_numbered(tmp_path, names, numbers):
+    for name in names:
+        video_files.write_image(tmp_path / "alice" / "visible" / name / "walk" / "1.jpg")
+    assert [tracklet.camera for tracklet in folder.read_index(tmp_path)] == numbers
+
+
+def test_stray_files_are_skipped_and_counted(root, capsys):
+    before = folder.read_index(root)
+    strays = ("Thumbs.db", "alice/.DS_Store", "alice/visible/door/notes.txt")
+    for name in (*strays, "alice/visible/door/walk/frame1.npy", "skeletons.json"):
+        (root / name).write_text("x")
+    (root / ".git").mkdir()
+    (root / "skeletons").mkdir()
+    assert folder.read_index(root) == before
+    assert "skipped 4 files that are no footage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".MOV", ".m4v"])
+def test_videos_of_cameras_and_phones_are_read(tmp_path, suffix):
+    path = tmp_path / f"alice/visible/1/walk{suffix}"
+    video_files.write_video(path.with_suffix(suffix.lower()), 3).rename(path)
+    (found,) = folder.read_index(tmp_path)
+    assert found.frames == tuple(f"alice/visible/1/walk{suffix}#{number}" for number in range(3))
+
+
+WRONG = {
+    "alice/rgb/1/walk/1.jpg": "alice/rgb: .*visible and infrared, not 'rgb'",
+    "1.jpg": "1.jpg: not its place",
+    "alice/1.jpg": "alice/1.jpg: not its place",
+    "alice/visible/walk.mp4": "alice/visible/walk.mp4: not its place",
+    "alice/visible/1/1.jpg": "alice/visible/1/1.jpg: a tracklet's pictures need a folder",
+    "alice/visible/1/walk/more/1.jpg": "alice/visible/1/walk/more: not its place",
+    "alice/visible/1/walk/a.mp4": "alice/visible/1/walk/a.mp4: not its place",
+    "alice/visible/1/walk/notes.txt": "alice/visible/1/walk: a tracklet without a picture",
+}
+
+
+@pytest.mark.parametrize(("name", "message"), WRONG.items())
+def test_what_is_in_the_wrong_place_is_named(tmp_path, name, message):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=message):
+        folder.read_index(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("walk.mp4", "walk.avi"), ("walk.mp4", "walk/1.jpg")])
+def test_names_that_skeletons_could_not_tell_apart_are_refused(tmp_path, names):
+    for name in names:
+        path = tmp_path / "alice/visible/1" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    with pytest.raises(ValueError, match="differ in their ending only"):
+        folder.read_index(tmp_path)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        folder.read_index(tmp_path / "none")
+    with pytest.raises(ValueError, match="no tracklet; expected <identity>"):
+        folder.read_index(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["carol", "alice/visible/yard", "alice/visible/door/walk/3.png"])
+def test_links_out_of_the_root_are_refused(root, place):
+    outside = root.parent / "outside"
+    video_files.write_image(outside / "visible/1/walk/1.jpg")
+    (root / place).symlink_to(outside)
+    with pytest.raises(ValueError, match=f"{place}: leads out of the dataset's root"):
+        folder.read_index(root)
+
+
+def test_a_broken_video_is_named(root):
+    (root / "alice/infrared/yard/walk.mp4").write_bytes(b"\0\0\0\x1cftypisom")
+    with pytest.raises(ValueError, match=r"alice/infrared/yard/walk.mp4: not an intact video"):
+        folder.read_index(root)
+
+
+def test_packs_without_skeletons(root, tmp_path):
+    packed = folder.prepare(root, tmp_path / "data", without_skeletons=True, every=2)
+    assert packed == tmp_path / "data" / "folder" / "1.0.0"
+    index = reading.open_index(packed, "test")
+    assert index.identities.tolist() == ["alice", "alice", "bob", "unknown"]
+    assert index.labels.tolist() == [-1] * 4 and index.num_frames.tolist() == [4, 2, 1, 2]
+    record = reading.open_records(packed, "test")[0]
+    assert record["frame_ids"][1] == "alice/infrared/yard/walk.mp4#2"
+    clip = np.empty((2, 64, 32, 3), np.uint8)
+    assert not reading.decode_clip(record, np.array([0, 1]), clip).any()
+    colour = video_files.colour_of(2)
+    assert np.abs(clip[1, 24:].mean(axis=(0, 1)) - colour).max() < 10
+
+
+def test_packs_the_skeletons_of_videos_and_pictures(root, tmp_path):
+    skeleton = np.random.default_rng(0).uniform(0.1, 30, (17, 3)).astype(np.float32)
+    with h5py.File(root / "skeletons.h5", "w") as file:
+        file["alice/infrared/yard/walk/5"] = skeleton
+        file["alice/visible/door/walk/frame10"] = 2 * skeleton
+    packed = folder.prepare(root, tmp_path / "data")
+    stored = reading.open_records(packed, "test")
+    np.testing.assert_array_equal(stored[0]["keypoints"][5], skeleton)
+    np.testing.assert_array_equal(stored[1]["keypoints"][2], 2 * skeleton)
+    assert reading.open_index(packed, "test").missing_skeletons.tolist() == [6, 2, 1, 4]
+
+
+def test_skeletons_are_required_unless_told(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no skeletons"):
+        folder.prepare(root, tmp_path / "data")
+
+
+def test_the_check_names_all_that_is_broken(root):
+    (root / "bob/visible/door/run/1.JPG").write_bytes(b"")
+    (root / "alice/visible/door/walk/frame2.png").write_bytes(b"x")
+    wrong = "\n".join(folder.check(root).wrong)
+    assert "bob/visible/door/run/1.JPG: the file is empty" in wrong
+    assert "alice/visible/door/walk/frame2.png: not an intact" in wrong
+
+
+def test_the_check_names_every_broken_video_and_checks_the_rest(root):
+    whole = (root / "alice/infrared/yard/walk.mp4").read_bytes()
+    (root / "alice/infrared/yard/half.mp4").write_bytes(whole[: len(whole) // 2])
+    (root / "bob/infrared/yard").mkdir(parents=True)
+    (root / "bob/infrared/yard/none.avi").write_bytes(b"")
+    (root / "bob/visible/door/run/1.JPG").write_bytes(b"")
+    findings = folder.check(root, without_skeletons=True)
+    names = [line.partition(":")[0] for line in findings.wrong]
+    assert names == [
+        "alice/infrared/yard/half.mp4",
+        "bob/infrared/yard/none.avi",
+        "bob/visible/door/run/1.JPG",
+    ]
+    (table,) = findings.tables
+    assert ("tracklets that are packed", 4) in table
+    with pytest.raises(ValueError, match=r"half.mp4: not an intact video"):
+        folder.read_index(root)
+
+
+def test_footage_that_is_not_read_is_wrong_for_the_check_and_skipped_by_packing(root, capsys):
+    before = folder.read_index(root)
+    for name in ("walk.WebM", "run.wmv"):
+        (root / f"alice/visible/door/{name}").write_bytes(b"x")
+    (root / "bob/visible/door/run/2.bmp").write_bytes(b"x")
+    for name in ("notes.txt", "visible/door/._walk.webm"):
+        (root / "alice" / name).write_bytes(b"x")
+    findings = folder.check(root, without_skeletons=True)
+    (wrong,) = findings.wrong
+    assert "left out 3 files of footage in forms that are not read (alice/visible/door/run" in wrong
+    assert "skipped 2 files that are no footage (alice/notes.txt, " in capsys.readouterr().err
+    assert folder.read_index(root) == before
+    assert wrong in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data_dir", ["", "data", "data/deeper"])
+def test_packing_into_the_footage_is_refused(root, data_dir):
+    before = sorted(root.rglob("*"))
+    with pytest.raises(ValueError, match=r"lies within .* choose a data_dir elsewhere"):
+        folder.prepare(root, root / data_dir, without_skeletons=True)
+    assert sorted(root.rglob("*")) == before
+
+
+def prepare_command(*flags):
+    command = [sys.executable, str(ROOT / "launch/prepare.py"), *flags]
+    return subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layout=hitsz_vcm"], "--layout is for --dataset=synthetic_vcm, not for folder"),
+        (["--size=demo", "--check"], "--size is for --dataset=synthetic_vcm, not for folder"),
+        (["--seed=0"], "--seed is for --dataset=synthetic_vcm, not for folder"),
+        (["--auxiliary"], "--auxiliary is for --dataset=bupt_campus, not for folder"),
+    ],
+)
+def test_flags_of_another_dataset_are_refused(tmp_path, flags, message):
+    run = prepare_command("--dataset=folder", f"--source={tmp_path}", *flags)
+    assert (run.returncode, run.stderr) == (1, f"error: {message}\n")
+
+
+def test_flags_of_another_layout_are_refused_before_drawing(tmp_path):
+    run = prepare_command("--dataset=synthetic_vcm", f"--data_dir={tmp_path}/data", "--every=2")
+    message = "error: --every is for --dataset=folder, not for hitsz_vcm\n"
+    assert (run.returncode, run.stderr) == (1, message)
+    assert not (tmp_path / "data").exists()
+
+
+letters = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
+names = st.text(letters, min_size=1, max_size=20).filter(lambda name: name.strip(".") == name)
+
+
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(identity=names, camera=names, tracklet=names, frame=names)
+def test_any_names_come_back(tmp_path_factory, identity, camera, tracklet, frame):
+    root = tmp_path_factory.mktemp("names")
+    path = f"{identity}/visible/{camera}/{tracklet}/{frame}.jpg"
+    for name in ("x/visible/1/y/1.jpg", path):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    found = folder.read_index(root)
+    if identity != folder.SKELETONS:
+        assert path in [frame for tracklet in found for frame in tracklet.frames]
+
+
+@given(st.lists(st.text("ab019", max_size=6)))
+def test_natural_order_is_that_of_the_numbers(texts):
+    ordered = sorted(texts, key=folder.natural_key)
+    assert sorted(ordered) == sorted(texts)
+    numbers = [text for text in ordered if text.isdigit()]
+    assert [int(text) for text in numbers] == sorted(map(int, numbers))

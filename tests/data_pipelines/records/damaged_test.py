@@ -1,0 +1,304 @@
+"""Packed datasets whose files are changed, damaged or made to harm; what tells datasets apart."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import hitsz_files
+import pytest
+import tensorflow_datasets as tfds
+import tiny
+
+from data_pipelines.datasets import hitsz_vcm
+from data_pipelines.errors import InputError
+from data_pipelines.records import origin, packing, reading
+
+SMALL_FILES = ("dataset_info.json", "features.json", "metadata.json", "origin.json")
+SPLITS = ("train", "test")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tiny.packed_dataset(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def packed(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "packed"))
+
+
+def open_all(packed):
+    for split in SPLITS:
+        reading.open_index(packed, split)
+        reading.open_records(packed, split)
+
+
+def seal(packed):
+    """Makes all checksums right again, as somebody who wants to do harm would."""
+    content = json.loads((packed / "origin.json").read_text())
+    for name, facts in content["files"].items():
+        stored = (packed / name).read_bytes()
+        facts.update(bytes=len(stored), sha256=hashlib.sha256(stored).hexdigest())
+    seal_list(packed, content)
+
+
+def seal_list(packed, content):
+    content.pop("checksum")
+    (packed / "origin.json").write_text(json.dumps(origin.sealed(content)))
+
+
+def edit_metadata(packed, change):
+    content = json.loads((packed / "metadata.json").read_text())
+    change(content)
+    (packed / "metadata.json").write_text(json.dumps(content))
+    seal(packed)
+
+
+def shard_of(packed, split):
+    return next(packed.glob(f"*-{split}.array_record*"))
+
+
+def refused(packed, path):
+    with pytest.raises(InputError) as error:
+        open_all(packed)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "pack the dataset again" in message
+    assert "\n" not in message and len(message) < 500
+    return message
+
+
+@pytest.mark.parametrize("name", SMALL_FILES)
+def test_each_changed_digit_is_noticed(packed, name):
+    path = packed / name
+    content = path.read_bytes()
+    digits = [place for place, byte in enumerate(content) if chr(byte).isdigit()]
+    for place in digits[:: max(1, len(digits) // 300)]:
+        other = str((int(chr(content[place])) + 1) % 10).encode()
+        path.write_bytes(content[:place] + other + content[place + 1 :])
+        refused(packed, path)
+    path.write_bytes(content)
+    open_all(packed)
+
+
+DAMAGE = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "null": lambda content: b"null",
+    "list": lambda content: b"[1]",
+    "noise": lambda content: bytes(range(256)),
+    "deep": lambda content: b'{"a":' + b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("name", SMALL_FILES)
+def test_a_damaged_file_is_named(packed, name, damage):
+    path = packed / name
+    path.write_bytes(damage(path.read_bytes()))
+    refused(packed, path)
+    path.unlink()
+    if name == "origin.json":
+        with pytest.raises(FileNotFoundError, match="not a packed dataset"):
+            open_all(packed)
+    else:
+        refused(packed, path)
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_what_tfds_wrote_is_not_read(whole, packed, name, damage):
+    (packed / name).write_bytes(damage((packed / name).read_bytes()))
+    seal(packed)
+    assert repr(reading.open_index(packed, "test")) == repr(reading.open_index(whole, "test"))
+    assert reading.open_records(packed, "test")[0]["frames"]
+
+
+def set_column(name, values):
+    def change(metadata):
+        metadata["train"][name] = values
+
+    return change
+
+
+STRANGE_METADATA = {
+    "nothing": lambda metadata: metadata.clear(),
+    "no split": lambda metadata: metadata.update(train=None),
+    "column of null": set_column("cameras", None),
+    "nulls": set_column("cameras", [None] * 24),
+    "text": set_column("labels", ["0"] * 24),
+    "fractions": set_column("labels", [0.5] * 24),
+    "numbers for names": set_column("identities", [1] * 24),
+    "beyond 32 bits": set_column("rows", [2**40] * 24),
+    "beyond 64 bits": set_column("rows", [2**80] * 24),
+    "too few": set_column("num_frames", [12] * 23),
+    "nested": set_column("num_frames", [[12]] * 24),
+    "ragged": set_column("num_frames", [[12, 1], [12]] * 12),
+    "a label too many": set_column("labels", [6] * 24),
+    "a label too low": set_column("labels", [-2] * 24),
+    "a modality too many": set_column("modalities", [2] * 24),
+    "another version": lambda metadata: metadata["train"].pop("queries"),
+}
+
+
+@pytest.mark.parametrize("change", STRANGE_METADATA.values(), ids=STRANGE_METADATA.keys())
+def test_strange_metadata_with_right_checksums_is_named(packed, change):
+    edit_metadata(packed, change)
+    with pytest.raises(InputError) as error:
+        reading.open_index(packed, "train")
+    assert str(packed) in str(error.value) and "\n" not in str(error.value)
+
+
+def set_file(name, **facts):
+    return lambda content: content["files"].update({name: facts})
+
+
+RIGHT = {"bytes": 1, "sha256": "0"}
+STRANGE_ORIGINS = {
+    "no files": lambda content: content.pop("files"),
+    "a list": lambda content: content.update(files=[]),
+    "without metadata": lambda content: content.update(files={}),
+    "up": set_file("../up", **RIGHT),
+    "root": set_file("/etc/passwd", **RIGHT),
+    "itself": set_file("origin.json", **RIGHT),
+    "text": set_file("a", bytes="1", sha256="0"),
+    "null": set_file("a", bytes=None, sha256="0"),
+    "negative": set_file("a", bytes=1, sha256="0", split="train", records=-1),
+    "missing": set_file("a", bytes=1),
+    "unknown": set_file("a", **RIGHT, colour="red"),
+}
+
+
+@pytest.mark.parametrize("change", STRANGE_ORIGINS.values(), ids=STRANGE_ORIGINS.keys())
+def test_a_strange_list_of_files_is_named(packed, change):
+    content = json.loads((packed / "origin.json").read_text())
+    change(content)
+    seal_list(packed, content)
+    refused(packed, packed / "origin.json")
+
+
+@pytest.mark.parametrize("pattern", ["*-train.array_record*", "metadata.json"])
+def test_a_pipe_in_place_of_a_file_is_refused(packed, pattern):
+    path = next(packed.glob(pattern))
+    path.unlink()
+    os.mkfifo(path)
+    refused(packed, path)
+
+
+def test_datasets_without_checksums_are_to_be_packed_again(packed):
+    path = packed / "origin.json"
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    path.write_text(json.dumps(content))
+    assert "older version of star_jax" in refused(packed, path)
+
+
+def test_no_module_is_imported_that_a_file_names(packed, tmp_path, monkeypatch):
+    trace = tmp_path / "trace"
+    (tmp_path / "hostile.py").write_text(
+        f"open({str(trace)!r}, 'w')\nimport tensorflow_datasets as tfds\n"
+        "class Features(tfds.features.FeaturesDict): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = packed / "features.json"
+    content = json.loads(path.read_text())
+    content["pythonClassName"] = "hostile.Features"
+    path.write_text(json.dumps(content))
+    refused(packed, path)
+    seal(packed)
+    open_all(packed)
+    assert reading.open_records(packed, "train")[0]["frames"]
+    assert not trace.exists() and "hostile" not in sys.modules
+    tfds.builder_from_directory(str(packed))
+    assert trace.exists(), "the file is not hostile"
+
+
+def test_a_shard_cut_between_blocks_is_named_as_it_is_opened(packed):
+    path = shard_of(packed, "train")
+    size = path.stat().st_size
+    os.truncate(path, size - 2**16)
+    assert f"has {size - 2**16} of {size} bytes" in refused(packed, path)
+
+
+def change_label(record):
+    record["label"] += 1
+
+
+def change_identity(record):
+    record["identity"] = "0005"
+
+
+def drop_keypoints(record):
+    record["keypoints"] = record["keypoints"][1:]
+
+
+def drop_height(record):
+    record["height"] = record["height"][1:]
+
+
+@pytest.mark.parametrize("change", [change_label, change_identity, drop_keypoints, drop_height])
+def test_a_record_that_contradicts_itself_or_the_index_is_named(packed, change):
+    path = shard_of(packed, "train")
+    stored = list(reading.open_records(packed, "train"))
+    change(stored[5])
+    with reading.open_writer(path) as write:
+        for record in stored:
+            write(packing._serialized(record))
+    seal(packed)
+    read = reading.open_records(packed, "train")
+    assert read[4]["label"] == stored[4]["label"]
+    with pytest.raises(InputError, match=rf"^{packed}: record 5 has .*; remove"):
+        read[5]
+
+
+def test_what_is_no_record_is_named(packed):
+    path = shard_of(packed, "train")
+    with reading.open_writer(path) as write:
+        for _ in range(24):
+            write(b"\x0a\xff no example")
+    seal(packed)
+    with pytest.raises(InputError, match=rf"^{packed}: record 3 cannot be read"):
+        reading.open_records(packed, "train")[3]
+
+
+def test_the_fingerprint_is_that_of_the_tracklets(whole, packed, tmp_path):
+    """Packed by another process, in which texts have other hashes, from another place."""
+    source = shutil.copytree(whole.parents[1] / "source", tmp_path / "elsewhere")
+    program = f"""
+from data_pipelines.datasets import hitsz_vcm
+from data_pipelines.records import reading
+print(reading.fingerprint(hitsz_vcm.prepare({str(source)!r}, {str(tmp_path)!r})))
+"""
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
+    )
+    fingerprint = reading.fingerprint(whole)
+    assert result.stdout.split() == [fingerprint]
+    assert len(fingerprint) == 64 and reading.fingerprint(packed) == fingerprint
+
+
+def test_the_fingerprint_of_other_tracklets_differs(packed, tmp_path):
+    found = {reading.fingerprint(packed)}
+    edit_metadata(packed, set_column("queries", [False] * 24))
+    found.add(reading.fingerprint(packed))
+    for name in ("one", "other"):
+        root = hitsz_files.write_dataset(tmp_path / name)
+        if name == "other":
+            hitsz_files.write_skeletons(
+                root / "skeletons.h5", leave_out=hitsz_files.SPLITS["train"][1].frames()
+            )
+        found.add(reading.fingerprint(hitsz_vcm.prepare(root, tmp_path / f"packed_{name}")))
+    assert len(found) == 4
+
+
+def test_opening_reads_no_records(whole):
+    reads = []
+    read_bytes = Path.read_bytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: reads.append(path.name) or read_bytes(path))
+        open_all(whole)
+    assert set(reads) == set(SMALL_FILES)

@@ -1,0 +1,217 @@
+"""Packing: sources that change, damaged records, full disks and processes side by side."""
+
+import contextlib
+import os
+import resource
+import shutil
+
+import h5py
+import hitsz_files
+import numpy as np
+import pytest
+import simplejpeg
+import video_files
+
+from data_pipelines import loader
+from data_pipelines.datasets import folder, hitsz_vcm
+from data_pipelines.records import packing, reading
+from data_pipelines.skeletons import formats
+from data_pipelines.synthetic import generate
+
+TRAINING = {
+    "clip_length": 4,
+    "frame_size": (hitsz_files.HEIGHT, hitsz_files.WIDTH),
+    "identities_per_batch": 2,
+    "tracklets_per_identity": 3,
+    "seed": 5,
+    "start_step": 0,
+    "num_steps": 3,
+}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return hitsz_files.write_dataset(tmp_path / "root")
+
+
+def blacken(path):
+    """Puts another picture of the same size in pixels into a file; returns its bytes."""
+    pixels = simplejpeg.decode_jpeg(path.read_bytes())
+    path.write_bytes(simplejpeg.encode_jpeg(0 * pixels))
+    return path.read_bytes()
+
+
+def test_changed_pictures_are_noticed(root, tmp_path):
+    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    copy = shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert hitsz_vcm.prepare(copy, tmp_path / "data") == packed
+    blacken(root / hitsz_vcm.read_index(root).test[-1].frames[-1])
+    with pytest.raises(ValueError, match=r"another source \(its files differ\); choose another"):
+        hitsz_vcm.prepare(root, tmp_path / "data")
+
+
+def test_changed_videos_are_noticed(tmp_path):
+    video = tmp_path / "root/alice/visible/1/walk.avi"
+    video_files.write_video(video, 3)
+    settings = {"data_dir": tmp_path / "data", "without_skeletons": True}
+    packed = folder.prepare(tmp_path / "root", **settings)
+    assert folder.prepare(tmp_path / "root", **settings) == packed
+    with open(video, "ab") as file:
+        file.write(b"JUNK\0\0\0\0")
+    with pytest.raises(ValueError, match=r"its files differ"):
+        folder.prepare(tmp_path / "root", **settings)
+
+
+def test_finished_shards_of_changed_pictures_are_packed_anew(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 3)
+    index = hitsz_vcm.read_index(root)
+    last = root / index.test[-1].frames[-1]
+    content = last.read_bytes()
+    last.unlink()
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        hitsz_vcm.prepare(root, tmp_path / "data")
+    last.write_bytes(content)
+    black = blacken(root / index.train[4].frames[2])
+    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    assert "5 of 7 shards are packed already" in capsys.readouterr().err
+    assert reading.open_records(packed, "train")[4]["frames"][2] == black
+
+
+@contextlib.contextmanager
+def files_up_to(size):
+    """To a writer of larger files it is as good as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        (50, r"\.2\.0\.0\.packing/fingerprint\.json: cannot be written \(.+\)$"),
+        (100_000, r"hitsz_vcm-train\S*\.partial: cannot be written \(.+\)"),
+    ],
+)
+def test_a_full_disk_is_an_error_that_names_the_file(root, tmp_path, size, name):
+    with files_up_to(size), pytest.raises(OSError, match=name):
+        hitsz_vcm.prepare(root, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [(1000, r"/incomplete\S*2\.0\.0/?"), (4500, r"incomplete\S*/origin\.json")],
+)
+def test_a_disk_that_is_full_after_the_records(root, tmp_path, monkeypatch, size, name):
+    monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 1)  # makes the last file a large one
+    write = packing._LocalDatasetInfo.write_to_directory
+
+    def write_little(*args, **kwargs):
+        with files_up_to(size):
+            write(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing._LocalDatasetInfo, "write_to_directory", write_little)
+        with pytest.raises(OSError, match=rf"{name}: cannot be written \(.+\)$"):
+            hitsz_vcm.prepare(root, tmp_path / "data")
+    assert not (tmp_path / "data/hitsz_vcm/2.0.0").exists()
+    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    assert os.listdir(packed.parent) == ["2.0.0"]
+
+
+def test_a_disk_that_is_full_already_is_named(root, tmp_path, monkeypatch):
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(OSError, match=r"/\.2\.0\.0\.packing: cannot be written, the disk is full"):
+        hitsz_vcm.prepare(root, tmp_path / "data")
+
+
+def test_skeletons_on_a_full_disk_are_an_error(tmp_path):
+    """HDF5 fails as it closes the file, and can crash the process."""
+    path = tmp_path / "skeletons.h5"
+    with (
+        files_up_to(5000),
+        pytest.raises(OSError, match=rf"^{path}: cannot be written \(.+\)$"),
+        formats.new_hdf5(path) as file,
+    ):
+        for number in range(100):
+            file[f"1/ir/D1/{number}"] = np.ones((17, 3))
+    with formats.new_hdf5(path) as file:
+        file["1/ir/D1/7"] = np.full((17, 3), 5.0)
+    with h5py.File(path) as file:
+        assert (file["1/ir/D1/7"][()] == 5).all()
+
+
+def test_drawing_on_a_full_disk_is_an_error(tmp_path):
+    with files_up_to(3000), pytest.raises(OSError, match=r"/drawn: cannot be written \(.+\)$"):
+        generate.generate(tmp_path / "drawn", size="tiny", processes=1)
+    assert not list(tmp_path.iterdir())
+
+
+def shard_of(packed):
+    return next(packed.glob("*-train.array_record*"))
+
+
+def test_a_shard_of_another_size_is_not_taken_for_packed(root, tmp_path):
+    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    shard = shard_of(packed)
+    size = shard.stat().st_size
+    os.truncate(shard, size // 2)
+    with pytest.raises(ValueError, match=rf"{shard}: .*has {size // 2} of {size} bytes; remove"):
+        hitsz_vcm.prepare(root, tmp_path / "data")
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"{shard}: .*has 0 of {size} bytes; remove"):
+        hitsz_vcm.prepare(root, tmp_path / "data")
+
+
+def test_damaged_records_name_the_dataset(root, tmp_path):
+    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    shard = shard_of(packed)
+    shard.write_bytes(bytes(byte ^ 255 for byte in shard.read_bytes()))
+    message = rf"{packed}: record [0-9]+ cannot be read, its file is damaged"
+    with pytest.raises(ValueError, match=message):
+        list(reading.open_records(packed, "train"))
+    with pytest.raises(ValueError, match=message):
+        list(loader.train_batches(packed, **TRAINING))
+    assert len(list(reading.open_records(packed, "test"))) == 8
+
+
+def test_records_are_a_sequence(root, tmp_path):
+    stored = reading.open_records(hitsz_vcm.prepare(root, tmp_path), "test")
+    assert [record["tracklet"] for record in stored] == list(range(2, 10))
+    for position in (-1, 8):
+        with pytest.raises(IndexError, match=f"record {position}: .* has 8"):
+            stored[position]
+
+
+def test_the_dataset_is_claimed_until_it_is_whole(root, tmp_path, monkeypatch):
+    """TFDS writes its metadata after the records are there."""
+    write = packing._LocalDatasetInfo.write_to_directory
+    refused = []
+
+    def pack_meanwhile(*args, **kwargs):
+        with pytest.raises(ValueError, match="another process packs this dataset") as error:
+            hitsz_vcm.prepare(root, tmp_path / "data")
+        refused.append(error)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(packing._LocalDatasetInfo, "write_to_directory", pack_meanwhile)
+    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    assert len(refused) == 1
+    assert os.listdir(packed.parent) == ["2.0.0"]
+    assert len(list(reading.open_records(packed, "train"))) == 12
+
+
+def test_a_lock_that_its_owner_has_removed_is_none(root, tmp_path, monkeypatch):
+    hold = packing.hold
+
+    def hold_too_late(lock, refusal):
+        os.unlink(lock.name)
+        hold(lock, refusal)
+
+    monkeypatch.setattr(packing, "hold", hold_too_late)
+    with pytest.raises(ValueError, match="another process packs this dataset"):
+        hitsz_vcm.prepare(root, tmp_path / "data")

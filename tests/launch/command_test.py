@@ -1,0 +1,71 @@
+"""How commands end: one line for what a user can fix, a traceback for anything else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+def run(body, *arguments):
+    """A command whose main function has this body."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(LAUNCH)!r})
+import command
+def main():
+    {body}
+command.run(main)
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (
+            "from data_pipelines.errors import InputError; raise InputError('a.txt: is\\nempty')",
+            "error: a.txt: is empty",
+        ),
+        (
+            "from data_pipelines.errors import MissingPackageError as E; raise E('no gcsfs')",
+            "error: no gcsfs",
+        ),
+        (
+            "open('/nowhere')",
+            "error: [Errno 2] No such file or directory: '/nowhere'",
+        ),
+    ],
+)
+def test_what_a_user_can_fix_is_one_line(body, line):
+    result = run(body)
+    assert result.returncode == 1 and result.stderr == f"{line}\n"
+    verbose = run(body, "--verbosity=1")
+    assert verbose.returncode == 1 and "Traceback" in verbose.stderr and line in verbose.stderr
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import numpy as np; np.ones(3) @ np.ones(4)  # a ValueError of a user's own loss",
+        "import a_package_that_does_not_exist",
+        "raise FloatingPointError('of jax_debug_nans')",
+    ],
+)
+def test_any_other_error_shows_where_it_comes_from(body):
+    result = run(body)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr and "in main" in result.stderr
+
+
+def test_what_a_thread_cannot_write_is_one_line():
+    failing = "import threading; t = threading.Thread(target=lambda: open('/nowhere'), name='w')"
+    result = run(f"{failing}; t.start(); t.join()")
+    assert result.returncode == 0
+    assert result.stderr == "warning: w: [Errno 2] No such file or directory: '/nowhere'\n"
+    result = run(f"{failing.replace(chr(39) + '/nowhere' + chr(39), '0 / 0')}; t.start(); t.join()")
+    assert "ZeroDivisionError" in result.stderr and "Traceback" in result.stderr

@@ -1,0 +1,89 @@
+"""The flag that keeps XLA's CPU compiler from wrong reductions is set before JAX starts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SAFE = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+FAULTY = "--xla_cpu_experimental_ynn_fusion_type=reduce"
+OTHER = "--xla_force_host_platform_device_count=3"
+
+
+def run(code, flags=None):
+    """What a fresh Python prints, as lines, and what it writes to stderr."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment.pop("XLA_FLAGS", None)
+    if flags is not None:
+        environment["XLA_FLAGS"] = flags
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines(), result.stderr
+
+
+CANARIES = """
+import numpy as np
+from star_jax import verify
+for program in (verify.broadcast_product, verify.sums_in_vmap):
+    actual, expected = program()
+    print(float(np.abs(actual - expected).max()))
+"""
+
+
+def test_both_canaries_are_right():
+    printed, _ = run(CANARIES)
+    assert [float(line) < 2e-4 for line in printed] == [True, True], printed
+
+
+def test_without_the_flag_they_are_wrong():
+    """Or else the fault is gone, with the JAX that is installed, and the flag may go, too."""
+    if jax.__version_info__ > (0, 12, 0, 1):
+        pytest.skip(f"nobody has looked at JAX {jax.__version__}")
+    printed, _ = run(CANARIES, FAULTY)
+    assert not all(float(line) < 2e-4 for line in printed), printed
+
+
+@pytest.mark.parametrize("first", ["import star_jax", "from star_jax import config"])
+def test_any_import_sets_the_flag_and_starts_nothing(first):
+    printed, _ = run(
+        f"{first}\nimport os, sys\nprint(os.environ['XLA_FLAGS'], 'jax' in sys.modules)"
+    )
+    assert printed == [f"{SAFE} False"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", SAFE), (OTHER, f"{OTHER} {SAFE}"), (FAULTY, FAULTY), (f"{OTHER} {SAFE}",) * 2],
+)
+def test_what_the_user_set_stays(before, after):
+    printed, _ = run("import os, star_jax; print(os.environ['XLA_FLAGS'])", before)
+    assert printed == [after]
+
+
+def test_a_file_of_flags_is_read(tmp_path):
+    file = tmp_path / "flags.txt"
+    file.write_text(f"{OTHER}\n")
+    printed, _ = run("import star_jax, jax; print(jax.device_count())", str(file))
+    assert printed == ["3"]
+    printed, _ = run("import os, star_jax; print(os.environ['XLA_FLAGS'])", str(file))
+    assert printed == [f"{OTHER} {SAFE}"]
+
+
+@pytest.mark.parametrize(
+    ("before", "flags", "warned"),
+    [
+        ("import jax; jax.devices()", None, True),
+        ("import jax; jax.devices()", SAFE, False),
+        ("import jax", None, False),
+    ],
+)
+def test_a_warning_where_jax_ran_before(before, flags, warned):
+    _, errors = run(f"{before}\nimport star_jax\nimport star_jax.config", flags)
+    lines = [line for line in errors.splitlines() if "import star_jax first" in line]
+    assert len(lines) == warned

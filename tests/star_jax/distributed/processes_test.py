@@ -1,0 +1,416 @@
+"""Several real processes train as one, and stop together."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from star_jax.distributed import parallel, processes
+from star_jax.models import build_model
+from star_jax.training import checkpoint, loop
+from star_jax.training.steps import abstract_state
+
+ROOT = Path(__file__).parents[3]
+TWO = ["launch/local_processes.py", "-n", "2", "--devices=2", "--", "launch/loop.py"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny.packed_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+def start(arguments, **options) -> subprocess.Popen:
+    """Starts a command without the virtual devices of the tests."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def report_of(workdir):
+    """The only evaluation of a run, without the machine it ran on."""
+    (path,) = (workdir / "eval").iterdir()
+    report = json.loads(path.read_text())
+    del report["environment"]
+    return path, report
+
+
+def metrics(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def wait_for_rows(workdir, count, process):
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if (workdir / "metrics.jsonl").exists() and len(metrics(workdir)) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no {count} rows: {process.communicate(timeout=60)[0]}")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return tiny.backbone_file(tmp_path_factory.mktemp("backbone"))[0]
+
+
+@pytest.fixture(scope="module")
+def one(dataset, backbone, tmp_path_factory):
+    """The workdir of a run of one process from a backbone's weights, with an evaluation."""
+    workdir = tmp_path_factory.mktemp("one")
+    config = tiny.config(dataset)
+    config.init.backbone = str(backbone)
+    config.eval.every_epochs = 12
+    loop.train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(dataset, backbone, tmp_path_factory):
+    """The workdir of the same run of two processes with two devices each, and what they printed."""
+    folder = tmp_path_factory.mktemp("two")
+    start_from = f"config.init.backbone = {str(backbone)!r}"
+    config = tiny.config_file(folder, dataset, "config.eval.every_epochs = 12", start_from)
+    process = start([*TWO, f"--config={config}", f"--workdir={folder / 'run'}"])
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    return folder / "run", printed
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(one, two):
+    workdir, printed = two
+    assert json.loads((workdir / "run.json").read_text())["processes"] == 2
+    rows, expected = metrics(workdir), metrics(one)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    first = {k: v for k, v in expected[0].items() if k != "frames_per_second"}
+    for name, value in first.items():
+        assert rows[0][name] == pytest.approx(value, rel=1e-5), name
+    # Rounding grows from step to step.
+    assert rows[11]["loss/total"] == pytest.approx(expected[11]["loss/total"], rel=0.05)
+    assert "[0] " in printed and "[1] training" not in printed
+
+
+@pytest.mark.slow
+def test_both_processes_evaluate_and_one_writes(one, two):
+    (_, report), (_, expected) = report_of(two[0]), report_of(one)
+    assert report["step"] == 12
+    for direction in ("i2v", "v2i"):
+        assert report[direction]["queries"] == expected[direction]["queries"] == 8
+        assert 0 < report[direction]["map"] <= 100
+
+
+@pytest.mark.slow
+def test_both_processes_evaluate_a_checkpoint(two, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two[0], workdir)
+    path, expected = report_of(workdir)
+    path.unlink()
+    process = start([*TWO[:-1], "launch/eval.py", f"--workdir={workdir}"])
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert f"[0] written to {path}" in printed and "[1] written" not in printed
+    assert report_of(workdir) == (path, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (4, 1), (4, 4)])
+def test_their_checkpoint_is_restored_by_any_number_of_devices(two, dataset, devices, fsdp):
+    config = tiny.config(dataset)
+    config.parallel.fsdp = fsdp
+    mesh = parallel.make_mesh(config, jax.devices()[:devices])
+    abstract = abstract_state(config, build_model(config.model), 1, mesh)
+    with checkpoint.open_manager(two[0], 2) as manager:
+        state, _ = checkpoint.restore_state(manager, abstract)
+    assert int(state.step) == 12
+    one = parallel.make_mesh(config, jax.devices()[:1]) if fsdp == 1 else mesh
+    abstract = abstract_state(config, build_model(config.model), 1, one)
+    with checkpoint.open_manager(two[0], 2) as manager:
+        again, _ = checkpoint.restore_state(manager, abstract)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(again))
+    for leaf, wanted in zip(
+        jax.tree.leaves(state.params),
+        jax.tree.leaves(abstract_state(config, build_model(config.model), 1, mesh).params),
+        strict=True,
+    ):
+        assert leaf.sharding == wanted.sharding
+
+
+def patched(folder, patch):
+    """launch/loop.py as a script that first does something else."""
+    script = folder / "patched.py"
+    script.write_text(
+        'import os, runpy, sys\nsys.path[:0] = [os.getcwd(), "launch"]\n'
+        f'{patch}\nrunpy.run_path("launch/loop.py", run_name="__main__")\n'
+    )
+    return script
+
+
+LATE = """
+import os, time
+from star_jax import train
+put = loop.put
+def late(*arguments):
+    if os.environ["JAX_PROCESS_ID"] == "1" and loop.put is late:
+        loop.put = put
+        time.sleep(35)
+    return put(*arguments)
+loop.put = late
+"""
+
+
+@pytest.mark.slow
+def test_one_may_be_ready_half_a_minute_after_the_other(dataset, tmp_path):
+    config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 2")
+    process = start(
+        [*TWO[:-1], patched(tmp_path, LATE), f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    )
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+
+
+UNLUCKY = """
+import os
+from star_jax import checkpoint
+checkpoint.PAUSES = (0.1,)
+restore = checkpoint._restore_arrays
+attempts = []
+def unlucky(folder, *rest):
+    restored = restore(folder, *rest)
+    attempts.append(folder.name)
+    if os.environ["JAX_PROCESS_ID"] == "1" and len(attempts) == 1:
+        raise OSError("the storage is gone")
+    if os.environ["JAX_PROCESS_ID"] == "1" and folder.name == "12":
+        raise checkpoint.DamagedError("step 12 is damaged")
+    return restored
+checkpoint._restore_arrays = unlucky
+"""
+
+MIXED = """
+from star_jax import parallel, train
+from star_jax.evaluation import embed
+make_mesh = parallel.make_mesh
+def mixed(config=None):
+    devices = parallel.jax.devices()
+    return make_mesh(config, [devices[i] for i in (0, 2, 1, 3)])
+loop.make_mesh = embed.make_mesh = mixed
+"""
+
+
+@pytest.mark.slow
+def test_the_devices_of_a_process_need_not_be_neighbours(one, dataset, backbone, tmp_path):
+    start_from = f"config.init.backbone = {str(backbone)!r}"
+    config = tiny.config_file(tmp_path, dataset, "config.eval.every_epochs = 12", start_from)
+    process = start(
+        [*TWO[:-1], patched(tmp_path, MIXED), f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    )
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert metrics(tmp_path / "run")[0]["loss/total"] == pytest.approx(
+        metrics(one)[0]["loss/total"], rel=1e-5
+    )
+    assert report_of(tmp_path / "run")[1]["i2v"]["queries"] == 8
+
+
+IMPATIENT = """
+from star_jax import run_files
+run_files.require_shared.__defaults__ = (3,)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_share_the_workdir_are_told(dataset, tmp_path):
+    config = tiny.config_file(tmp_path, dataset)
+    port = free_port()
+    both = [
+        start(
+            [
+                patched(tmp_path, IMPATIENT),
+                f"--config={config}",
+                f"--workdir={tmp_path / str(i)}",
+                f"--coordinator=localhost:{port}",
+                "--num_processes=2",
+                f"--process_id={i}",
+            ]
+        )
+        for i in range(2)
+    ]
+    for process in both:
+        printed = process.communicate(timeout=120)[0]
+        assert process.returncode == 1, printed
+        assert "not all processes see the same folder here" in printed
+
+
+@pytest.mark.slow
+def test_all_try_again_and_all_go_back_for_one(two, dataset, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two[0], workdir)
+    config = tiny.config_file(
+        tmp_path, dataset, "config.eval.every_epochs = 12", "config.parallel.fsdp = 2"
+    )
+    process = start(
+        [*TWO[:-1], patched(tmp_path, UNLUCKY), f"--config={config}", f"--workdir={workdir}"]
+    )
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert printed.count("trying again in 0 s") == 2  # both processes
+    assert "12 is damaged" in printed and "continuing from step 9 of 12" in printed
+    assert (workdir / "checkpoints" / "12.damaged").is_dir()
+
+
+@pytest.mark.slow
+def test_a_single_process_with_a_coordinator_hears_that_it_shall_stop(dataset, tmp_path):
+    config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 100000")
+    address = [f"--coordinator=localhost:{free_port()}", "--num_processes=1", "--process_id=0"]
+    process = start(
+        ["launch/loop.py", f"--config={config}", f"--workdir={tmp_path / 'run'}", *address]
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "config.json").exists():  # before the first step
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=200)[0]
+    assert process.returncode == 143, printed
+    assert "is saved; the same command continues" in printed
+
+
+@pytest.mark.slow
+def test_told_to_stop_they_save_and_continue(two, dataset, backbone, tmp_path):
+    start_from = f"config.init.backbone = {str(backbone)!r}"
+    config = tiny.config_file(tmp_path, dataset, "config.checkpoint.every_steps = 1000", start_from)
+    command = [*TWO, f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    process = start(command)
+    wait_for_rows(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGINT)  # passed on to both, where it acts as SIGTERM
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, printed
+    (step,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert 3 <= step < 12 and f"step {step} is saved" in printed
+    process = start(command)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert f"continuing from step {step} of 12" in printed
+    for row, expected in zip(metrics(tmp_path / "run"), metrics(two[0]), strict=False):
+        assert row["loss/total"] == expected["loss/total"], row["step"]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_stops_the_others_with_an_error(dataset, tmp_path):
+    config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 100000")
+    port = free_port()
+    command = ["launch/loop.py", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    both = [
+        start(
+            [*command, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}"]
+        )
+        for i in range(2)
+    ]
+    wait_for_rows(tmp_path / "run", 3, both[0])
+    both[1].kill()
+    died = time.monotonic()
+    printed = both[0].communicate(timeout=120)[0]
+    assert both[0].returncode != 0, printed
+    assert time.monotonic() - died < 60
+    assert "rror" in printed
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_processes_with_other_configs_are_refused(dataset, tmp_path):
+    port = free_port()
+    both = []
+    for i in range(2):
+        config = tiny.config_file(tmp_path, dataset, f"config.seed = {i}", name=f"{i}.py")
+        both.append(
+            start(
+                [
+                    "launch/loop.py",
+                    f"--config={config}",
+                    f"--workdir={tmp_path / 'run'}",
+                    f"--coordinator=localhost:{port}",
+                    "--num_processes=2",
+                    f"--process_id={i}",
+                ]
+            )
+        )
+    for process in both:
+        printed = process.communicate(timeout=120)[0]
+        assert process.returncode == 1, printed
+        assert "the config of process 1 differs from that of process 0" in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_nobody_reaches_is_an_error_after_the_given_time(dataset, tmp_path):
+    config = tiny.config_file(tmp_path, dataset)
+    begun = time.monotonic()
+    process = start(
+        [
+            "launch/loop.py",
+            f"--config={config}",
+            f"--workdir={tmp_path / 'run'}",
+            f"--coordinator=localhost:{free_port()}",
+            "--num_processes=2",
+            "--process_id=1",
+            "--connect_seconds=5",
+        ]
+    )
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert "error: nobody answered at --coordinator=localhost" in printed.splitlines()[-1], printed
+    assert time.monotonic() - begun < 45
+
+
+def test_half_an_address_is_refused(monkeypatch):
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match="give all of --coordinator, --num_processes"):
+        processes.start("localhost:1234")
+    with pytest.raises(ValueError, match="--process_id=2 of --num_processes=2"):
+        processes.start("localhost:1234", 2, 2)
+    with pytest.raises(ValueError, match="must be host:port"):
+        processes.start("localhost", 2, 1)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is 'two'"):
+        processes.start()
+
+
+def test_alone_nothing_is_started():
+    processes.start()
+    assert jax.process_count() == 1
+    processes.check_same("the config", "anything")
+
+
+def test_ctrl_c_asks_to_stop_and_a_second_one_ends_at_once(capfd):
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    for signum in before:
+        with processes.watch_for_stop() as stop_requested:
+            assert not stop_requested()
+            signal.raise_signal(signum)
+            assert stop_requested()
+            if signum == signal.SIGINT:
+                assert signal.getsignal(signum) == signal.SIG_DFL
+                assert "Ctrl-C again ends at once" in capfd.readouterr().err
+        assert {signum: signal.getsignal(signum) for signum in before} == before

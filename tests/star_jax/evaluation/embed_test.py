@@ -1,0 +1,239 @@
+"""From videos to embeddings and search results, and the files between."""
+
+import csv
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.datasets import folder
+from data_pipelines.records import reading
+from data_pipelines.synthetic import videos
+from data_pipelines.synthetic.plan import SIZES
+from star_jax.distributed.parallel import make_mesh
+from star_jax.evaluation import embed, embeddings
+from star_jax.models import build_model
+from star_jax.training import checkpoint
+from star_jax.training.steps import initial_state
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory):
+    """Videos of two people."""
+    root = tmp_path_factory.mktemp("footage") / "source"
+    test = dataclasses.replace(SIZES["tiny"].test, identities=2)
+    videos.write(root, dataclasses.replace(SIZES["tiny"], test=test), seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(footage):
+    return folder.prepare(footage, footage.parent)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run that has saved its first state."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny.config(workdir / "elsewhere")
+    config.model.guidance = "none"  # compiles in less time
+    state = initial_state(config, build_model(config.model), 1, make_mesh())
+    with checkpoint.open_manager(workdir, 1) as manager:
+        checkpoint.save(manager, state, config.to_dict(), dataset="")
+        manager.wait_until_finished()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def embedded(workdir, packed):
+    return embed.embed_dataset(embed.restore_network(workdir, None), packed)
+
+
+def test_generated_videos_are_footage(footage, packed):
+    index = reading.open_index(packed, "test")
+    assert set(index.identities) == {"0007", "0008"}
+    assert set(index.modalities) == {0, 1}
+    assert (index.missing_skeletons < index.num_frames).all()
+    assert {path.suffix for path in footage.rglob("walk*")} == {".mp4", ".avi"}
+    before = {path: path.stat().st_mtime_ns for path in footage.rglob("*")}
+    test = dataclasses.replace(SIZES["tiny"].test, identities=2)
+    videos.write(footage, dataclasses.replace(SIZES["tiny"], test=test), seed=0)
+    assert {path: path.stat().st_mtime_ns for path in footage.rglob("*")} == before
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        videos.write(footage, SIZES["tiny"], seed=1)
+
+
+def test_each_tracklet_is_embedded(embedded, packed):
+    index = reading.open_index(packed, "test")
+    assert embedded.embeddings.shape[0] == len(index.rows)
+    np.testing.assert_allclose(np.linalg.norm(embedded.embeddings, axis=1), 1, rtol=1e-5)
+    assert embedded.modalities.tolist() == [
+        ("visible", "infrared")[modality] for modality in index.modalities
+    ]
+    assert embedded.step == 0 and embedded.dataset_dir == str(packed)
+    assert embedded.dataset_fingerprint == reading.fingerprint(packed)
+    assert embedded.first_frames[0] == reading.open_records(packed, "test")[0]["frame_ids"][0]
+
+
+def test_any_split_can_be_embedded(workdir, tmp_path):
+    dataset = tiny.packed_dataset(tmp_path)
+    network = embed.restore_network(workdir, 0)
+    train = embed.embed_dataset(network, dataset, "train")
+    assert train.identities.tolist() == reading.open_index(dataset, "train").identities.tolist()
+    dense = embed.embed_dataset(network, dataset, "train", clips="dense")
+    assert np.abs(dense.embeddings - train.embeddings).max() > 1e-4
+    with pytest.raises(ValueError, match="split 'query'"):
+        embed.embed_dataset(network, dataset, "query")
+
+
+def test_skeletons_are_needed_by_a_guided_network_only(workdir, footage, tmp_path):
+    packed = folder.prepare(footage, tmp_path, without_skeletons=True)
+    network = embed.restore_network(workdir, 0)
+    assert np.isfinite(embed.embed_dataset(network, packed).embeddings).all()
+    network.config.model.guidance = "both"
+    with pytest.raises(ValueError, match="guided by skeletons"):
+        embed.embed_dataset(network, packed)
+
+
+def test_what_is_not_packed_says_how_to_pack_it(workdir, footage):
+    network = embed.restore_network(workdir, 0)
+    with pytest.raises(FileNotFoundError, match=r"launch/prepare.py --dataset=folder --source="):
+        embed.embed_dataset(network, footage)
+
+
+def test_a_checkpoint_is_named_in_one_way():
+    assert embed.locate_checkpoint("runs/a", None) == (Path("runs/a"), None)
+    assert embed.locate_checkpoint(None, "/runs/a/checkpoints/7") == (Path("/runs/a"), 7)
+    for wrong in ((None, None), ("runs/a", "runs/a/checkpoints/7"), (None, "runs/a/last")):
+        with pytest.raises(ValueError, match="--checkpoint"):
+            embed.locate_checkpoint(*wrong)
+
+
+def test_files_hold_what_was_embedded(embedded, tmp_path):
+    npz, table = embeddings.save(tmp_path / "new" / "mine.v1", embedded)
+    assert (npz.name, table.name) == ("mine.v1.npz", "mine.v1.csv")
+    assert sorted(path.name for path in npz.parent.iterdir()) == ["mine.v1.csv", "mine.v1.npz"]
+    loaded = embeddings.load(npz)
+    for field in dataclasses.fields(embedded):
+        value, expected = getattr(loaded, field.name), getattr(embedded, field.name)
+        assert type(value) is type(expected)
+        np.testing.assert_array_equal(value, expected)
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["first_frame"] for row in rows] == embedded.first_frames.tolist()
+    assert [int(row["frames"]) for row in rows] == embedded.num_frames.tolist()
+
+
+def changed(embedded, **arrays):
+    return dataclasses.replace(embedded, **arrays)
+
+
+def test_files_of_another_kind_are_refused(embedded, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        embeddings.load(tmp_path / "none.npz")
+    np.savez(tmp_path / "other.npz", features=np.zeros(3))
+    with pytest.raises(ValueError, match=r"other.npz: holds features"):
+        embeddings.load(tmp_path / "other.npz")
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        embeddings.load(tmp_path / "pipe.npz")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"array.npy: no readable .npz"):
+        embeddings.load(tmp_path / "array.npy")
+    np.savez(tmp_path / "pickled.npz", features=np.array([{}], object))
+    with pytest.raises(ValueError, match=r"pickled.npz: holds features"):
+        embeddings.load(tmp_path / "pickled.npz")
+    broken = {
+        "not float32": changed(embedded, embeddings=embedded.embeddings.astype(np.float64)),
+        "length is not 1": changed(embedded, embeddings=embedded.embeddings * np.float32(np.nan)),
+        "cameras is": changed(embedded, cameras=embedded.cameras[1:]),
+        "identities is": changed(embedded, identities=embedded.rows),
+        "modality 'thermal'": changed(embedded, modalities=np.full(len(embedded.rows), "thermal")),
+    }
+    for message, wrong in broken.items():
+        np.savez(
+            tmp_path / "broken.npz", format="star_jax embeddings 2", **dataclasses.asdict(wrong)
+        )
+        with pytest.raises(ValueError, match=message):
+            embeddings.load(tmp_path / "broken.npz")
+
+
+def npy_header(shape, dtype):
+    file = io.BytesIO()
+    facts = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, facts)
+    return file.getvalue()
+
+
+def write_npz(path, embedded, name, member, compression):
+    """The file of embeddings with another member in the place of one."""
+    npz, _ = embeddings.save(path.parent / "right", embedded)
+    with zipfile.ZipFile(npz) as right, zipfile.ZipFile(path, "w", compression) as wrong:
+        for other in right.namelist():
+            wrong.writestr(other, member if other == f"{name}.npy" else right.read(other))
+
+
+@pytest.mark.parametrize("name", ["embeddings", "identities", "cameras", "format"])
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(embedded, tmp_path, name):
+    path, size = tmp_path / "bomb.npz", 200_000_000
+    write_npz(path, embedded, name, npy_header((size,), "|u1") + bytes(size), zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"^{path}: holds .*, not the embeddings"):
+            embeddings.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<U1000000", "|V0"])
+@pytest.mark.parametrize("name", ["embeddings", "identities", "cameras", "format"])
+def test_a_header_that_claims_too_much_is_refused(embedded, tmp_path, name, dtype):
+    path = tmp_path / "claim.npz"
+    write_npz(path, embedded, name, npy_header((10**14, 5), dtype) + bytes(100), zipfile.ZIP_STORED)
+    with pytest.raises(ValueError, match=rf"^{path}: ") as error:
+        embeddings.load(path)
+    assert len(str(error.value)) < 600
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(place=st.floats(0, 1), noise=st.binary(min_size=1, max_size=40))
+def test_a_damaged_file_is_refused_or_sound(embedded, tmp_path, place, noise):
+    npz, _ = embeddings.save(tmp_path / "mine", embedded)
+    content = bytearray(npz.read_bytes())
+    start = int(place * (len(content) - len(noise)))
+    content[start : start + len(noise)] = noise
+    npz.write_bytes(content)
+    try:
+        assert len(embeddings.load(npz).rows) == len(embedded.rows)
+    except ValueError as error:
+        assert str(error).startswith(str(npz))
+
+
+@pytest.mark.slow
+def test_the_commands_one_after_another(workdir, packed, tmp_path):
+    def run(*command):
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+
+    run(
+        "launch/embed.py", f"--workdir={workdir}", f"--source={packed}", f"--output={tmp_path}/mine"
+    )
+    pair = (f"--query={tmp_path}/mine.npz", f"--gallery={tmp_path}/mine.npz")
+    run("launch/search.py", *pair, "--query_modality=infrared", f"--output={tmp_path}/matches")
+    names = sorted(path.name for path in (tmp_path / "matches").iterdir())
+    assert names == ["matches.csv", "matches.html", "matches.png"]

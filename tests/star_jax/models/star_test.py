@@ -1,0 +1,290 @@
+"""The whole network: what may influence it, what it needs and what it returns."""
+
+import functools
+import math
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import star_hitsz_vcm
+from star_jax.losses import NAMES, star_losses
+from star_jax.models import build_model
+from star_jax.models.star import last_detected, unit_length
+from star_jax.training.steps import random_style_sources
+
+ROWS, T, H, W, C, N = 4, 3, 64, 48, 64, 5
+FRAMES = np.random.default_rng(0).normal(size=(ROWS, T, H, W, 3)).astype(np.float32)
+close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+
+
+def random_keypoints(rows=ROWS):
+    """Everything is detected, and lies in the frame."""
+    uniform = np.random.default_rng(1).uniform(size=(rows, T, 17, 3))
+    return (uniform * [W, H, 0.9] + [0, 0, 0.1]).astype(np.float32)
+
+
+def model_config(**changes):
+    config = star_hitsz_vcm.get_config().model
+    small = {"num_identities": N, "block": "basic", "stage_sizes": (1, 1, 1, 1), "width": C // 8}
+    config.update({**small, "dtype": "float32", **changes})
+    return config
+
+
+def init(model, frames, keypoints):
+    key = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
+    return model.init(key, frames, keypoints, modality="paired")
+
+
+@functools.cache
+def all_variables():
+    model = build_model(model_config())
+    return jax.jit(functools.partial(init, model))(FRAMES, random_keypoints())
+
+
+def network(**changes):
+    """A network, and those of the full network's variables that it needs."""
+    model = build_model(model_config(**changes))
+    needed = jax.eval_shape(functools.partial(init, model), FRAMES, random_keypoints())
+    everything = all_variables()
+    return model, {
+        collection: {name: everything[collection][name] for name in names}
+        for collection, names in needed.items()
+    }
+
+
+@functools.cache
+def inference(modality="paired", **changes):
+    model, variables = network(**changes)
+    apply = jax.jit(functools.partial(model.apply, modality=modality, train=False))
+    return functools.partial(apply, variables)
+
+
+@functools.cache
+def training():
+    """A jitted function from keypoints to losses, gradients and batch statistics."""
+    model, variables = network()
+    style = random_style_sources(jax.random.key(1), ROWS // 2, T)
+    labels = jnp.array([0, 3])
+
+    # Everything is an argument: XLA takes long to fold constants as large as these.
+    @jax.jit
+    def run(variables, frames, keypoints):
+        def loss(params):
+            output, updates = model.apply(
+                {**variables, "params": params},
+                frames,
+                keypoints,
+                modality="paired",
+                train=True,
+                style=style,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(2, impl="unsafe_rbg")},
+            )
+            losses = star_losses(output, labels, dict.fromkeys(NAMES, 1.0))
+            return losses["total"], (losses, updates["batch_stats"])
+
+        gradients, (losses, statistics) = jax.grad(loss, has_aux=True)(variables["params"])
+        return losses, gradients, statistics
+
+    return functools.partial(run, variables, FRAMES)
+
+
+def partly_detected():
+    """One tracklet lacks joints, one its last frame and one every skeleton."""
+    keypoints = random_keypoints()
+    keypoints[0, :, [3, 8, 16], 2] = 0
+    keypoints[1, -1, :, 2] = 0
+    keypoints[2, ..., 2] = 0
+    return keypoints
+
+
+def with_garbage(keypoints, garbage):
+    undetected = keypoints[..., 2:] == 0
+    return np.where(undetected & (np.arange(3) < 2), np.float32(garbage), keypoints)
+
+
+def assert_trees_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def assert_finite(tree):
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("garbage", [1e6, -7.0, np.nan])
+def test_undetected_joints_have_no_influence(garbage):
+    keypoints = partly_detected()
+    changed = with_garbage(keypoints, garbage)
+    assert not np.array_equal(keypoints, changed)
+    assert_trees_equal(inference()(FRAMES, changed), inference()(FRAMES, keypoints))
+    assert_trees_equal(training()(changed), training()(keypoints))
+
+
+def test_detected_joints_have_influence():
+    keypoints = partly_detected()
+    moved = keypoints.copy()
+    moved[0, 1, 4, 0] += 5
+    before, after = (inference()(FRAMES, x) for x in (keypoints, moved))
+    for name in ("edges", "graph", "guided", "tracklet", "embedding"):
+        changed = [
+            not np.array_equal(*rows)
+            for rows in zip(getattr(before, name), getattr(after, name), strict=True)
+        ]
+        assert changed == [True, False, False, False], name
+
+
+def test_a_tracklet_without_a_skeleton_is_harmless():
+    keypoints = random_keypoints()
+    keypoints[2, ..., 2] = 0
+    output = inference()(FRAMES, keypoints)
+    assert_finite(output)
+    assert (np.asarray(output.edges[2]) == 0).all() and (np.asarray(output.graph[2]) == 0).all()
+    close(np.linalg.norm(output.embedding, axis=-1), 1)
+    others = [0, 1, 3]
+    complete = inference()(FRAMES, random_keypoints()).embedding
+    close(np.asarray(output.embedding)[others], np.asarray(complete)[others])
+
+
+@pytest.mark.parametrize("detected_rows", [ROWS, 1, 0])
+def test_losses_gradients_and_statistics_are_finite(detected_rows):
+    keypoints = random_keypoints()
+    keypoints[detected_rows:] = 0
+    losses, gradients, statistics = training()(keypoints)
+    assert set(losses) == {*NAMES, "total"}
+    assert_finite((losses, gradients, statistics))
+    if detected_rows == ROWS:
+        flat = flax.traverse_util.flatten_dict(gradients, sep="/")
+        assert all(np.any(x) for x in flat.values()), [n for n, x in flat.items() if not np.any(x)]
+
+
+HEADS = {"backbone", "global_norm", "global_classifier", "frame_norm", "frame_classifier"}
+SKELETON = {"edge_sequence", "keypoint_graph", "skeleton_norm", "skeleton_classifier"}
+PARTS = {
+    "none": HEADS,
+    "frame": HEADS | SKELETON | {"frame_guidance"},
+    "sequence": HEADS | SKELETON | {"guided_pooling"},
+    "both": HEADS | SKELETON | {"frame_guidance", "guided_pooling"},
+}
+
+
+@pytest.mark.parametrize("guidance", PARTS)
+def test_guidance_has_the_parameters_and_outputs_that_it_needs(guidance):
+    _, variables = network(guidance=guidance)
+    assert set(variables["params"]) == PARTS[guidance]
+    output = inference(guidance=guidance)(FRAMES, random_keypoints())
+    assert output.embedding.shape == (ROWS, C)
+    close(np.linalg.norm(output.embedding, axis=-1), 1)
+    skeleton_outputs = ("edges", "edges_last", "graph", "skeleton", "skeleton_logits")
+    for name in skeleton_outputs:
+        assert (getattr(output, name) is None) == (guidance == "none"), name
+    if guidance in ("none", "sequence"):
+        close(output.guided, output.frame_features + 1e-3)
+    else:
+        assert (output.guided - output.frame_features).max() > 0.01
+    if guidance in ("none", "frame"):
+        pooled = output.frame_features if guidance == "none" else output.guided
+        close(output.tracklet, ((np.asarray(pooled) ** 3).mean(1) + 1e-12) ** (1 / 3))
+    assert output.disturbed is None and output.disturbed_logits is None
+
+
+def test_paired_rows_are_those_of_the_two_modalities():
+    keypoints = partly_detected()
+    paired = inference()(FRAMES, keypoints)
+    for row, modality in enumerate(("visible", "infrared")):
+        alone = inference(modality)(FRAMES[row::2], keypoints[row::2])
+        for name in ("frame_features", "tracklet", "embedding", "logits", "skeleton_logits"):
+            expected = np.asarray(getattr(paired, name))[row::2]
+            close(getattr(alone, name), expected, atol=1e-5, err_msg=f"{modality} {name}")
+    wrong = inference("visible")(FRAMES[1::2], keypoints[1::2]).embedding
+    assert np.abs(wrong - paired.embedding[1::2]).max() > 0.01, "the two stems are one"
+
+
+def test_bfloat16_keeps_parameters_and_outputs_in_float32():
+    model = build_model(model_config(dtype="bfloat16"))
+    variables = jax.eval_shape(functools.partial(init, model), FRAMES, random_keypoints())
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    output = inference(dtype="bfloat16")(FRAMES, random_keypoints())
+    exact = inference()(FRAMES, random_keypoints())
+    assert {leaf.dtype for leaf in jax.tree.leaves(output)} == {np.dtype(np.float32)}
+    assert not np.array_equal(output.frame_features, exact.frame_features)
+    similarity = (np.asarray(output.embedding) * np.asarray(exact.embedding)).sum(-1)
+    assert similarity.min() > 0.99
+
+
+def test_relative_keypoints_are_shares_of_the_frame():
+    model = build_model(model_config())
+    # The middle of the frame, its first and its last pixel, and a joint that was not detected.
+    joints = [[W / 2 - 0.5, H / 2 - 0.5, 0.5], [0, 0, 1], [W - 1, H - 1, 2], [3, 4, 0]]
+    keypoints = jnp.array(joints, jnp.float32)[None, None]
+    scaled, detected = model.prepare_keypoints(keypoints, (H, W))
+    close(scaled[0, 0, 0], [0.5, 0.5, 0.5])
+    close(scaled[0, 0, 1, :2] + scaled[0, 0, 2, :2], [1, 1])  # as far from one border as the other
+    close(scaled[0, 0, 1], [1 / (2 * W), 1 / (2 * H), 1])
+    assert scaled[0, 0, 3].tolist() == [0, 0, 0]
+    assert detected.tolist() == [[[True, True, True, False]]]
+    pixels, detected = model.clone(keypoints="pixels").prepare_keypoints(keypoints, (H, W))
+    np.testing.assert_array_equal(pixels, keypoints)
+    assert detected.all()
+
+
+def test_new_layers_start_as_pytorchs():
+    params = flax.traverse_util.flatten_dict(all_variables()["params"], sep="/")
+    bounds = {
+        "edge_sequence/embed/kernel": 1 / math.sqrt(38),
+        "edge_sequence/lstm/input_kernel": 1 / math.sqrt(C / 2),
+        "edge_sequence/lstm/recurrent_kernel": 1 / math.sqrt(C / 2),
+        "edge_sequence/lstm/bias": 2 / math.sqrt(C / 2),
+        "frame_guidance/edges_to_features/query/kernel": math.sqrt(6 / (C + 3 * C)),
+        "frame_guidance/features_to_edges/out/kernel": 1 / math.sqrt(C),
+        "frame_guidance/ffn1/kernel": 1 / math.sqrt(2 * C),
+        "guided_pooling/weigh/kernel": 1 / math.sqrt(2 * C),
+        "guided_pooling/weigh/bias": 1 / math.sqrt(2 * C),
+        "keypoint_graph/gat1/projection/kernel": math.sqrt(6 / (3 + 32)),
+    }
+    for name, bound in bounds.items():
+        assert 0.7 * bound < np.abs(params[name]).max() <= bound, name
+    assert 0.0008 < np.std(params["global_classifier/kernel"]) < 0.0012
+    assert abs(np.mean(params["global_norm/scale"]) - 1) < 0.005
+    assert 0.006 < np.std(params["skeleton_norm/scale"]) < 0.014
+    assert not np.any(params["frame_guidance/edges_to_features/query/bias"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block", "dense"),
+        ("guidance", "all"),
+        ("keypoints", "absolute"),
+        ("graph_edges", "last_frame"),
+        ("dtype", "float16"),
+        ("stage_sizes", (1, 1, 1)),
+    ],
+)
+def test_a_wrong_value_is_named(key, value):
+    with pytest.raises(ValueError, match=rf"config\.model\.{key} is .*{value}"[:60]):
+        build_model(model_config(**{key: value}))
+
+
+def test_a_wrong_modality_is_named():
+    model, variables = network(guidance="none")
+    apply = functools.partial(model.apply, variables)
+    with pytest.raises(ValueError, match="modality is 'thermal': use 'visible', 'infrared' or"):
+        apply(FRAMES, random_keypoints(), modality="thermal")
+    with pytest.raises(ValueError, match="a paired batch has 3 rows"):
+        apply(FRAMES[:3], random_keypoints(rows=3), modality="paired")
+
+
+def test_last_detected():
+    edges = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+    detected = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 1, 0]], bool)
+    expected = [edges[b, max(t for t in range(3) if detected[b, t])] for b in range(4)]
+    np.testing.assert_array_equal(last_detected(edges, detected), expected)
+
+
+def test_unit_length():
+    x = np.array([[3, 4], [0, 0], [-1e-6, 0]], np.float32)
+    close(unit_length(x), [[0.6, 0.8], [0, 0], [-1, 0]])

@@ -1,0 +1,435 @@
+"""Training end to end: resuming, devices, what is written, and what is refused."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from star_jax.distributed import parallel, processes
+from star_jax.evaluation import embed
+from star_jax.evaluation.embed import embed_split, evaluate_checkpoint, restore_network
+from star_jax.models import build_model
+from star_jax.training import checkpoint, loop
+from star_jax.training.steps import abstract_state, initial_state
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny.packed_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(dataset, tmp_path_factory):
+    """The workdir of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole_run")
+    loop.train(tiny.config(dataset), workdir)
+    return workdir
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses(workdir):
+    """What must not change between runs, that is, all but the speed."""
+    return [
+        {name: value for name, value in row.items() if name != "frames_per_second"}
+        for row in rows(workdir)
+    ]
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def evaluated_steps(workdir):
+    return sorted(int(path.name.split("-")[0]) for path in (workdir / "eval").iterdir())
+
+
+class Killed(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def killed_after(monkeypatch, num_batches):
+    """Makes the loader fail after some batches, as if the process died there."""
+    loader = loop.train_batches
+
+    def dying_loader(*args, **kwargs):
+        for number, batch in enumerate(loader(*args, **kwargs)):
+            if number == num_batches:
+                raise Killed
+            yield batch
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "train_batches", dying_loader)
+        yield
+
+
+def test_a_run_leaves_everything_that_it_should(whole_run, dataset):
+    table = rows(whole_run)
+    assert [row["step"] for row in table] == list(range(1, 13))
+    for name in ("identity", "triplet", "frame_identity", "disturbed_identity", "defense"):
+        assert all(np.isfinite(row[f"loss/{name}"]) for row in table)
+    assert table[-1]["frames_per_second"] > 0
+    assert table[-1]["learning_rate"] == pytest.approx(0.1 * table[5]["learning_rate"])
+    assert saved_steps(whole_run) == [9, 12]
+    config = json.loads((whole_run / "config.json").read_text())
+    assert config["data"]["dir"] == str(dataset) and config["optim"]["epochs"] == 12
+    environment = json.loads((whole_run / "run.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert list((whole_run / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_batches", [1, 4, 8])
+def test_a_killed_run_continues_bit_for_bit(whole_run, dataset, tmp_path, monkeypatch, num_batches):
+    with killed_after(monkeypatch, num_batches):
+        loop.train(tiny.config(dataset), tmp_path)
+    loop.train(tiny.config(dataset), tmp_path)
+    assert losses(tmp_path) == losses(whole_run)
+
+
+@pytest.mark.parametrize(("keypoints", "moved"), [("relative", True), ("pixels", False)])
+def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, keypoints, moved):
+    """In training and in evaluation; loader_test.py has what the loader makes of it."""
+    asked = []
+
+    def loader(*args, move_keypoints, **kwargs):
+        asked.append(move_keypoints)
+        raise Killed
+
+    monkeypatch.setattr(loop, "train_batches", loader)
+    monkeypatch.setattr(embed, "test_clips", loader)
+    config = tiny.config(dataset)
+    config.model.guidance = "none"  # compiles in less time
+    config.model.keypoints = keypoints
+    with pytest.raises(Killed):
+        loop.train(config, tmp_path)
+    with pytest.raises(Killed):
+        embed_split(config, build_model(config.model), None, parallel.make_mesh())
+    assert asked == [moved, moved]
+
+
+def test_a_finished_run_is_not_run_again(whole_run, dataset):
+    before = rows(whole_run)
+    loop.train(tiny.config(dataset), whole_run)
+    assert rows(whole_run) == before
+
+
+@pytest.mark.slow
+def test_the_command_survives_a_kill(whole_run, dataset, tmp_path):
+    config = tiny.config_file(tmp_path, dataset)
+    command = [sys.executable, "launch/loop.py", f"--config={config}", f"--workdir={tmp_path}/run"]
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and first.poll() is None:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= 4:
+            first.send_signal(signal.SIGKILL)
+        time.sleep(0.02)
+    assert first.wait() == -signal.SIGKILL
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert losses(tmp_path / "run") == losses(whole_run)
+
+
+def test_evaluation_writes_both_directions(whole_run):
+    report, path = evaluate_checkpoint(whole_run, None)
+    assert path.parent == whole_run / "eval" and path.name.startswith("12-hitsz_vcm-v1-first-")
+    written = json.loads(path.read_text())
+    assert written.pop("environment")["packages"]["jax"] == jax.__version__
+    assert written == report
+    assert report["protocol"] == "hitsz_vcm/v1" and report["step"] == 12
+    assert (
+        report["dataset"]["dir"]
+        == json.loads((whole_run / "config.json").read_text())["data"]["dir"]
+    )
+    for direction in ("i2v", "v2i"):
+        scores = report[direction]
+        assert 0 <= scores["rank1"] <= scores["rank20"] <= 100
+        assert scores["queries"] == scores["gallery"] == 8
+
+
+def test_dense_clips_and_any_checkpoint_can_be_evaluated(whole_run):
+    first = evaluate_checkpoint(whole_run, 9)[1]
+    before = first.read_text()
+    report, path = evaluate_checkpoint(whole_run, 9, clips="dense")
+    assert report["step"] == 9 and report["clips"] == "dense"
+    assert path != first and first.read_text() == before
+
+
+def test_another_dataset_has_a_result_of_its_own(whole_run, tmp_path):
+    own = evaluate_checkpoint(whole_run, 12)[1]
+    before = own.read_text()
+    other = tiny.packed_dataset(tmp_path, test=[503, 504, 505])
+    report, path = evaluate_checkpoint(whole_run, 12, dataset_dir=str(other))
+    assert report["i2v"]["queries"] == 6 and report["dataset"]["dir"] == str(other)
+    assert path != own and own.read_text() == before
+
+
+@pytest.mark.slow
+def test_evaluation_during_training_is_written(dataset, tmp_path):
+    config = tiny.config(dataset)
+    config.eval.every_epochs = 6
+    loop.train(config, tmp_path)
+    assert evaluated_steps(tmp_path) == [6, 12]
+    assert sum("i2v/map" in row for row in rows(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(dataset, tmp_path):
+    config = tiny.config(dataset)
+    config.optim.lr = config.optim.backbone_lr = 1e25
+    with pytest.raises(FloatingPointError, match=r"step \d+: .*loss/identity.* not finite"):
+        loop.train(config, tmp_path)
+    assert all(np.isfinite(row["loss/total"]) for row in rows(tmp_path))
+    assert not saved_steps(tmp_path)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(dataset, tmp_path, monkeypatch):
+    def settled(config):
+        config.eval.every_epochs = 3
+        return config
+
+    def kill(*_):
+        raise Killed
+
+    monkeypatch.setattr(loop, "evaluate", kill)
+    with pytest.raises(Killed):
+        loop.train(settled(tiny.config(dataset)), tmp_path)
+    assert saved_steps(tmp_path) == [3] and not (tmp_path / "eval").exists()
+    monkeypatch.undo()
+    loop.train(settled(tiny.config(dataset)), tmp_path)
+    assert evaluated_steps(tmp_path) == [3, 6, 9, 12]
+    assert [row["step"] for row in rows(tmp_path) if "i2v/map" in row] == [3, 6, 9, 12]
+    assert len(rows(tmp_path)) == 12 + 4
+
+
+def stop_at(monkeypatch, number):
+    """Makes the run be told to stop when it asks for the `number`-th time."""
+
+    @contextlib.contextmanager
+    def watch():
+        asked = itertools.count(1)
+        yield lambda: next(asked) == number
+
+    monkeypatch.setattr(processes, "watch_for_stop", watch)
+
+
+@pytest.mark.slow
+def test_told_to_stop_while_it_evaluates_it_has_saved(whole_run, dataset, tmp_path, monkeypatch):
+    def settled():
+        config = tiny.config(dataset)
+        config.checkpoint.every_steps = 1000
+        config.eval.every_epochs = 4
+        return config
+
+    with monkeypatch.context() as patch, pytest.raises(processes.Preempted):
+        stop_at(patch, 4 + 1)  # after the first batch of the evaluation
+        loop.train(settled(), tmp_path)
+    assert saved_steps(tmp_path) == [4] and not (tmp_path / "eval").exists()
+    loop.train(settled(), tmp_path)
+    assert evaluated_steps(tmp_path) == [4, 8, 12]
+    assert [row for row in losses(tmp_path) if "i2v/map" not in row] == losses(whole_run)
+
+
+@pytest.mark.slow
+def test_told_to_stop_during_the_last_save_it_finishes(dataset, tmp_path, monkeypatch):
+    save, finish, saved = checkpoint.save, checkpoint.finish, []
+
+    def saving(manager, state, *rest):
+        save(manager, state, *rest)
+        saved.append(int(state.step))
+
+    def interrupted(manager):
+        if saved and saved[-1] == 12:
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL  # would end the tests
+            signal.raise_signal(signal.SIGTERM)
+        finish(manager)
+
+    monkeypatch.setattr(checkpoint, "save", saving)
+    monkeypatch.setattr(checkpoint, "finish", interrupted)
+    assert int(loop.train(tiny.config(dataset), tmp_path).step) == 12
+    assert saved_steps(tmp_path) == [9, 12]
+
+
+def test_the_speed_leaves_out_evaluations(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    config = tiny.config("nowhere")
+    written = []
+    writer = SimpleNamespace(write=lambda step, metrics: written.append(metrics))
+    progress = SimpleNamespace(update=lambda *_: None)
+    log = loop.StepLog(config, frames_per_step=10)
+    for step in range(1, 5):
+        now[0] += 2.0
+        log.pending = (step, {"loss/total": np.float32(1)})
+        log.flush(writer, progress)
+        with log.paused():
+            now[0] += 100.0
+    assert [row.get("frames_per_second") for row in written] == [None, 5.0, 5.0, 5.0]
+
+
+@pytest.mark.slow
+def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path, monkeypatch):
+    path, arrays = tiny.backbone_file(tmp_path)
+
+    def config_of(path):
+        config = tiny.config(dataset)
+        config.init.backbone = str(path)
+        return config
+
+    config = config_of(path)
+    mesh = parallel.make_mesh(config)
+    fresh = initial_state(config, build_model(config.model), 1, mesh)
+    state = loop.with_backbone(fresh, config)
+    stem, stage = state.params["backbone"]["stem_infrared"], state.params["backbone"]["stage3"]
+    for o, i, y, x in [(0, 0, 0, 0), (3, 2, 6, 1)]:  # PyTorch's order of axes is another
+        assert stem["conv"]["kernel"][y, x, i, o] == arrays["conv1.weight"][o, i, y, x]
+    shortcut = stage["block0"]["downsample_conv"]["dense"]["kernel"]
+    assert shortcut[5, 11] == arrays["layer3.0.downsample.0.weight"][11, 5, 0, 0]
+    for old, new in zip(
+        jax.tree.leaves(fresh.params["global_classifier"]),
+        jax.tree.leaves(state.params["global_classifier"]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(old, new)
+
+    loop.train(config, tmp_path / "whole")
+    with killed_after(monkeypatch, 4):
+        loop.train(config, tmp_path / "run")
+    path.unlink()
+    loop.train(config_of(tmp_path / "moved"), tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["init"]["backbone"] == str(path)  # what the parameters came from
+
+
+def test_another_dataset_of_as_many_identities_is_refused(whole_run, tmp_path):
+    other = tiny.packed_dataset(tmp_path, train=[11, 12, 13, 14, 15, 17])
+    with pytest.raises(ValueError, match="belongs to another dataset: its fingerprint was"):
+        loop.train(tiny.config(other), whole_run)
+
+
+def test_a_protocol_that_cannot_score_the_dataset_is_refused_at_once(dataset, tmp_path):
+    # The camera rule is for datasets in which no camera sees an identity in both modalities.
+    other = tiny.packed_dataset(tmp_path / "data", cameras=(1, 2, 1, 2))
+    config = tiny.config(other)
+    config.eval.every_epochs = 12
+    with pytest.raises(ValueError, match=r"hitsz_vcm/v1: camera 1 shows identity"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_update_that_is_not_finite_is_not_saved(dataset, tmp_path, monkeypatch):
+    def spoiled(*arguments):
+        step = make_train_step(*arguments)
+
+        def run(state, batch):
+            new, metrics = step(state, batch)
+            wrong = (
+                new.params["global_classifier"]["kernel"]
+                .at[0, 0]
+                .set(jnp.where(new.step == 6, jnp.nan, 0.0))
+            )
+            return dataclasses.replace(
+                new, params={**new.params, "global_classifier": {"kernel": wrong}}
+            ), metrics
+
+        return jax.jit(run)
+
+    make_train_step = loop.make_train_step
+    monkeypatch.setattr(loop, "make_train_step", spoiled)
+    message = "step 6: variables/params/global_classifier/kernel is not finite"
+    with pytest.raises(FloatingPointError, match=message):
+        loop.train(tiny.config(dataset), tmp_path)
+    assert saved_steps(tmp_path) == [3]
+
+
+def test_a_checkpoint_with_a_nonsense_config_is_refused(whole_run, monkeypatch):
+    config = restore_network(whole_run, None).config
+    config.model.width = 0
+    monkeypatch.setattr(checkpoint, "restore_config", lambda *_: config)
+    with pytest.raises(ValueError, match=r"config\.model\.width is 0: use an integer from 1 to"):
+        restore_network(whole_run, None)
+
+
+def test_without_config_json_the_checkpoints_tell_whose_workdir_it_is(whole_run, dataset, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run, workdir)
+    (workdir / "config.json").unlink()
+    config = tiny.config(dataset)
+    config.data.identities_per_batch = 2
+    with pytest.raises(ValueError, match=r"checkpoints belongs to another config: data\.ident"):
+        loop.train(config, workdir)
+    assert (workdir / "checkpoints" / "12").is_dir()
+
+
+def test_the_devices_need_not_divide_the_batch_of_an_evaluation(whole_run, dataset):
+    network = restore_network(whole_run, None)
+    expected = embed_split(*network[1:])
+    network.config.eval.batch_size = 3  # for 8 devices
+    np.testing.assert_allclose(embed_split(*network[1:]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_workdir_of_another_config_is_refused(whole_run, dataset):
+    config = tiny.config(dataset)
+    config.optim.lr = 0.001
+    with pytest.raises(ValueError, match=r"optim\.lr was 0\.05, now 0\.001"):
+        loop.train(config, whole_run)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(whole_run, dataset):
+    config = tiny.config(dataset)
+    config.model.width = 8
+    state = abstract_state(config, build_model(config.model), 1, parallel.make_mesh())
+    with (
+        checkpoint.open_manager(whole_run, 2) as manager,
+        pytest.raises(ValueError, match=r"another network or optimizer: .*backbone.* is .*, not"),
+    ):
+        checkpoint.restore_state(manager, state)
+
+
+def test_a_wrong_number_of_identities_is_refused(dataset, tmp_path):
+    config = tiny.config(dataset)
+    config.model.num_identities = 7
+    with pytest.raises(ValueError, match=r"--config\.model\.num_identities=6"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(dataset, tmp_path):
+    config = tiny.config(dataset)
+    config.data.identities_per_batch = 3
+    with pytest.raises(
+        ValueError, match=r"8 devices cannot share 6 pairs .* use 1, 2, 3, 6 devices"
+    ):
+        loop.train(config, tmp_path / "run")
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run here"):
+        evaluate_checkpoint(tmp_path, None)
+
+
+def test_a_missing_checkpoint_is_named(whole_run):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 5 \(there are: 9, 12\)"):
+        evaluate_checkpoint(whole_run, 5)

@@ -1,0 +1,177 @@
+import io
+import json
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from star_jax.training import metrics
+from star_jax.training.metrics import MetricsWriter, Progress
+
+
+def read_rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_events(workdir):
+    """The events of all TensorBoard files: length, checksum, message, checksum."""
+    events = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            events.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return events
+
+
+def test_writes_rows_and_scalars(tmp_path):
+    with MetricsWriter(tmp_path / "new" / "run") as writer:
+        writer.write(1, {"loss/triplet": 0.5, "rate": np.float32(0.25)})
+        writer.write(2, {"loss/triplet": jnp.array(1.5, jnp.bfloat16), "queries": np.array(7)})
+    workdir = tmp_path / "new" / "run"
+    assert read_rows(workdir) == [
+        {"step": 1, "loss/triplet": 0.5, "rate": 0.25},
+        {"step": 2, "loss/triplet": 1.5, "queries": 7.0},
+    ]
+    scalars = {
+        (event.step, value.tag, value.simple_value)
+        for event in read_events(workdir)
+        for value in event.summary.value
+    }
+    assert scalars == {
+        (1, "loss/triplet", 0.5),
+        (1, "rate", 0.25),
+        (2, "loss/triplet", 1.5),
+        (2, "queries", 7.0),
+    }
+
+
+def test_rows_can_be_read_while_the_run_goes_on(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 1.0})
+        assert read_rows(tmp_path) == [{"step": 1, "loss": 1.0}]
+
+
+def test_not_a_number_is_written(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": float("nan")})
+    assert np.isnan(read_rows(tmp_path)[0]["loss"])
+
+
+@pytest.mark.parametrize(
+    "value", [np.zeros(1), jnp.ones((2, 2)), "0.5", None, True, 1j, {"a": 1.0}]
+)
+def test_what_is_no_number_is_named(tmp_path, value):
+    with MetricsWriter(tmp_path) as writer:
+        with pytest.raises(ValueError, match="'loss/odd' must be one number, found"):
+            writer.write(1, {"fine": 1.0, "loss/odd": value})
+        with pytest.raises(ValueError, match='may not be called "step"'):
+            writer.write(1, {"step": 1.0})
+    assert read_rows(tmp_path) == []
+
+
+def test_disabled_leaves_no_trace(tmp_path):
+    with MetricsWriter(tmp_path / "run", enabled=False, resume_step=3) as writer:
+        writer.write(1, {"loss": "never looked at"})
+    assert not (tmp_path / "run").exists()
+
+
+def write_steps(workdir, steps, **options):
+    with MetricsWriter(workdir, **options) as writer:
+        for step in steps:
+            writer.write(step, {"loss": float(step)})
+
+
+def test_resume_drops_later_rows(tmp_path):
+    write_steps(tmp_path, range(1, 8))
+    write_steps(tmp_path, range(5, 7), resume_step=4)
+    assert [row["step"] for row in read_rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_resume_hides_later_scalars_in_tensorboard(tmp_path):
+    write_steps(tmp_path, range(5, 7), resume_step=4)
+    starts = [e.step for e in read_events(tmp_path) if e.session_log.status == SessionLog.START]
+    assert starts == [5]
+
+
+def test_without_resume_step_rows_are_appended(tmp_path):
+    write_steps(tmp_path, [1, 2])
+    write_steps(tmp_path, [2, 3])
+    assert [row["step"] for row in read_rows(tmp_path)] == [1, 2, 2, 3]
+
+
+@settings(deadline=None, max_examples=30)
+@given(killed_at=st.integers(0, 100), resume_step=st.none() | st.integers(0, 6))
+def test_a_file_cut_anywhere_keeps_its_whole_rows(tmp_path_factory, killed_at, resume_step):
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    text = "".join(json.dumps({"step": s, "loss": s / 3}) + "\n" for s in range(1, 5))
+    path.write_text(text[:killed_at])
+    whole = [
+        s
+        for s, end in enumerate(np.cumsum([len(x) for x in text.splitlines()]), start=1)
+        if end + s - 1 <= killed_at
+    ]
+    metrics._drop_rows(path, resume_step)
+    kept = [s for s in whole if resume_step is None or s <= resume_step]
+    assert [row["step"] for row in read_rows(path.parent)] == kept
+    assert not path.read_text() or path.read_text().endswith("\n")
+
+
+@pytest.mark.parametrize("line", ["", "loss 3", '{"loss": 1.0}', "[1]", '{"step": null}'])
+def test_a_strange_row_inside_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: no row of metrics"):
+        MetricsWriter(tmp_path)
+    assert path.read_text().count("\n") == 3
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(metrics.time, "monotonic", lambda: self.now)
+
+
+def test_plain_lines_now_and_then(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    with Progress(120, 100, "train", every_seconds=10, stream=stream) as progress:
+        for step in range(101, 121):
+            clock.now += 2
+            progress.update(step, {"loss": 1 / 3, "map": float(step)})
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == [f"{s}/120" for s in (101, 106, 111, 116, 120)]
+    # Two seconds a step since the start at 100; 14 steps are left after 106.
+    assert lines[1] == "train: 106/120 [ 2.00s/step, 00:28 left, loss=0.3333, map=106]"
+
+
+def test_a_line_without_metrics(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    progress = Progress(8, 0, "embed", stream=stream)
+    clock.now += 1
+    progress.update(4)
+    assert stream.getvalue() == "embed: 4/8 [ 4.00step/s, 00:01 left]\n"
+
+
+def test_bar_on_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    with Progress(20, 10, "train", stream=stream) as progress:
+        for step in range(11, 21):
+            progress.update(step, {"loss": step / 4})
+    last = stream.getvalue().rstrip().split("\r")[-1]
+    assert "train" in last and "20/20" in last and "loss=5" in last
+
+
+def test_stderr_is_the_default(capsys):
+    Progress(1, 0, "prepare").update(1)
+    captured = capsys.readouterr()
+    assert captured.err.startswith("prepare: 1/1 [") and captured.out == ""

@@ -1,0 +1,156 @@
+"""The files of a run: whose workdir it is, and what it ran with."""
+
+import errno
+import fcntl
+import json
+
+import jax
+import pytest
+from etils import epath
+
+from configs import star_synthetic_demo
+from star_jax.training import run_files
+
+
+def demo_config(**changes):
+    config = star_synthetic_demo.get_config()
+    settled = {"seed": 0, "optim.lr": 0.05, "data.frame_size": (96, 48), "losses.triplet": 1.0}
+    config.update_from_flattened_dict({**settled, **changes})
+    return config
+
+
+def test_claim_writes_the_config_and_the_environment(tmp_path):
+    workdir = tmp_path / "runs" / "first"
+    config = demo_config()
+    run_files.claim(workdir, config)
+    written = json.loads((workdir / "config.json").read_text())
+    assert written == json.loads(config.to_json())
+    assert written["data"]["frame_size"] == [96, 48]
+    environment = json.loads((workdir / "run.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert len(environment["devices"]) == jax.device_count()
+    assert environment["processes"] == 1
+    assert environment["git_revision"]
+    assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "run.json"]
+
+
+def test_claim_accepts_the_same_config_again(tmp_path):
+    run_files.claim(tmp_path, demo_config())
+    run_files.claim(tmp_path, demo_config())
+
+
+def test_claim_accepts_and_writes_what_does_not_change_training(tmp_path):
+    run_files.claim(tmp_path, demo_config())
+    changes = {
+        "data.dir": "elsewhere",
+        "data.num_threads": 5,
+        "eval.batch_size": 7,
+        "eval.clips": "dense",
+        "checkpoint.keep": 9,
+        "log_every_steps": 3,
+        "init.backbone": "moved.safetensors",
+    }
+    run_files.claim(tmp_path, demo_config(**changes))
+    written = run_files.flatten(run_files.read_json(tmp_path / "config.json"))
+    assert {key: written[key] for key in changes} == changes
+
+
+def test_a_second_run_is_kept_out_until_the_first_ends(tmp_path):
+    workdir = epath.Path(tmp_path / "run")
+    with run_files.claimed(workdir, demo_config()):
+        with (
+            pytest.raises(ValueError, match="another run is under way here"),
+            run_files.claimed(workdir, demo_config(log_every_steps=3)),
+        ):
+            pass
+        assert run_files.read_json(workdir / "config.json")["log_every_steps"] == 10
+    with run_files.claimed(workdir, demo_config(log_every_steps=3)):
+        assert run_files.read_json(workdir / "config.json")["log_every_steps"] == 3
+
+
+def test_a_file_system_without_locks_is_told_and_serves(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run_files.claimed(epath.Path(tmp_path), demo_config()):
+        assert (tmp_path / "config.json").exists()
+    assert "No locks available" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before"),
+    [
+        ("optim.lr", 0.25, "0.05"),
+        ("seed", 7, "0"),
+        ("data.identities_per_batch", 4, "8"),
+        ("data.tracklets_per_identity", 4, "2"),
+        ("data.frame_size", (64, 48), r"\[96, 48\]"),
+        ("losses.triplet", 2.0, "1.0"),
+    ],
+)
+def test_claim_refuses_another_config_and_names_the_key(tmp_path, key, value, before):
+    run_files.claim(tmp_path, demo_config())
+    files = {path: path.read_text() for path in tmp_path.iterdir()}
+    now = str(value).translate({ord("("): r"\[", ord(")"): r"\]"})
+    with pytest.raises(ValueError, match=rf"{key} was {before}, now {now}\. Use another --workdir"):
+        run_files.claim(tmp_path, demo_config(**{key: value}))
+    assert files == {path: path.read_text() for path in tmp_path.iterdir()}
+
+
+def test_claim_names_every_difference_and_absent_keys(tmp_path):
+    config = demo_config()
+    del config.losses.defense
+    run_files.claim(tmp_path, config)
+    with pytest.raises(ValueError, match=r"losses.defense was absent, now .*; seed was 0, now 3"):
+        run_files.claim(tmp_path, demo_config(seed=3))
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 0', "\xff"])
+def test_claim_names_a_broken_file(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"config\.json: no JSON object .*remove it, or use another"
+    ):
+        run_files.claim(tmp_path, demo_config())
+
+
+def report(**changes):
+    dataset = {"dir": "data", "fingerprint": "0123456789abcdef"}
+    kind = {"step": 120, "protocol": "hitsz_vcm/v1", "clips": "first", "dataset": dataset}
+    return {**kind, "mean_ap": 0.5, **changes}
+
+
+def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
+    path = run_files.write_report(epath.Path(tmp_path), report())
+    assert path == tmp_path / "eval" / "120-hitsz_vcm-v1-first-01234567.json"
+    written = json.loads(path.read_text())
+    assert written["mean_ap"] == 0.5 and written["environment"]["packages"]["jax"]
+    run_files.write_report(epath.Path(tmp_path), report(mean_ap=0.75))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert run_files.read_json(path)["mean_ap"] == 0.75
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 240},
+        {"protocol": "buptcampus/full"},
+        {"clips": "dense"},
+        {"dataset": {"dir": "data", "fingerprint": "fedcba9876543210"}},
+    ],
+)
+def test_a_report_of_another_kind_is_another_file(tmp_path, change):
+    first = run_files.write_report(epath.Path(tmp_path), report())
+    before = first.read_text()
+    second = run_files.write_report(epath.Path(tmp_path), report(**change))
+    assert second != first and first.read_text() == before
+
+
+def test_flatten_joins_keys_by_dots():
+    assert run_files.flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {
+        "a.b.c": 1,
+        "a.d": [2],
+        "e": None,
+    }

@@ -1,0 +1,114 @@
+"""What a training step draws: augmented pairs, style sources and named random streams."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import star_hitsz_vcm
+from star_jax import augment
+from star_jax.training import steps
+
+B, T, H, W = 3, 2, 64, 48
+
+
+def augment_config(**changes):
+    config = star_hitsz_vcm.get_config().augment
+    config.update(changes)
+    return config
+
+
+def nothing(**changes):
+    off = {"padding": 0, "flip_probability": 0.0, "erasing_probability": 0.0, "style": False}
+    return augment_config(**{**off, **changes})
+
+
+@functools.cache
+def batch():
+    rng = np.random.default_rng(0)
+
+    def clips():
+        return {
+            "frames": rng.integers(1, 256, (B, T, H, W, 3)).astype(np.uint8),
+            "keypoints": rng.uniform(1, W, (B, T, 17, 3)).astype(np.float32),
+        }
+
+    return {"visible": clips(), "infrared": clips(), "labels": np.arange(B, dtype=np.int32)}
+
+
+def augmented(config, seed=0, of=None):
+    pairs = jax.jit(lambda key, batch: steps.augmented_pairs(key, batch, config))
+    frames, keypoints = pairs(jax.random.key(seed), of or batch())
+    return np.asarray(frames), np.asarray(keypoints)
+
+
+def test_without_augmentation_pairs_are_the_normalised_frames_in_turns():
+    frames, keypoints = augmented(nothing())
+    assert frames.shape == (2 * B, T, H, W, 3) and frames.dtype == np.float32
+    assert keypoints.shape == (2 * B, T, 17, 3) and keypoints.dtype == np.float32
+    for b in range(B):
+        for i, modality in enumerate(("visible", "infrared")):
+            clips = batch()[modality]
+            expected = augment.normalise(clips["frames"][b])
+            np.testing.assert_allclose(frames[2 * b + i], expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(keypoints[2 * b + i], clips["keypoints"][b])
+
+
+def test_a_certain_flip_mirrors_every_frame():
+    frames, _ = augmented(nothing(flip_probability=1.0))
+    plain, _ = augmented(nothing())
+    np.testing.assert_allclose(frames, plain[..., ::-1, :], rtol=1e-5, atol=1e-6)
+
+
+def test_style_gains_are_those_of_each_modality():
+    frames, _ = augmented(nothing(style=True))
+    plain, _ = augmented(nothing())
+    ratios = frames[1::2] / plain[1::2]  # one gain for an infrared frame
+    np.testing.assert_allclose(
+        ratios, np.broadcast_to(ratios[:, :, :1, :1, :1], ratios.shape), 1e-3
+    )
+    assert len(np.unique(np.round(ratios[:, :, 0, 0, 0], 3))) == B * T
+    ratios = frames[0::2] / plain[0::2]  # three for a visible one, whose channels may swap, too
+    assert np.abs(ratios - ratios[:, :, :1, :1, :1]).max() > 0.1
+
+
+def test_modalities_draw_apart_and_keys_decide():
+    same = {**batch(), "infrared": batch()["visible"]}
+    frames, _ = augmented(augment_config(style=False), of=same)
+    again, _ = augmented(augment_config(style=False), of=same)
+    other, _ = augmented(augment_config(style=False), seed=1, of=same)
+    np.testing.assert_array_equal(frames, again)
+    assert not np.array_equal(frames, other)
+    assert not np.array_equal(frames[0::2], frames[1::2])
+
+
+@pytest.mark.parametrize(("num_pairs", "clip_length"), [(1, 1), (4, 3), (2, 12)])
+def test_style_sources(num_pairs, clip_length):
+    draw = jax.jit(steps.random_style_sources, static_argnums=(1, 2))
+    sources = draw(jax.random.key(0), num_pairs, clip_length)
+    count = num_pairs * 2 * clip_length
+    infrared = np.arange(count) % 2
+    for indices in (sources.same, sources.other):
+        assert sorted(indices.tolist()) == list(range(count))
+    np.testing.assert_array_equal(infrared[sources.same], infrared)
+    np.testing.assert_array_equal(infrared[sources.other], 1 - infrared)
+
+
+def test_style_sources_differ_between_keys_modalities_and_stages():
+    first, second = (steps.random_style_sources(jax.random.key(i), 4, 3) for i in range(2))
+    assert not np.array_equal(first.same, second.same)
+    assert not np.array_equal(first.other, second.other)
+    positions = lambda x: np.asarray(x) // 2  # noqa: E731  # among frames of its own modality
+    assert not np.array_equal(positions(first.same)[0::2], positions(first.same)[1::2])
+    assert not np.array_equal(positions(first.same), positions(first.other))
+
+
+def test_streams_differ_by_name_and_key_and_are_repeatable():
+    names = ("init", "augment", "style", "dropout", "visible", "infrared", "same", "other")
+    keys = [steps.stream(jax.random.key(seed), name) for seed in (0, 1) for name in names]
+    numbers = {tuple(jax.random.key_data(key).tolist()) for key in keys}
+    assert len(numbers) == 2 * len(names)
+    again = steps.stream(jax.random.key(0), "init")
+    assert jnp.array_equal(jax.random.key_data(again), jax.random.key_data(keys[0]))

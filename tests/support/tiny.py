@@ -1,0 +1,98 @@
+"""A packed dataset and a config small enough to train in a test."""
+
+import pathlib
+from collections.abc import Sequence
+
+import hitsz_files
+import ml_collections
+import numpy as np
+from safetensors.numpy import save_file
+
+from configs import star_synthetic_demo
+from data_pipelines.datasets import hitsz_vcm
+
+
+def packed_dataset(
+    folder: pathlib.Path,
+    *,
+    train: Sequence[int] = (1, 2, 3, 4, 5, 7),
+    test: Sequence[int] = (503, 504, 505, 506),
+    cameras: Sequence[int] = (1, 2, 3, 4),
+) -> pathlib.Path:
+    """Identities of noise, with the four tracklets of `rows_of` each."""
+    splits = {"train": rows_of(train, cameras), "test": rows_of(test, cameras)}
+    source = hitsz_files.write_dataset(folder / "source", splits=splits)
+    return hitsz_vcm.prepare(source, folder)
+
+
+def rows_of(
+    identities: Sequence[int], cameras: Sequence[int] = (1, 2, 3, 4)
+) -> list[hitsz_files.Row]:
+    """Two visible and two infrared tracklets an identity, by these cameras."""
+    return [
+        hitsz_files.Row(code, identity, camera, 1, 12 + identity % 3)
+        for identity in identities
+        for code, camera in zip((2, 2, 1, 1), cameras, strict=True)
+    ]
+
+
+def config(dataset_dir: pathlib.Path) -> ml_collections.ConfigDict:
+    """Twelve steps of a network of a few thousand parameters, in batches of eight pairs."""
+    config = star_synthetic_demo.get_config()
+    config.data.dir = str(dataset_dir)
+    config.data.frame_size = (64, 48)
+    config.data.clip_length = 2
+    config.data.identities_per_batch = 4
+    config.model.num_identities = 6
+    config.model.stage_sizes = (1, 1, 1, 1)
+    config.model.width = 4
+    config.optim.lr = config.optim.backbone_lr = 0.05
+    config.optim.clip_norm = 0.0
+    config.optim.epochs = 12
+    config.optim.warmup_epochs = 2
+    config.optim.decay_epochs = (10,)
+    config.eval.batch_size = 8
+    config.checkpoint.every_steps = 3
+    config.log_every_steps = 1
+    return config
+
+
+def backbone_file(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
+    """Made-up weights of the network's ResNet in torchvision's naming, as a file and as arrays."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv1.weight": (4, 3, 7, 7), "bn1": (4,)}
+    for stage, (before, width) in enumerate([(4, 4), (4, 8), (8, 16), (16, 32)], start=1):
+        block = f"layer{stage}.0"
+        shapes |= {f"{block}.conv1.weight": (width, before, 3, 3), f"{block}.bn1": (width,)}
+        shapes |= {f"{block}.conv2.weight": (width, width, 3, 3), f"{block}.bn2": (width,)}
+        if stage > 1:
+            shapes |= {f"{block}.downsample.0.weight": (width, before, 1, 1)}
+            shapes |= {f"{block}.downsample.1": (width,)}
+    arrays = {}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            arrays[name] = (rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype("f4")
+        else:
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                arrays[f"{name}.{part}"] = rng.uniform(0.5, 1.5, shape).astype("f4")
+    path = folder / "resnet.safetensors"
+    save_file(arrays, path)
+    return path, arrays
+
+
+def config_file(
+    folder: pathlib.Path, dataset_dir: pathlib.Path, *changes: str, name: str = "config.py"
+) -> pathlib.Path:
+    """The same as a file, for commands; changes are lines of Python such as `config.seed = 1`."""
+    lines = [
+        "import pathlib, sys",
+        f"sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})",
+        "import tiny",
+        "def get_config():",
+        f"    config = tiny.config(pathlib.Path({str(dataset_dir)!r}))",
+        *(f"    {change}" for change in changes),
+        "    return config",
+    ]
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n")
+    return path
