@@ -14,6 +14,7 @@ FOLDERS = ("star_jax", "data_pipelines", "configs", "launch", "benchmarks")
 # From below to above: a module imports from its own layer and from those before it.
 LAYERS = (
     ("data_pipelines.coco17", "data_pipelines.errors", "data_pipelines.pixels"),
+    ("data_pipelines.parts",),
     ("data_pipelines.schema",),
     ("data_pipelines.io",),
     ("data_pipelines.skeletons",),
