@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,22 +83,6 @@ def measure(part: str, devices: int, num_processes: int, *extra: str) -> dict[st
     return json.loads(line.removeprefix("[0] "))
 
 
-def made_up_batch(config: Any, pairs: int, rows: Sequence[int]) -> dict[str, Any]:
-    """Returns the rows of a batch of noise."""
-    data, rng = config.data, np.random.default_rng(0)
-
-    def clips() -> dict[str, np.ndarray]:
-        shape = (pairs, data.clip_length, *data.frame_size, 3)
-        keypoints = rng.random((pairs, data.clip_length, 17, 3)) * data.frame_size[1]
-        return {
-            "frames": rng.integers(0, 256, shape, np.uint8)[rows],
-            "keypoints": keypoints.astype(np.float32)[rows],
-        }
-
-    labels = np.repeat(np.arange(pairs // 2, dtype=np.int32), 2)[rows]
-    return {"visible": clips(), "infrared": clips(), "labels": labels}
-
-
 def prepare() -> tuple[Any, Any, Any, Any, int]:
     """Returns config, mesh, model, training step and pairs for the devices there are."""
     import jax
@@ -112,6 +95,8 @@ def prepare() -> tuple[Any, Any, Any, Any, int]:
     config = CONFIG.value
     pairs = PAIRS.value * jax.device_count()
     config.data.tracklets_per_identity, config.data.identities_per_batch = 2, pairs // 2
+    if config.model.num_identities is None:
+        config.model.num_identities = max(pairs // 2, 2)
     check_config(config)
     mesh = parallel.make_mesh(config)
     model = build_model(config.model)
@@ -123,12 +108,13 @@ def steps() -> dict[str, Any]:
     import jax
 
     from star_jax.distributed import parallel
-    from star_jax.training.steps import initial_state
+    from star_jax.training.steps import initial_state, random_batch
 
     config, mesh, model, train_step, pairs = prepare()
     shardings = parallel.batch_shardings(mesh)
     rows = parallel.local_rows(shardings["labels"], (pairs,))
-    batch = parallel.put(made_up_batch(config, pairs, rows), shardings, pairs)
+    batch = {name: array[rows] for name, array in random_batch(config, pairs).items()}
+    batch = parallel.put(batch, shardings, pairs)
     state = initial_state(config, model, 100, mesh)
     times = []
     for _ in range(STEPS.value + 2):
@@ -161,11 +147,11 @@ def host() -> dict[str, float]:
     from star_jax.distributed import parallel
     from star_jax.training import checkpoint
     from star_jax.training.metrics import MetricsWriter
-    from star_jax.training.steps import initial_state
+    from star_jax.training.steps import initial_state, random_batch
 
     config, mesh, model, train_step, pairs = prepare()
     shardings = parallel.batch_shardings(mesh)
-    batch = made_up_batch(config, pairs, range(pairs))
+    batch = random_batch(config, pairs)
     state = initial_state(config, model, 100, mesh)
     state, metrics = train_step(state, parallel.put(batch, shardings, pairs))
     jax.block_until_ready(metrics)

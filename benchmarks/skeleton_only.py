@@ -18,13 +18,15 @@ from ml_collections import config_flags
 from data_pipelines.loader import test_clips, train_batches
 from data_pipelines.records.reading import open_index
 from data_pipelines.sampling import steps_per_epoch
+from data_pipelines.schema import INFRARED, VISIBLE
 from star_jax.augment import random_crop_and_flip
 from star_jax.config import check_config
 from star_jax.evaluation.protocols import evaluate, format_table
 from star_jax.losses import batch_hard_triplet, cross_entropy
 from star_jax.models import build_model
-from star_jax.models.star import unit_length
+from star_jax.models.star import l2_normalize
 from star_jax.optim import make_optimizer
+from star_jax.training.loop import with_identities
 from star_jax.training.metrics import Progress
 from star_jax.training.steps import initial_variables, stream
 
@@ -47,8 +49,9 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     check_config(config)
     dataset = config.data.dir
-    model = build_model(config.model)
     train_index, test_index = open_index(dataset, "train"), open_index(dataset, "test")
+    config = with_identities(config, train_index.labels)
+    model = build_model(config.model)
     batch_options = {
         "identities_per_batch": config.data.identities_per_batch,
         "tracklets_per_identity": config.data.tracklets_per_identity,
@@ -67,7 +70,7 @@ def main(argv: list[str]) -> None:
     @jax.jit
     def train_step(params, batch_stats, opt_state, step, batch):
         key = jax.random.fold_in(jax.random.key(config.seed), step)
-        keypoints = jnp.concatenate([batch["visible"]["keypoints"], batch["infrared"]["keypoints"]])
+        keypoints = jnp.concatenate([batch["keypoints"][:, :, i] for i in (VISIBLE, INFRARED)])
         blank = jnp.zeros((*keypoints.shape[:2], *config.data.frame_size, 3), jnp.uint8)
         _, keypoints = random_crop_and_flip(
             stream(key, "crop"), blank, keypoints, padding=config.augment.padding
@@ -109,7 +112,7 @@ def main(argv: list[str]) -> None:
     @jax.jit
     def embed(keypoints):
         output = skeleton_of({"params": params, "batch_stats": batch_stats}, keypoints)
-        return unit_length(output.skeleton)
+        return l2_normalize(output.skeleton)
 
     num_tracklets = len(test_index.labels)
     embeddings = np.concatenate(

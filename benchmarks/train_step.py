@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from star_jax.config import check_config
 from star_jax.distributed.parallel import batch_shardings, make_mesh, put
 from star_jax.models import build_model
-from star_jax.training.steps import initial_state, make_train_step
+from star_jax.training.steps import initial_state, make_train_step, random_batch
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 STEPS = flags.DEFINE_integer("steps", 20, "Timed steps.", lower_bound=1)
@@ -28,20 +28,13 @@ def main(argv: list[str]) -> None:
     del argv
     config = CONFIG.value
     check_config(config)
+    if config.model.num_identities is None:
+        config.model.num_identities = 500  # as in HITSZ-VCM
     data = config.data
     mesh = make_mesh(config)
     model = build_model(config.model)
-    rng = np.random.default_rng(config.seed)
     pairs = data.identities_per_batch * data.tracklets_per_identity
-
-    def clips() -> dict[str, np.ndarray]:
-        height, width = data.frame_size
-        frames = rng.integers(0, 256, (pairs, data.clip_length, height, width, 3), np.uint8)
-        keypoints = rng.random((pairs, data.clip_length, 17, 3)) * [width, height, 1]
-        return {"frames": frames, "keypoints": keypoints.astype(np.float32)}
-
-    labels = np.repeat(np.arange(data.identities_per_batch), data.tracklets_per_identity)
-    batch = {"visible": clips(), "infrared": clips(), "labels": labels.astype(np.int32)}
+    batch = random_batch(config, pairs)
     batch = put(batch, batch_shardings(mesh), pairs)
     state = initial_state(config, model, 1, mesh)
     train_step = make_train_step(config, model, 1, mesh)

@@ -22,6 +22,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.sampling = "bupt_campus"
     config.data.frame_size = (256, 128)
     config.data.clip_length = 10
-    config.model.num_identities = 1074
     config.eval.protocol = "buptcampus/full"
     return config

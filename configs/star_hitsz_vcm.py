@@ -4,12 +4,14 @@ Command:
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/star_hitsz_vcm \
     --config.data.dir=data/hitsz_vcm/2.0.0 --config.init.backbone=resnet50.safetensors
 
-`--config.model.guidance=none` trains the baseline without skeletons; docs/config.md explains all
-keys. Pack the dataset with `launch/prepare.py` first. It is licensed, so no result of this config
-is claimed here; the authors report mAP 56.01 (infrared to visible) and 58.56 (visible to infrared).
+`--config.model.guidance=none --config.model.pooling=gem` trains the baseline without skeletons;
+docs/config.md explains all keys. Pack the dataset with `launch/prepare.py` first. It is licensed,
+so no result of this config is claimed here; the authors report mAP 56.01 (infrared to visible) and
+58.56 (visible to infrared).
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -33,13 +35,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.flip_probability = 0.5
     config.augment.erasing_probability = 0.5
     config.augment.style = True
+    config.augment.style_stages = (2, 3)
 
     config.model = ml_collections.ConfigDict()
-    config.model.num_identities = 500
-    config.model.block = "bottleneck"
-    config.model.stage_sizes = (3, 4, 6, 3)
-    config.model.width = 64
-    config.model.guidance = "both"
+    config.model.num_identities = config_dict.placeholder(int)  # those of the dataset
+    config.model.backbone = "resnet50"
+    config.model.backbone_options = ml_collections.ConfigDict()
+    config.model.guidance = "frame"
+    config.model.pooling = "guided"
+    config.model.gem_power = 3.0
     config.model.keypoints = "relative"
     config.model.graph_edges = "every_frame"
     config.model.dropout_rate = 0.3
@@ -58,6 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.losses.defense = 1.0
     config.losses.modality_consistency = 1.0
     config.losses.skeleton_consistency = 1.0
+    config.losses.extra = ()
 
     config.optim = ml_collections.ConfigDict()
     config.optim.lr = 0.1  # of new layers

@@ -22,10 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.padding = 4
     config.augment.erasing_probability = 0.25  # a small network in few steps does not overfit
 
-    config.model.num_identities = 300
-    config.model.block = "basic"
-    config.model.stage_sizes = (1, 1, 1, 1)
-    config.model.width = 16
+    config.model.backbone = "resnet18"
+    config.model.backbone_options.stage_sizes = (1, 1, 1, 1)
+    config.model.backbone_options.width = 16
     config.model.dtype = "float32"
 
     # Features that start from nothing have no scale of their own: at full weight these two losses

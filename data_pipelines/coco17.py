@@ -1,4 +1,6 @@
-"""The COCO-17 skeleton: joints, edges and mirror pairs."""
+"""The COCO-17 skeleton: joints, edges and mirror pairs, and which joints are detected."""
+
+from typing import Any
 
 JOINTS = (
     "nose",
@@ -45,3 +47,15 @@ EDGES = (
 
 # MIRROR[j] is the joint that joint j becomes when the picture is flipped left to right.
 MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
+
+
+def is_detected(keypoints: Any) -> Any:
+    """Returns which joints are detected, those whose confidence is above 0.
+
+    Args:
+      keypoints: float[..., 17, 3], x, y and confidence; of NumPy or JAX.
+
+    Returns:
+      bool[..., 17]; a frame without any has no skeleton.
+    """
+    return keypoints[..., 2] > 0

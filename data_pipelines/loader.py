@@ -13,7 +13,7 @@ import numpy as np
 from data_pipelines import schema
 from data_pipelines.errors import InputError
 from data_pipelines.records.reading import decode_clip, open_index, open_records
-from data_pipelines.sampling import BatchPlan, dense_clips, find_recipe, row_generator
+from data_pipelines.sampling import BatchPlan, dense_clips, find_sampler, row_generator
 
 CLIPS = ("first", "dense")  # which clips of a tracklet are embedded
 MAX_THREADS = 16  # the default; each holds a batch, 48 MB at 384 frames of 288 x 144
@@ -55,7 +55,7 @@ def train_batches(
       seed: of the run, not negative.
       start_step: number of the first batch.
       num_steps: how many batches.
-      sampling: how tracklets and frames are drawn, a key of `sampling.RECIPES`.
+      sampling: how tracklets and frames are drawn; see `sampling.find_sampler`.
       move_keypoints: see `reading.decode_clip`.
       rows: of the global batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
@@ -65,14 +65,14 @@ def train_batches(
       ValueError: fewer than P identities have tracklets of both modalities, or the dataset cannot
         be sampled in this way.
     """
-    recipe = find_recipe(sampling)
+    sampler = find_sampler(sampling)
     if rows is None:
         rows = range(identities_per_batch * tracklets_per_identity)
     index = open_index(dataset_dir, "train")
     records = open_records(dataset_dir, "train")
 
     def plan(step: int) -> BatchPlan:
-        return recipe.sample_batch(
+        return sampler.sample_batch(
             index,
             seed=seed,
             step=step,
@@ -80,24 +80,27 @@ def train_batches(
             tracklets_per_identity=tracklets_per_identity,
         )
 
-    def load_clips(step: int, positions: np.ndarray, modality: int) -> schema.Clips:
-        clips = _empty_clips(len(rows), clip_length, frame_size)
-        stream = schema.VISIBLE if recipe.aligned else modality
-        for place, row in enumerate(rows):
-            record = records[int(positions[row])]
-            rng = row_generator(seed, step, row, stream)
-            chosen = recipe.training_frames(len(record["frames"]), clip_length, rng)
-            clips["keypoints"][place] = decode_clip(
-                record, chosen, clips["frames"][place], move_keypoints=move_keypoints
-            )
-        return clips
-
     def load_batch(step: int) -> schema.TrainBatch:
         tracklets = plan(step)
+        positions = np.stack([tracklets.visible, tracklets.infrared], axis=1)[list(rows)]
+        axes = (len(rows), clip_length, len(schema.MODALITIES))
+        frames = np.zeros((*axes, *frame_size, 3), np.uint8)
+        keypoints = np.zeros((*axes, schema.NUM_JOINTS, 3), np.float32)
+        for place, row in enumerate(rows):
+            for modality in (schema.VISIBLE, schema.INFRARED):
+                record = records[int(positions[place, modality])]
+                stream = schema.VISIBLE if sampler.aligned else modality
+                rng = row_generator(seed, step, row, stream)
+                chosen = sampler.training_frames(len(record["frames"]), clip_length, rng)
+                keypoints[place, :, modality] = decode_clip(
+                    record, chosen, frames[place, :, modality], move_keypoints=move_keypoints
+                )
         return schema.TrainBatch(
-            visible=load_clips(step, tracklets.visible, schema.VISIBLE),
-            infrared=load_clips(step, tracklets.infrared, schema.INFRARED),
+            frames=frames,
+            keypoints=keypoints,
             labels=tracklets.labels[list(rows)],
+            cameras=index.cameras[positions],
+            positions=positions.astype(np.int32),
         )
 
     plan(start_step)  # raises here, not in a thread, if the index cannot fill a batch
@@ -129,7 +132,7 @@ def test_clips(
       split: of the dataset.
       mode: "first" takes one clip a tracklet, "dense" all consecutive ones
         (`sampling.dense_clips`), so that a position comes up several times.
-      sampling: which frames make the one clip, a key of `sampling.RECIPES`.
+      sampling: which frames make the one clip; see `sampling.find_sampler`.
       move_keypoints: see `reading.decode_clip`.
       rows: of each batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
@@ -141,7 +144,7 @@ def test_clips(
     """
     if mode not in CLIPS:
         raise InputError(f"mode {mode!r}: the modes are 'first' and 'dense'")
-    recipe = find_recipe(sampling)
+    sampler = find_sampler(sampling)
     num_frames = open_index(dataset_dir, split).num_frames
     records = open_records(dataset_dir, split)
     clips: list[tuple[int, np.ndarray]] = []
@@ -150,7 +153,7 @@ def test_clips(
             raise IndexError(f"tracklet {position}: the {split} split holds {len(num_frames)}")
         length = int(num_frames[position])
         if mode == "first":
-            clips.append((position, recipe.test_frames(length, clip_length)))
+            clips.append((position, sampler.test_frames(length, clip_length)))
         else:
             clips.extend((position, clip) for clip in dense_clips(length, clip_length))
 
@@ -158,8 +161,10 @@ def test_clips(
         rows = range(batch_size)
 
     def load_batch(number: int) -> TestBatch:
+        axes = (len(rows), clip_length)
         batch = TestBatch(
-            **_empty_clips(len(rows), clip_length, frame_size),
+            frames=np.zeros((*axes, *frame_size, 3), np.uint8),
+            keypoints=np.zeros((*axes, schema.NUM_JOINTS, 3), np.float32),
             position=np.full(len(rows), -1, np.int32),
         )
         record = None
@@ -176,13 +181,6 @@ def test_clips(
         return batch
 
     return _load_ahead(load_batch, 0, -(-len(clips) // batch_size), num_threads)
-
-
-def _empty_clips(batch_size: int, clip_length: int, frame_size: tuple[int, int]) -> schema.Clips:
-    return schema.Clips(
-        frames=np.zeros((batch_size, clip_length, *frame_size, 3), np.uint8),
-        keypoints=np.zeros((batch_size, clip_length, schema.NUM_JOINTS, 3), np.float32),
-    )
 
 
 def _load_ahead(load_batch: Any, start: int, stop: int, num_threads: int | None) -> Iterator[Any]:

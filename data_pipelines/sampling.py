@@ -1,7 +1,7 @@
 """Which tracklets and which frames make a batch: pure functions of (seed, step), NumPy only.
 
 Nothing here keeps a state, so a run resumes exactly at any step and on any number of processes.
-Datasets are sampled in different ways in the literature: see `RECIPES`.
+Datasets are sampled in different ways in the literature: see `SAMPLERS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
+from data_pipelines.parts import find_part
 
 # The last word of the random counter names what is drawn: the frames of a row of either modality
 # (its number), or the tracklets of the whole batch.
@@ -228,7 +229,7 @@ def sample_pairs(
     )
 
 
-class Recipe(NamedTuple):
+class Sampler(NamedTuple):
     """How a dataset is sampled.
 
     Attributes:
@@ -244,17 +245,15 @@ class Recipe(NamedTuple):
     aligned: bool
 
 
-RECIPES: Mapping[str, Recipe] = {
-    "hitsz_vcm": Recipe(sample_batch, training_frames, test_frames, aligned=False),
-    "bupt_campus": Recipe(sample_pairs, sorted_training_frames, spread_test_frames, aligned=True),
+SAMPLERS: Mapping[str, Sampler] = {
+    "hitsz_vcm": Sampler(sample_batch, training_frames, test_frames, aligned=False),
+    "bupt_campus": Sampler(sample_pairs, sorted_training_frames, spread_test_frames, aligned=True),
 }
 
 
-def find_recipe(name: str) -> Recipe:
-    """Returns the recipe of a name; raises ValueError if there is none."""
-    if name not in RECIPES:
-        raise InputError(f"sampling {name!r} is unknown; choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]
+def find_sampler(name: str) -> Sampler:
+    """Returns the sampler of a name, or at a path; raises InputError if there is none."""
+    return find_part(SAMPLERS, name, "config.data.sampling", needs=Sampler._fields)
 
 
 def steps_per_epoch(

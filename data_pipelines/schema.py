@@ -50,19 +50,18 @@ class Record(TypedDict):
     frame_ids: list[str]  # the frames' paths relative to the dataset's root
 
 
-class Clips(TypedDict):
-    """Clips of T frames each, one a tracklet."""
-
-    frames: Any  # uint8[B, T, H, W, 3], RGB
-    keypoints: Any  # float32[B, T, 17, 3]: x, y in pixels of the H x W frame, confidence
-
-
 class TrainBatch(TypedDict):
-    """A training batch: row b of both modalities shows the same identity."""
+    """A training batch of B pairs of clips, one of each modality, of the same identity.
 
-    visible: Clips
-    infrared: Clips
+    Axis 2 is the modality, by its number. After the time axis, so that a batch split over devices
+    by pairs, and pairs by time, leaves each device its share of both modalities in one piece.
+    """
+
+    frames: Any  # uint8[B, T, 2, H, W, 3], RGB
+    keypoints: Any  # float32[B, T, 2, 17, 3]: x, y in pixels of the H x W frame, confidence
     labels: Any  # int32[B]
+    cameras: Any  # int32[B, 2]
+    positions: Any  # int32[B, 2], the tracklets in the index of the training split
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ Pixel convention: the centre of the top left pixel is (0, 0), so that the joint 
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.coco17 import MIRROR
+from data_pipelines.coco17 import MIRROR, is_detected
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _ERASING_ATTEMPTS = 10
 
 
-def normalise(frames: jax.Array) -> jax.Array:
+def normalize(frames: jax.Array) -> jax.Array:
     """Scales frames of 0 to 255 to ImageNet's mean and standard deviation.
 
     Args:
@@ -87,7 +87,7 @@ def random_crop_and_flip(
     moved = jnp.stack([x, y, confidence], axis=-1)
     mirrored = jnp.stack([width - 1 - x, y, confidence], axis=-1)[..., jnp.array(MIRROR), :]
     moved = jnp.where(flips[..., None, None], mirrored, moved)
-    return cropped, jnp.where(moved[..., 2:] > 0, moved, jnp.zeros_like(moved))
+    return cropped, jnp.where(is_detected(moved)[..., None], moved, jnp.zeros_like(moved))
 
 
 def random_erasing(

@@ -6,6 +6,7 @@ docs/config.md is made from the table `KEYS`; after a change of it, write the fi
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,11 @@ from ml_collections import config_dict
 
 from data_pipelines.errors import InputError
 
+# Of `star_jax.models.backbones`; not imported, so that a config is checked without starting JAX.
+BACKBONES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101"),
+    *("resnet50_ibn_a", "vit_tiny", "vit_small", "vit_base"),
+)
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -46,17 +52,27 @@ def integer(least: int, most: int = INT32_MAX) -> Values:
     )
 
 
-def integers(least: int, most: int = INT32_MAX, *, count: int | None = None) -> Values:
-    """Returns the tuples and lists of `count` integers of a range; of ascending ones if None."""
-    many = "ascending" if count is None else str(count)
+def integers(
+    least: int, most: int = INT32_MAX, *, count: int | None = None, ascending: bool = False
+) -> Values:
+    """Returns the tuples and lists of integers of a range.
+
+    Args:
+      least: of each integer.
+      most: of each integer.
+      count: how many; any number if None.
+      ascending: whether each must be larger than the one before.
+    """
+    words = [str(count)] * (count is not None) + ["ascending"] * ascending
     one = integer(least, most)
 
     def include(value: Any) -> bool:
         if not isinstance(value, list | tuple) or not all(map(one.include, value)):
             return False
-        return list(value) == sorted(set(value)) if count is None else len(value) == count
+        in_order = not ascending or list(value) == sorted(set(value))
+        return in_order and count in (None, len(value))
 
-    return Values(f"a tuple of {many} integers {span(least, most)}", include)
+    return Values(f"a tuple of {' '.join(words)} integers {span(least, most)}", include)
 
 
 def span(least: int, most: int) -> str:
@@ -97,6 +113,48 @@ def choice(*names: str) -> Values:
     )
 
 
+def part(*names: str) -> Values:
+    """Returns names of parts, and paths of parts of other packages; those are looked up later."""
+    return Values(
+        f"{', '.join(map(repr, names))} or 'package.module:object'",
+        lambda value: (
+            isinstance(value, str)
+            and value.isprintable()
+            and (value in names or bool(re.fullmatch(r"[\w.]+:\w+", value)))
+        ),
+    )
+
+
+def options() -> Values:
+    """Returns sections whose keys are a part's own; the part checks them."""
+    return Values(
+        "a section of options",
+        lambda value: isinstance(value, Mapping | ml_collections.ConfigDict),
+    )
+
+
+def optional(values: Values) -> Values:
+    """Returns some values, and None."""
+    return Values(
+        f"{values.text}, or None", lambda value: value is None or bool(values.include(value))
+    )
+
+
+def weighted_parts() -> Values:
+    """Returns tuples of pairs: the path of a part of another package, and its weight."""
+
+    def include(value: Any) -> bool:
+        return isinstance(value, list | tuple) and all(
+            isinstance(pair, list | tuple)
+            and len(pair) == 2
+            and part().include(pair[0])
+            and NOT_NEGATIVE.include(pair[1])
+            for pair in value
+        )
+
+    return Values("a tuple of pairs ('package.module:object', weight)", include)
+
+
 POSITIVE = number("a number above 0", lambda x: x > 0)
 NOT_NEGATIVE = number("a number of 0 or more", lambda x: x >= 0)
 BELOW_ONE = number("a number from 0 to below 1", lambda x: 0 <= x < 1)
@@ -121,7 +179,7 @@ KEYS: Mapping[str, Key] = {
         text(1), "The packed dataset: what `launch/prepare.py` names, or its `gs://` address."
     ),
     "data.sampling": Key(
-        choice("hitsz_vcm", "bupt_campus"),
+        part("hitsz_vcm", "bupt_campus"),
         "How tracklets and frames are drawn. `hitsz_vcm`: tracklets of both modalities apart, one "
         "frame of each of T equal chunks. `bupt_campus`: aligned pairs of tracklets, the same T "
         "frames in both.",
@@ -163,22 +221,38 @@ KEYS: Mapping[str, Key] = {
         "Style gains on the frames, and the second pass with disturbed style, which the losses "
         "`disturbed_identity` and `defense` need.",
     ),
+    "augment.style_stages": Key(
+        integers(1, 100, count=2, ascending=True),
+        "Stages of the backbone after which style is disturbed: after the first by a frame of the "
+        "same modality, after the second by one of the other.",
+    ),
     "model.num_identities": Key(
-        integer(2, 10**7),
-        "Identities that the classifiers tell apart: those of the training split.",
+        optional(integer(2, 10**7)),
+        "Identities that the classifiers distinguish. None takes those of the training split, from "
+        "which a number must not differ.",
     ),
-    "model.block": Key(
-        choice("bottleneck", "basic"),
-        "Residual block; C is 32 * width with `bottleneck`, 8 * width with `basic`.",
+    "model.backbone": Key(
+        part(*BACKBONES),
+        "From frames to features of frames.",
     ),
-    "model.stage_sizes": Key(
-        integers(1, 200, count=4), "Residual blocks of each stage; `(3, 4, 6, 3)` is a ResNet-50."
+    "model.backbone_options": Key(
+        options(),
+        "Values for the backbone's own attributes. The ResNets have `stage_sizes` (blocks of each "
+        "of four stages) and `width` (channels of the stems), the 50 and 101 also `ibn`.",
     ),
-    "model.width": Key(integer(1, 1024), "Channels of the stems and of stage 1."),
     "model.guidance": Key(
-        choice("none", "frame", "sequence", "both"),
-        "What the skeletons guide. `none` is the network without skeletons, which leaves out the "
-        "losses `modality_consistency` and `skeleton_consistency`.",
+        part("frame", "none"),
+        "What refines the features of frames: `frame`, by the skeletons; `none`, nothing. Without "
+        "it, and with a pooling other than `guided`, the network has no skeleton branch, and the "
+        "losses `modality_consistency` and `skeleton_consistency` are left out.",
+    ),
+    "model.pooling": Key(
+        part("guided", "gem", "mean", "max"),
+        "From the features of frames to those of a tracklet: `guided`, generalized means that the "
+        "skeletons weigh; `gem`, one generalized mean; `mean`; `max`.",
+    ),
+    "model.gem_power": Key(
+        number("a number of 1 or more", lambda x: x >= 1), "Power of the pooling `gem`."
     ),
     "model.keypoints": Key(
         choice("relative", "pixels"),
@@ -233,6 +307,10 @@ KEYS: Mapping[str, Key] = {
         NOT_NEGATIVE,
         "Weight of the divergence of the joints' features from the edges'; needs guidance.",
     ),
+    "losses.extra": Key(
+        weighted_parts(),
+        "Losses of other packages with their weights; see `star_jax/losses.py`.",
+    ),
     "optim.lr": Key(POSITIVE, "Learning rate of all layers but the backbone, after warm-up."),
     "optim.backbone_lr": Key(
         NOT_NEGATIVE, "Learning rate of the stems and the four stages; 0 freezes their parameters."
@@ -248,7 +326,8 @@ KEYS: Mapping[str, Key] = {
         integer(0), "Epochs in which both learning rates rise linearly to their values."
     ),
     "optim.decay_epochs": Key(
-        integers(0), "Epochs from which on both learning rates are a tenth of what they were."
+        integers(0, ascending=True),
+        "Epochs from which on both learning rates are a tenth of what they were.",
     ),
     "optim.epochs": Key(integer(1, 10**6), "Epochs of training."),
     "parallel.fsdp": Key(
@@ -257,7 +336,7 @@ KEYS: Mapping[str, Key] = {
         "groups of devices that share the pairs of a batch.",
     ),
     "eval.protocol": Key(
-        choice("hitsz_vcm/v1", "buptcampus/full", "buptcampus/official-bs64"),
+        part("hitsz_vcm/v1", "buptcampus/full", "buptcampus/official-bs64"),
         "Who is query and who is gallery, and what is reported.",
     ),
     "eval.batch_size": Key(
@@ -324,21 +403,23 @@ def check_together(config: ml_collections.ConfigDict) -> None:
             f"height and width in config.data.frame_size, which is {size}"
         )
     identities, batch = config.model.num_identities, config.data.identities_per_batch
-    if batch > identities:
+    if identities is not None and batch > identities:
         raise InputError(
             f"config.data.identities_per_batch is {batch}: use at most {identities}, which is "
             "config.model.num_identities"
         )
-    computed = list(config.losses)
+    computed = [name for name in config.losses if name != "extra"]
     if not config.augment.style:
         computed = [name for name in computed if name not in DISTURBED_LOSSES]
-    if config.model.guidance == "none":
+    if config.model.guidance == "none" and config.model.pooling in ("gem", "mean", "max"):
         computed = [name for name in computed if name not in SKELETON_LOSSES]
-    if not any(config.losses[name] for name in computed):
+    weights = [config.losses[name] for name in computed]
+    if not any(weights + [weight for _, weight in config.losses.extra]):
         raise InputError(
             f"config.losses is 0 for {', '.join(computed)}: use a number above 0 for one of them "
-            f"(config.model.guidance is {config.model.guidance!r} and config.augment.style is "
-            f"{config.augment.style}, so that there are no other losses)"
+            f"(config.model.guidance is {config.model.guidance!r}, config.model.pooling is "
+            f"{config.model.pooling!r} and config.augment.style is {config.augment.style}, so that "
+            "there are no other losses)"
         )
 
 

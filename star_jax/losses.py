@@ -1,22 +1,31 @@
-"""STAR's losses: one function a loss, keyword arguments, arrays in, a float32 scalar out."""
+"""STAR's losses, and any others by name.
+
+The upper half are formulas: keyword arguments, arrays in, a float32 scalar out. Below, each entry
+of `LOSSES` is a function of `(output, batch, step)`:
+
+- output: the `StarOutput` of B pairs of tracklets; the modalities are an axis of its arrays;
+- batch: the `TrainBatch` on the device: `labels` int32[B], `cameras` and `positions` int32[B, 2],
+  and the frames and keypoints as they were loaded;
+- step: int32[], steps done.
+
+It returns a float32 scalar, or None where the network lacks what the loss is of. A loss with
+parameters or a state of its own is a Flax module with the same call: its parameters are trained
+with `config.optim.lr`, its other collections are kept as the call leaves them, and both are saved.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
-from star_jax.models.star import StarOutput
+from data_pipelines.parts import find_part
+from star_jax.models.star import StarOutput, build_part
 
-NAMES = (
-    "identity",
-    "triplet",
-    "frame_identity",
-    "disturbed_identity",
-    "defense",
-    "modality_consistency",
-    "skeleton_consistency",
-)
+Batch = Mapping[str, Any]
 
 
 def cross_entropy(*, logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -87,38 +96,137 @@ def skeleton_consistency(*, joints: jax.Array, edges: jax.Array) -> jax.Array:
     return (jnp.exp(target) * (target - prediction)).sum(-1).mean()
 
 
-def star_losses(
-    output: StarOutput, labels: jax.Array, weights: Mapping[str, float]
-) -> dict[str, jax.Array]:
-    """The losses of a paired batch that have a weight, unweighted, and their weighted `total`.
+def labels_like(logits: jax.Array, batch: Batch) -> jax.Array:
+    """Returns the label of each row of logits [B, ..., N]: int32[B, ...]."""
+    labels = batch["labels"]
+    return jnp.broadcast_to(
+        labels.reshape(-1, *[1] * (logits.ndim - 2)), (len(labels), *logits.shape[1:-1])
+    )
+
+
+def identity_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array:
+    """Returns the cross entropy of the tracklets' identities."""
+    del step
+    return cross_entropy(logits=output.logits, labels=labels_like(output.logits, batch))
+
+
+def triplet_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array:
+    """Returns the batch-hard triplet loss of the tracklets' features z, of both modalities."""
+    del step
+    labels = labels_like(output.tracklet, batch).ravel()
+    embeddings = output.tracklet.reshape(len(labels), -1)
+    return batch_hard_triplet(embeddings=embeddings, labels=labels)
+
+
+def frame_identity_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array:
+    """Returns the cross entropy of the frames' identities."""
+    del step
+    logits = output.frame_logits
+    return cross_entropy(logits=logits, labels=labels_like(logits, batch))
+
+
+def disturbed_identity_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array | None:
+    """Returns the cross entropy of the frames' identities with disturbed style."""
+    del step
+    logits = output.disturbed_logits
+    if logits is None:
+        return None
+    return cross_entropy(logits=logits, labels=labels_like(logits, batch))
+
+
+def defense_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array | None:
+    """Returns the distance of the frames' features to those with disturbed style."""
+    del batch, step
+    if output.disturbed is None:
+        return None
+    return defense(features=output.frame_features, disturbed=output.disturbed)
+
+
+def modality_consistency_loss(
+    output: StarOutput, batch: Batch, step: jax.Array
+) -> jax.Array | None:
+    """Returns the divergence of the skeletons' identities between the modalities of a pair."""
+    del batch, step
+    logits = output.skeleton_logits
+    if logits is None:
+        return None
+    return modality_consistency(visible_logits=logits[:, 0], infrared_logits=logits[:, 1])
+
+
+def skeleton_consistency_loss(
+    output: StarOutput, batch: Batch, step: jax.Array
+) -> jax.Array | None:
+    """Returns the divergence of the joints' features from the edges'."""
+    del batch, step
+    if output.graph is None or output.edges_last is None:
+        return None
+    return skeleton_consistency(joints=output.graph, edges=output.edges_last)
+
+
+LOSSES: Mapping[str, Any] = {
+    "identity": identity_loss,
+    "triplet": triplet_loss,
+    "frame_identity": frame_identity_loss,
+    "disturbed_identity": disturbed_identity_loss,
+    "defense": defense_loss,
+    "modality_consistency": modality_consistency_loss,
+    "skeleton_consistency": skeleton_consistency_loss,
+}
+
+
+class Losses(nn.Module):
+    """All losses of an experiment; `build_losses` makes it from a config.
+
+    Attributes:
+      parts: name, weight and function or module of each loss.
+    """
+
+    parts: tuple[tuple[str, float, Any], ...]
+
+    @property
+    def has_state(self) -> bool:
+        """Whether any loss has parameters or a state."""
+        return any(isinstance(part, nn.Module) for _, _, part in self.parts)
+
+    @nn.compact
+    def __call__(self, output: StarOutput, batch: Batch, step: jax.Array) -> dict[str, jax.Array]:
+        """Returns the losses by name, unweighted, and their weighted `total`.
+
+        Args:
+          output: of a training pass of B pairs.
+          batch: a `TrainBatch` of B pairs.
+          step: int32[], steps done.
+        """
+        values, total = {}, jnp.float32(0)
+        for name, weight, part in self.parts:
+            loss = part.copy(name=name) if isinstance(part, nn.Module) else part
+            value = loss(output, batch, step)
+            if value is not None:
+                values[name] = value
+                total += weight * value
+        return {**values, "total": total}
+
+
+def build_losses(config: ml_collections.ConfigDict) -> Losses:
+    """Returns the losses of an experiment that have a weight.
+
+    A module is made with those values of `config.model` that it has as attributes, for instance
+    `num_identities`. It is named by what is after the colon.
 
     Args:
-      output: of a paired training pass: even rows visible, odd rows infrared.
-      labels: int32[B], the identity of each pair.
-      weights: by the names in `NAMES`; 0 leaves a loss out. Losses of a branch that the network
-        lacks (skeleton losses of a network without guidance) are left out, too.
+      config: an experiment; `losses` and `model` are read.
+
+    Raises:
+      InputError: there is no such loss, or it cannot be made.
     """
-    rows = jnp.repeat(labels, 2)
-    frames = jnp.broadcast_to(rows[:, None], output.frame_logits.shape[:2])
-    losses = {
-        "identity": lambda: cross_entropy(logits=output.logits, labels=rows),
-        "triplet": lambda: batch_hard_triplet(embeddings=output.tracklet, labels=rows),
-        "frame_identity": lambda: cross_entropy(logits=output.frame_logits, labels=frames),
-    }
-    if output.disturbed is not None and output.disturbed_logits is not None:
-        disturbed, disturbed_logits = output.disturbed, output.disturbed_logits
-        losses |= {
-            "disturbed_identity": lambda: cross_entropy(logits=disturbed_logits, labels=frames),
-            "defense": lambda: defense(features=output.frame_features, disturbed=disturbed),
-        }
-    skeleton_logits, joints, edges = output.skeleton_logits, output.graph, output.edges_last
-    if skeleton_logits is not None and joints is not None and edges is not None:
-        losses |= {
-            "modality_consistency": lambda: modality_consistency(
-                visible_logits=skeleton_logits[0::2], infrared_logits=skeleton_logits[1::2]
-            ),
-            "skeleton_consistency": lambda: skeleton_consistency(joints=joints, edges=edges),
-        }
-    values = {name: loss() for name, loss in losses.items() if weights[name]}
-    total = sum((weights[name] * value for name, value in values.items()), jnp.float32(0))
-    return {**values, "total": total}
+    weights = {name: weight for name, weight in config.losses.items() if name != "extra"}
+    parts = []
+    for path, weight in (*weights.items(), *config.losses.extra):
+        where = "config.losses.extra" if path not in weights else f"config.losses.{path}"
+        if not weight:
+            continue
+        part = find_part(LOSSES, path, where)
+        if isinstance(part, type):
+            part = build_part(part, config.model.to_dict(), {}, f"{where}: {path}")
+        parts.append((path.rpartition(":")[2], float(weight), part))
+    return Losses(tuple(parts))

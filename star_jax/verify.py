@@ -26,13 +26,14 @@ from data_pipelines.io.progress import with_progress
 from star_jax import golden
 from star_jax.distributed.parallel import batch_shardings, make_mesh, put
 from star_jax.golden import reference_arrays
-from star_jax.losses import star_losses
+from star_jax.losses import build_losses
 from star_jax.models import StarOutput, StyleSources, build_model
-from star_jax.training.steps import initial_state, make_train_step
+from star_jax.training.steps import initial_state, make_train_step, random_batch
 from star_jax.weights import from_authors
 
 GOLDEN = pathlib.Path(golden.__file__).parent
 MODALITIES = ("visible", "infrared")
+PER_FRAME = ("frame_features", "disturbed", "edges", "guided", "frame_logits", "disturbed_logits")
 
 # The largest differences that are right: of a tensor by its largest magnitude, of a loss and of a
 # gradient's norm by the number itself.
@@ -264,8 +265,10 @@ def training_differences(
                 lambda tree, key: tree[key], RUNNING[rest].split("/"), statistics
             )
             return relative_difference(layer[kind.removeprefix("running_")], expected)
-        rows = getattr(output, name)
-        return relative_difference(np.concatenate([rows[0::2], rows[1::2]]), expected)
+        pairs = getattr(output, name)
+        axis = 2 if name in PER_FRAME else 1
+        visible_then_infrared = np.concatenate([pairs.take(i, axis) for i in (0, 1)])
+        return relative_difference(visible_then_infrared, expected)
 
     return {name: difference(name, expected) for name, expected in sorted(numbers.items())}
 
@@ -276,8 +279,7 @@ def training_pass(
     """What one training pass over four pairs of tracklets computes, without any chance in it.
 
     Returns:
-      Losses, output (even rows visible), new running statistics, and gradients by the authors'
-      names.
+      Losses, output of the pairs, new running statistics, and gradients by the authors' names.
     """
     pairs, clip_length, num_identities = 4, 12, 10
     config = reference_config(config, num_identities, dtype)
@@ -285,11 +287,9 @@ def training_pass(
     clips = [
         inputs(seed, "train.", modality, pairs, clip_length, 64, 32) for modality in MODALITIES
     ]
-    frames, keypoints = (
-        jnp.stack(both, axis=1).reshape(2 * pairs, *both[0].shape[1:])
-        for both in zip(*clips, strict=True)
-    )
-    labels = jnp.array([0, 0, 1, 1])
+    frames, keypoints = (jnp.stack(both, axis=2) for both in zip(*clips, strict=True))
+    losses: Any = build_losses(config)
+    batch = {"labels": jnp.array([0, 0, 1, 1])}
     index = np.arange(pairs * clip_length * 2)
     style = StyleSources(same=jnp.array(index), other=jnp.array(index ^ 1))
     arrays = state_dict(seed, num_identities)
@@ -300,13 +300,12 @@ def training_pass(
             from_authors({**fixed, **trained}, config.model),
             frames,
             keypoints,
-            modality="paired",
             train=True,
             style=style,
             mutable=["batch_stats"],
         )
-        losses = star_losses(output, labels, config.losses)
-        return losses["total"], (losses, output, updates["batch_stats"])
+        values = losses.apply({}, output, batch, jnp.int32(0))
+        return values["total"], (values, output, updates["batch_stats"])
 
     trained = {k: jnp.asarray(v) for k, v in arrays.items() if k not in fixed}
     gradients, others = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(trained))
@@ -372,21 +371,15 @@ def small_step(
 ) -> Any:
     """State and metrics after a step of a small network with style, dropout and augmentation."""
     config = config.copy_and_resolve_references()
-    small = {"block": "basic", "stage_sizes": (1, 1, 1, 1), "width": 8}
-    config.model.update(small | {"num_identities": num_identities, "dtype": "float32"})
+    config.model.backbone = "resnet18"
+    config.model.backbone_options = {"stage_sizes": (1, 1, 1, 1), "width": 8}
+    config.model.update({"num_identities": num_identities, "dtype": "float32"})
     config.data.update({"frame_size": (64, 48), "clip_length": 2})
     config.data.update({"identities_per_batch": num_identities, "tracklets_per_identity": 2})
     mesh = make_mesh(config, devices)
     model = build_model(config.model)
-    rng, pairs = np.random.default_rng(0), 2 * num_identities
-
-    def clips() -> dict[str, np.ndarray]:
-        keypoints = rng.uniform(0, 48, (pairs, 2, 17, 3)).astype(np.float32)
-        frames = rng.integers(0, 256, (pairs, 2, 64, 48, 3)).astype(np.uint8)
-        return {"frames": frames, "keypoints": keypoints}
-
-    labels = np.repeat(np.arange(num_identities, dtype=np.int32), 2)
-    batch = {"visible": clips(), "infrared": clips(), "labels": labels}
+    pairs = 2 * num_identities
+    batch = random_batch(config, pairs)
     step = make_train_step(config, model, 1, mesh)
     state = initial_state(config, model, 1, mesh)
     return jax.device_get(step(state, put(batch, batch_shardings(mesh), pairs)))

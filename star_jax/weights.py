@@ -20,9 +20,10 @@ import safetensors
 from data_pipelines.errors import InputError, MissingPackageError
 from data_pipelines.io.remote import locate, naming_failures
 from star_jax.finite import find_not_finite
-from star_jax.models import build_model
-from star_jax.models.guidance import NUM_HEADS, POWERS
-from star_jax.models.resnet import num_channels
+from star_jax.models import Star, build_model
+from star_jax.models.guidance import NUM_HEADS, FrameGuidance
+from star_jax.models.pooling import POWERS, GuidedPooling
+from star_jax.models.resnet import ResNet
 
 SAFETENSORS_DTYPES: dict[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
@@ -62,13 +63,17 @@ def from_authors(state_dict: Mapping[str, Any], config: ml_collections.ConfigDic
     Raises:
       ValueError: naming the arrays that are missing, unknown or of another shape.
     """
-    entries = [*backbone_entries(config, AUTHORS_STEMS, "base_resnet.base."), *head_entries()]
-    if config.guidance != "none":
-        entries += skeleton_entries(num_channels(config.block, config.width))
-    expected = abstract_variables(config)
+    model = build_model(config)
+    if not isinstance(model.backbone, ResNet):
+        raise InputError(f"config.model.backbone is {config.backbone!r}: the authors' is a ResNet")
+    entries = list(backbone_entries(model.backbone, AUTHORS_STEMS, "base_resnet.base."))
+    entries += head_entries()
+    if model.uses_skeletons:
+        entries += skeleton_entries(model.backbone.num_channels)
+    expected = abstract_variables(model)
     entries = [entry for entry in entries if entry[0] in expected]
-    optional = NEVER_USED + SKELETON if config.guidance != "both" else NEVER_USED
-    return convert(state_dict, entries, expected, optional)
+    whole = isinstance(model.guidance, FrameGuidance) and isinstance(model.pooling, GuidedPooling)
+    return convert(state_dict, entries, expected, NEVER_USED if whole else NEVER_USED + SKELETON)
 
 
 def from_torchvision_resnet50(
@@ -86,10 +91,15 @@ def from_torchvision_resnet50(
     Raises:
       ValueError: naming the arrays that are missing, unknown or of another shape.
     """
-    entries = list(backbone_entries(config, {"stem_visible": "", "stem_infrared": ""}, ""))
+    model = build_model(config)
+    if not isinstance(model.backbone, ResNet):
+        raise InputError(
+            f"config.init.backbone: no import for config.model.backbone {config.backbone!r}"
+        )
+    entries = list(backbone_entries(model.backbone, {"stem_visible": "", "stem_infrared": ""}, ""))
     expected = {
         path: array
-        for path, array in abstract_variables(config).items()
+        for path, array in abstract_variables(model).items()
         if path.split("/")[1] == "backbone"
     }
     backbone = convert(state_dict, entries, expected, NEVER_USED)
@@ -223,15 +233,13 @@ def convolution_entry(path: str, name: str, *, projection: bool) -> Entry:
     return f"params/{path}/kernel", (f"{name}.weight",), lambda x: x.transpose(2, 3, 1, 0)
 
 
-def backbone_entries(
-    config: ml_collections.ConfigDict, stems: Mapping[str, str], trunk: str
-) -> Iterator[Entry]:
+def backbone_entries(backbone: ResNet, stems: Mapping[str, str], trunk: str) -> Iterator[Entry]:
     """The stems and the stages, with the PyTorch prefix of each."""
     for stem, prefix in stems.items():
         yield convolution_entry(f"backbone/{stem}/conv", f"{prefix}conv1", projection=False)
         yield from norm_entries(f"backbone/{stem}/bn", f"{prefix}bn1")
-    bottleneck = config.block == "bottleneck"
-    for stage, num_blocks in enumerate(config.stage_sizes, start=1):
+    bottleneck = backbone.block == "bottleneck"
+    for stage, num_blocks in enumerate(backbone.stage_sizes, start=1):
         for block in range(num_blocks):
             path, name = f"backbone/stage{stage}/block{block}", f"{trunk}layer{stage}.{block}"
             for i in range(1, 4 if bottleneck else 3):
@@ -246,9 +254,9 @@ def backbone_entries(
 
 def head_entries() -> Iterator[Entry]:
     """The global and the frame head."""
-    for ours, theirs in (("global", "global"), ("frame", "local")):
-        yield from norm_entries(f"{ours}_norm", f"{theirs}_bottleneck", learned_bias=False)
-        yield f"params/{ours}_classifier/kernel", (f"{theirs}_classifier.weight",), transpose
+    for ours, theirs in (("", "global"), ("frame_", "local")):
+        yield from norm_entries(f"{ours}bnneck", f"{theirs}_bottleneck", learned_bias=False)
+        yield f"params/{ours}classifier/kernel", (f"{theirs}_classifier.weight",), transpose
 
 
 def skeleton_entries(channels: int) -> Iterator[Entry]:
@@ -272,18 +280,18 @@ def skeleton_entries(channels: int) -> Iterator[Entry]:
         yield f"{path}/sender", (f"{name}.att_src",), squeeze
         yield f"{path}/receiver", (f"{name}.att_dst",), squeeze
         yield f"{path}/bias", (f"{name}.bias",), unchanged
-    yield from norm_entries("skeleton_norm", "pose_bottleneck")
+    yield from norm_entries("skeleton_bnneck", "pose_bottleneck")
     yield from linear_entries("skeleton_classifier", "pose_classifier")
 
     for ours, theirs in (
         ("edges_to_features", "cross_attn"),
         ("features_to_edges", "reverse_cross_attn"),
     ):
-        yield from attention_entries(f"frame_guidance/{ours}", f"time_guide.{theirs}", channels)
-    yield from linear_entries("frame_guidance/ffn1", "time_guide.ffn.0")
-    yield from linear_entries("frame_guidance/ffn2", "time_guide.ffn.2")
+        yield from attention_entries(f"guidance/{ours}", f"time_guide.{theirs}", channels)
+    yield from linear_entries("guidance/ffn1", "time_guide.ffn.0")
+    yield from linear_entries("guidance/ffn2", "time_guide.ffn.2")
     layers = [f"GuidedAggModule.fc_layers.{i}" for i in range(len(POWERS))]
-    path = "params/guided_pooling/weigh"
+    path = "params/pooling/weigh"
     yield (
         f"{path}/kernel",
         tuple(f"{layer}.weight" for layer in layers),
@@ -309,12 +317,11 @@ def attention_entries(path: str, name: str, channels: int) -> Iterator[Entry]:
     yield f"{out}/bias", (f"{name}.out_proj.bias",), unchanged
 
 
-def abstract_variables(config: ml_collections.ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """The variables of the network by path, without their values."""
-    model = build_model(config)
-    frames = jax.ShapeDtypeStruct((2, 2, 64, 32, 3), jnp.float32)
-    keypoints = jax.ShapeDtypeStruct((2, 2, 17, 3), jnp.float32)
-    init = lambda *inputs: model.init(jax.random.key(0), *inputs, modality="paired")  # noqa: E731
+def abstract_variables(model: Star) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the variables of the network by path, without their values."""
+    frames = jax.ShapeDtypeStruct((1, 2, 2, 64, 32, 3), jnp.float32)
+    keypoints = jax.ShapeDtypeStruct((1, 2, 2, 17, 3), jnp.float32)
+    init = lambda *inputs: model.init(jax.random.key(0), *inputs)  # noqa: E731
     return flax.traverse_util.flatten_dict(jax.eval_shape(init, frames, keypoints), sep="/")
 
 

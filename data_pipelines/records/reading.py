@@ -315,7 +315,7 @@ def decode_clip(
     Args:
       record: a tracklet of n frames.
       chosen: int[T], which of them.
-      frames: uint8[T, H, W, 3], C-contiguous, is overwritten with RGB.
+      frames: uint8[T, H, W, 3], each of them C-contiguous, is overwritten with RGB.
       move_keypoints: False returns the keypoints as they are stored, as the authors' code does.
 
     Returns:

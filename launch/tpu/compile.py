@@ -85,6 +85,8 @@ def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str
         batch, or the program does not fit the chips' memory.
     """
     check_config(config)
+    if config.model.num_identities is None:
+        config.model.num_identities = 500  # as in HITSZ-VCM
     generation, num_chips = parse_topology(topology)
     chip = CHIPS[generation]
     if importlib.util.find_spec("libtpu") is None:
@@ -195,20 +197,14 @@ def topology_devices(topology: str, generation: str, num_chips: int) -> list[Any
 def abstract_batch(config: Any, mesh: Any) -> dict[str, Any]:
     """Shapes, dtypes and shardings of a `data_pipelines.schema.TrainBatch`."""
     import jax
-    import numpy as np
 
     from star_jax.distributed.parallel import batch_shardings
+    from star_jax.training.steps import batch_shapes
 
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
-    rows = (pairs, config.data.clip_length)
-    clips = {
-        "frames": jax.ShapeDtypeStruct((*rows, *config.data.frame_size, 3), np.uint8),
-        "keypoints": jax.ShapeDtypeStruct((*rows, 17, 3), np.float32),
-    }
-    labels = jax.ShapeDtypeStruct((pairs,), np.int32)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        {"visible": clips, "infrared": clips, "labels": labels},
+        batch_shapes(config, pairs),
         batch_shardings(mesh),
     )
 
@@ -216,23 +212,19 @@ def abstract_batch(config: Any, mesh: Any) -> dict[str, Any]:
 def forward_flops(config: Any, model: Any, pairs: int) -> float:
     """Flops of the convolutions and matrix products of one training pass over a batch, forward."""
     import jax
-    import numpy as np
 
-    from star_jax.models import StyleSources
-    from star_jax.training.steps import initial_variables
+    from star_jax.training.steps import batch_shapes, initial_variables, random_style_sources
 
-    rows = (2 * pairs, config.data.clip_length)
-    frames = jax.ShapeDtypeStruct((*rows, *config.data.frame_size, 3), np.float32)
-    keypoints = jax.ShapeDtypeStruct((*rows, 17, 3), np.float32)
-    sources = jax.ShapeDtypeStruct((math.prod(rows),), np.int32)
+    batch = batch_shapes(config, pairs)
 
-    def forward(variables: Any, frames: Any, keypoints: Any, sources: Any) -> Any:
-        style = StyleSources(same=sources, other=sources) if config.augment.style else None
+    def forward(variables: Any, frames: Any, keypoints: Any) -> Any:
+        style = None
+        if config.augment.style:
+            style = random_style_sources(jax.random.key(0), pairs, config)
         return model.apply(
             variables,
             frames,
             keypoints,
-            modality="paired",
             train=True,
             style=style,
             mutable=["batch_stats"],
@@ -240,7 +232,9 @@ def forward_flops(config: Any, model: Any, pairs: int) -> float:
         )
 
     variables = jax.eval_shape(lambda: initial_variables(config, model))
-    return _product_flops(jax.make_jaxpr(forward)(variables, frames, keypoints, sources).jaxpr)
+    return _product_flops(
+        jax.make_jaxpr(forward)(variables, batch["frames"], batch["keypoints"]).jaxpr
+    )
 
 
 def _product_flops(jaxpr: Any) -> float:

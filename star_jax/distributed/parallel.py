@@ -93,8 +93,8 @@ def batch_shardings(mesh: Mesh) -> dict[str, Any]:
     pairs, frames = (
         NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((_ROWS,), (_ROWS, "frames"))
     )
-    clips = {"frames": frames, "keypoints": pairs}
-    return {"visible": clips, "infrared": clips, "labels": pairs}
+    rows = dict.fromkeys(("keypoints", "labels", "cameras", "positions"), pairs)
+    return {"frames": frames, **rows}
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:

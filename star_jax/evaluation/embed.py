@@ -263,11 +263,12 @@ def embed_dataset(
             f"launch/prepare.py --dataset=folder --source={dataset_dir}` and give the directory "
             "that it names"
         ) from error
-    if config.model.guidance != "none" and (index.missing_skeletons == index.num_frames).all():
+    no_skeletons = (index.missing_skeletons == index.num_frames).all()
+    if network.model.uses_skeletons and no_skeletons:
         raise InputError(
             f"{dataset_dir}: no frame has a skeleton, but the network is guided by skeletons; pack "
             "the dataset with them, or use a network that was trained with "
-            "--config.model.guidance=none"
+            "--config.model.guidance=none --config.model.pooling=gem"
         )
     embeddings = embed_split(config, network.model, network.variables, network.mesh, split)
     records = open_records(config.data.dir, split)

@@ -1,17 +1,22 @@
-"""What skeletons do to visual features: frame-level guidance and guided GeM pooling."""
+"""What skeletons do to the visual features of each frame.
+
+A guidance is a module of frame features, skeleton features and detected frames; to add one, add it
+to `GUIDANCE`, or name it in `config.model.guidance` as `package.module:object`.
+"""
+
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from star_jax.models.layers import Dtype, generalised_mean, linear, precision_of
+from star_jax.models.layers import Dtype, linear, precision_of
 
 NUM_HEADS = 4
-POWERS = (0.7, 1.0, 3.0, 5.0, 7.0)
 
 
 class FrameGuidance(nn.Module):
-    """G: frame features mended by the skeleton sequence (STAR, frame level, steps 3 and 4).
+    """G: frame features refined by the skeleton sequence (STAR, frame level, steps 3 and 4).
 
     Attributes:
       dtype: the dtype of the matrix products.
@@ -24,15 +29,15 @@ class FrameGuidance(nn.Module):
         """Guides the frame features.
 
         Args:
-          features: V, float32[B, T, C], not negative.
-          edges: S, float32[B, T, C].
-          detected: bool[B, T], frames that have a skeleton; the others are not attended to.
+          features: V, float32[B, T, ..., C], not negative.
+          edges: S, float32[B, T, ..., C].
+          detected: bool[B, T, ...], frames that have a skeleton; the others are not attended to.
 
         Returns:
-          G, float32[B, T, C], positive.
+          G, float32[B, T, ..., C], positive.
         """
         channels = features.shape[-1]
-        mask = nn.make_attention_mask(jnp.ones_like(detected), detected, dtype=bool)
+        mask = jnp.moveaxis(detected, 1, -1)[..., None, None, :]  # of keys, for all queries
         to_features = self.attention("edges_to_features")(edges, features)
         to_edges = self.attention("features_to_edges")(features, edges, mask=mask)
         x = jnp.concatenate([to_features, to_edges], axis=-1)
@@ -61,45 +66,23 @@ def attend(
     Flax's own, with `force_fp32_for_softmax`, multiplies float32 weights with bfloat16 values.
 
     Args:
-      query: float[B, T, heads, D].
-      key: float[B, S, heads, D].
-      value: float[B, S, heads, D].
-      mask: bool[B, 1, T, S], which keys a query attends to.
+      query: float[B, T, ..., heads, D].
+      key: float[B, S, ..., heads, D].
+      value: float[B, S, ..., heads, D].
+      mask: bool[B, ..., 1, 1 or T, S], which keys a query attends to.
 
     Returns:
-      float[B, T, heads, D], of the value's dtype.
+      float[B, T, ..., heads, D], of the value's dtype.
     """
     precision = precision_of(query.dtype)
     query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
-    logits = jnp.einsum("bthd,bshd->bhts", query, key, precision=precision).astype(jnp.float32)
+    logits = jnp.einsum("bt...hd,bs...hd->b...hts", query, key, precision=precision).astype(
+        jnp.float32
+    )
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = nn.softmax(logits).astype(value.dtype)
-    return jnp.einsum("bhts,bshd->bthd", weights, value, precision=precision)
+    return jnp.einsum("b...hts,bs...hd->bt...hd", weights, value, precision=precision)
 
 
-class GuidedPooling(nn.Module):
-    """z: a mixture of generalised means that the skeleton weighs per channel (sequence level, 5).
-
-    Attributes:
-      dtype: the dtype of the matrix product.
-    """
-
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, frames: jax.Array, skeleton: jax.Array) -> jax.Array:
-        """Pools over time.
-
-        Args:
-          frames: float32[B, T, C], positive.
-          skeleton: s, float32[B, 2 * C].
-
-        Returns:
-          float32[B, C].
-        """
-        shape = (len(POWERS), frames.shape[-1])
-        logits = linear(shape, skeleton.shape[-1], self.dtype, name="weigh")(skeleton)
-        weights = nn.softmax(logits.astype(jnp.float32), axis=1)
-        means = jnp.stack([generalised_mean(frames, power) for power in POWERS], axis=1)
-        return (weights * means).sum(1)
+GUIDANCE: Mapping[str, Callable[..., nn.Module] | None] = {"frame": FrameGuidance, "none": None}

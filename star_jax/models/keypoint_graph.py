@@ -46,29 +46,30 @@ def keypoint_graph(
 ) -> jraph.GraphsTuple:
     """The space-time graph of a batch of tracklets (STAR, sequence level, step 1).
 
-    All tracklets have the same edges, so the graph is written once and the tracklets ride on a
+    All tracklets have the same edges, so the graph is written once and the R tracklets are a
     second axis of its features: segment operations then never cross tracklets, nor devices.
 
     Args:
-      keypoints: float32[B, T, 17, 3].
-      detected: bool[B, T, 17].
+      keypoints: float32[B, T, ..., 17, 3], of R = B * ... tracklets.
+      detected: bool[B, T, ..., 17].
       skeleton_in_every_frame: see `tracklet_edges`.
 
     Returns:
-      One graph of N = T * 17 nodes: nodes float32[N, B, 3], edges bool[E, B] (whether the sender
-      was detected and so may speak).
+      One graph of N = T * 17 nodes: nodes float32[N, R, 3], edges bool[E, R] (whether the sender
+      was detected and so may send).
     """
-    batch, time = keypoints.shape[:2]
+    time = keypoints.shape[1]
     senders, receivers = tracklet_edges(time, skeleton_in_every_frame=skeleton_in_every_frame)
-    nodes = keypoints.reshape(batch, -1, 3).swapaxes(0, 1)
-    present = detected.reshape(batch, -1).swapaxes(0, 1)
+    num_nodes = time * len(JOINTS)
+    nodes = jnp.moveaxis(keypoints, (1, -2), (0, 1)).reshape(num_nodes, -1, 3)
+    present = jnp.moveaxis(detected, (1, -1), (0, 1)).reshape(num_nodes, -1)
     return jraph.GraphsTuple(
         nodes=jnp.where(present[..., None], nodes, 0.0),
         edges=present[senders],
         senders=senders,
         receivers=receivers,
         globals=None,
-        n_node=np.array([nodes.shape[0]]),
+        n_node=np.array([num_nodes]),
         n_edge=np.array([len(senders)]),
     )
 
@@ -88,7 +89,7 @@ class GraphAttention(nn.Module):
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple, *, train: bool) -> jraph.GraphsTuple:
-        """Replaces the nodes, float32[N, B, F], by float32[N, B, num_heads * features]."""
+        """Replaces the nodes, float32[N, R, F], by float32[N, R, num_heads * features]."""
         init = nn.initializers.xavier_uniform()
         precision = precision_of(jnp.float32)
         shape = (self.num_heads, self.features)
@@ -141,7 +142,7 @@ class KeypointGraphNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, keypoints: jax.Array, detected: jax.Array, *, train: bool) -> jax.Array:
-        """float32[B, T, 17, 3] and bool[B, T, 17] to float32[B, C]."""
+        """Returns float32[B, ..., C] of float32[B, T, ..., 17, 3] and bool[B, T, ..., 17]."""
         graph = keypoint_graph(
             keypoints, detected, skeleton_in_every_frame=self.skeleton_in_every_frame
         )
@@ -150,8 +151,9 @@ class KeypointGraphNetwork(nn.Module):
         graph = graph._replace(nodes=nodes)
         graph = GraphAttention(12, 1, self.attention_dropout_rate, name="gat2")(graph, train=train)
         nodes = nn.elu(graph.nodes).swapaxes(0, 1)
-        nodes = jnp.where(detected.reshape(*nodes.shape[:2], 1), nodes, 0.0)
-        return adaptive_average(nodes.reshape(nodes.shape[0], -1), self.num_channels)
+        present = jnp.moveaxis(detected, 1, -2)
+        nodes = jnp.where(present.reshape(*nodes.shape[:2], 1), nodes, 0.0)
+        return adaptive_average(nodes.reshape(*present.shape[:-2], -1), self.num_channels)
 
 
 def adaptive_average(x: jax.Array, num_bins: int) -> jax.Array:
@@ -160,11 +162,11 @@ def adaptive_average(x: jax.Array, num_bins: int) -> jax.Array:
     Bin i is the mean of x from `floor(i * L / num_bins)` to `ceil((i + 1) * L / num_bins)`.
 
     Args:
-      x: float32[B, L].
+      x: float32[..., L].
       num_bins: bins, at least 1.
 
     Returns:
-      float32[B, num_bins].
+      float32[..., num_bins].
     """
     length = x.shape[-1]
     bins = np.arange(num_bins)
@@ -174,4 +176,5 @@ def adaptive_average(x: jax.Array, num_bins: int) -> jax.Array:
     inside = start[:, None] + offsets < stop[:, None]
     members = np.minimum(start[:, None] + offsets, length - 1)
     weights = (inside / inside.sum(1, keepdims=True)).astype(np.float32)
-    return jnp.einsum("bnk,nk->bn", x[:, members], weights, precision=precision_of(jnp.float32))
+    precision = precision_of(jnp.float32)
+    return jnp.einsum("...nk,nk->...n", x[..., members], weights, precision=precision)

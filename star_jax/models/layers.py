@@ -79,8 +79,11 @@ def mean_and_variance(
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
-def head_batch_norm(**options: Any) -> BatchNorm:
-    """A batch norm of a head: its scale starts at N(1, 0.01), as the authors initialise it."""
+def bnneck(**options: Any) -> BatchNorm:
+    """Returns the batch norm in front of a classifier (BNNeck, Luo et al., arXiv 1903.07071).
+
+    Its scale starts at N(1, 0.01), as the authors initialize it.
+    """
 
     def scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
         return 1.0 + 0.01 * jax.random.normal(key, shape, dtype)
@@ -116,14 +119,14 @@ def linear(features: int | tuple[int, ...], fan_in: int, dtype: Dtype, **options
     )
 
 
-def generalised_mean(x: jax.Array, power: float) -> jax.Array:
-    """Generalised mean (GeM) over the time axis: `(mean_t x^p + 1e-12)^(1/p)`.
+def gem_pool(x: jax.Array, power: float) -> jax.Array:
+    """Returns the generalised mean (GeM) over the time axis: `(mean_t x^p + 1e-12)^(1/p)`.
 
     Args:
-      x: float32[B, T, C], not negative.
+      x: float32[B, T, ..., C], not negative.
       power: p.
 
     Returns:
-      float32[B, C].
+      float32[B, ..., C].
     """
     return (jnp.power(x, power).mean(axis=1) + 1e-12) ** (1 / power)

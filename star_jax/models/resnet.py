@@ -4,7 +4,8 @@ Convolutions pad as PyTorch does, and 1x1 convolutions are matrix products, whic
 on a CPU and no slower elsewhere.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax
@@ -12,7 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from star_jax.config import Values, integer, integers
 from star_jax.models.layers import BatchNorm, mean_and_variance, precision_of
+from star_jax.models.stems import apply_stems
 
 Dtype = Any
 
@@ -138,11 +141,6 @@ BLOCKS: dict[str, type[BottleneckBlock | BasicBlock]] = {
 }
 
 
-def num_channels(block: str, width: int) -> int:
-    """Channels of the backbone's output, C."""
-    return width * 8 * BLOCKS[block].expansion
-
-
 class Stem(nn.Module):
     """7x7 convolution of stride 2, batch norm, ReLU and a 3x3 max pool of stride 2."""
 
@@ -183,21 +181,23 @@ class Stage(nn.Module):
 
 @flax.struct.dataclass
 class StyleSources:
-    """Which frame lends its style to which, over the flattened frames of a paired batch.
+    """Which frame lends its style to which, and after which stages of the backbone.
 
-    The frames are numbered by pair, then time, then modality: `(pair * T + t) * 2 + modality`.
+    Frames are numbered in the order of their axes: `(pair * T + t) * 2 + modality`.
 
     Attributes:
-      same: int32[B * T * 2], after stage 2: for each frame one of its own modality.
-      other: int32[B * T * 2], after stage 3: for each frame one of the other modality.
+      same: int32[B * T * 2], for each frame one of its own modality.
+      other: int32[B * T * 2], for each frame one of the other modality.
+      stages: the stage after which the style of `same` is taken, and a later one for `other`.
     """
 
     same: jax.Array
     other: jax.Array
+    stages: tuple[int, int] = flax.struct.field(pytree_node=False, default=(2, 3))
 
 
-def transfer_style(x: jax.Array, source: jax.Array) -> jax.Array:
-    """Adaptive instance normalisation: each map takes the style of another.
+def adain(x: jax.Array, source: jax.Array) -> jax.Array:
+    """Returns maps that each take the style of another (adaptive instance normalization, AdaIN).
 
     Args:
       x: float[N, H, W, C], feature maps.
@@ -213,7 +213,7 @@ def transfer_style(x: jax.Array, source: jax.Array) -> jax.Array:
     return (normalised * deviation[source] + mean[source]).astype(x.dtype)
 
 
-class Backbone(nn.Module):
+class ResNet(nn.Module):
     """ResNet with a stem for each modality and shared stages.
 
     Attributes:
@@ -225,10 +225,20 @@ class Backbone(nn.Module):
     """
 
     block: str
-    stage_sizes: Sequence[int]
-    width: int
+    stage_sizes: tuple[int, ...]
+    width: int = 64
     dtype: Dtype = jnp.float32
     remat: bool = False
+    num_stages: ClassVar[int] = 4
+    options: ClassVar[Mapping[str, Values]] = {
+        "stage_sizes": integers(1, 200, count=4),
+        "width": integer(1, 1024),
+    }
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the output, C."""
+        return self.width * 8 * BLOCKS[self.block].expansion
 
     def setup(self) -> None:
         """Makes the stems and the stages; the last stage keeps the resolution."""
@@ -252,61 +262,44 @@ class Backbone(nn.Module):
         self,
         frames: jax.Array,
         *,
-        modality: str,
+        modality: str | None = None,
         train: bool,
         style: StyleSources | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Computes the frame features V, and the disturbed ones V' where a style is given.
 
         Args:
-          frames: float32[R, T, H, W, 3], normalised.
-          modality: "visible", "infrared" or "paired" (even rows visible, odd rows infrared, so that
-            a batch split over devices keeps each pair on one of them).
+          frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3], normalised.
+          modality: "visible" or "infrared"; None for frames of both.
           train: whether batch norm uses and gathers the batch's statistics.
           style: sources of style, or None for no disturbed pass.
 
         Returns:
-          V and V' (or None), float32[R, T, C].
+          V and V' (or None), float32[B, T, C] or float32[B, T, 2, C].
         """
-        rows, time = frames.shape[:2]
-        x = self.stem(frames.astype(self.dtype), modality, train)
-        stage1, stage2, stage3, stage4 = self.stages
-        x = stage2(stage1(x, train=train), train=train)
-
-        def pool(y: jax.Array) -> jax.Array:
-            # Fused into a bfloat16 convolution, XLA of JAX 0.12 makes NaN of this mean on a CPU.
-            y = jax.lax.platform_dependent(y, cpu=jax.lax.optimization_barrier, default=lambda y: y)
-            pooled = y.astype(jnp.float32).mean((1, 2))
-            if modality == "paired":
-                pooled = pooled.reshape(rows // 2, time, 2, -1).swapaxes(1, 2)
-            return pooled.reshape(rows, time, -1)
-
-        features = pool(stage4(stage3(x, train=train), train=train))
-        if style is None:
+        visible = functools.partial(self.stem_visible, train=train)
+        infrared = functools.partial(self.stem_infrared, train=train)
+        x = apply_stems(frames.astype(self.dtype), modality, visible, infrared)
+        same_after, other_after = style.stages if style is not None else (0, 0)
+        undisturbed = None
+        for number, stage in enumerate(self.stages, start=1):
+            x = stage(x, train=train)
+            if number == same_after:
+                undisturbed = x
+        features = spatial_mean(x).reshape(*frames.shape[:-3], -1)
+        if style is None or undisturbed is None:
             return features, None
-        # The clean pass comes first in the running statistics. Up to stage 2 both passes are one.
-        y = stage3(transfer_style(x, style.same), train=train)
-        y = stage4(transfer_style(y, style.other), train=train)
-        return features, pool(y)
+        # The clean pass comes first in the running statistics.
+        y = adain(undisturbed, style.same)
+        for number, stage in enumerate(self.stages[same_after:], start=same_after + 1):
+            y = stage(y, train=train)
+            if number == other_after:
+                y = adain(y, style.other)
+        return features, spatial_mean(y).reshape(features.shape)
 
-    def stem(self, frames: jax.Array, modality: str, train: bool) -> jax.Array:
-        """Each modality's stem on its frames: float[R, T, H, W, 3] to float[R * T, h, w, width].
 
-        Frames are ordered as `StyleSources` says: whether a batch is split over devices by pairs,
-        or pairs by time, each device has its share of both modalities in one piece.
-        """
-        flat = lambda x: x.reshape(-1, *frames.shape[2:])  # noqa: E731
-        if modality == "visible":
-            return self.stem_visible(flat(frames), train=train)
-        if modality == "infrared":
-            return self.stem_infrared(flat(frames), train=train)
-        if modality != "paired":
-            raise ValueError(f"modality is {modality!r}: use 'visible', 'infrared' or 'paired'")
-        rows = len(frames)
-        if rows % 2:
-            raise ValueError(f"a paired batch has {rows} rows: give visible and infrared in turns")
-        # Slices with a stride would not cancel with the stack that interleaved the batch.
-        pairs = frames.reshape(rows // 2, 2, *frames.shape[1:])
-        visible = self.stem_visible(flat(pairs[:, 0]), train=train)
-        infrared = self.stem_infrared(flat(pairs[:, 1]), train=train)
-        return jnp.stack([visible, infrared], axis=1).reshape(-1, *visible.shape[1:])
+def spatial_mean(x: jax.Array) -> jax.Array:
+    """Returns the mean over each map: float[N, H, W, C] to float32[N, C]."""
+    # Fused into a bfloat16 convolution, XLA of JAX 0.12 makes NaN of this mean on a CPU.
+    x = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+    return x.astype(jnp.float32).mean((1, 2))

@@ -55,11 +55,11 @@ class BidirectionalLSTM(nn.Module):
         """Runs over time.
 
         Args:
-          x: float32[B, T, D].
-          valid: bool[B, T].
+          x: float32[B, T, ..., D].
+          valid: bool[B, T, ...].
 
         Returns:
-          float32[B, T, 2 * units]: forward states, then backward ones.
+          float32[B, T, ..., 2 * units]: forward states, then backward ones.
         """
         init = symmetric_uniform(1 / math.sqrt(self.units))
         gates = 4 * self.units  # in the order input, forget, cell, output
@@ -68,18 +68,22 @@ class BidirectionalLSTM(nn.Module):
         two_biases = lambda key, shape: init(key, (2, *shape)).sum(0)  # noqa: E731
         bias = self.param("bias", two_biases, (2, gates))
 
-        both = jnp.stack([x, x[:, ::-1]]).astype(self.dtype)
+        sequences = jnp.moveaxis(x, 1, 0)
+        rows = sequences.reshape(len(sequences), -1, x.shape[-1])
+        both = jnp.stack([rows, rows[::-1]]).astype(self.dtype)
         inputs = jnp.einsum(
-            "dbti,dig->tdbg",
+            "dtri,dig->tdrg",
             both,
             input_kernel.astype(self.dtype),
             precision=precision_of(self.dtype),
         )
         inputs = inputs.astype(jnp.float32) + bias[None, :, None]
-        steps = jnp.stack([valid, valid[:, ::-1]]).transpose(2, 0, 1)[..., None]
+        valid = jnp.moveaxis(valid, 1, 0).reshape(len(rows), -1)
+        steps = jnp.stack([valid, valid[::-1]], axis=1)[..., None]
         outputs = lstm_states(recurrent_kernel.astype(self.dtype), inputs, steps)
         forward, backward = outputs[:, 0], outputs[::-1, 1]
-        return jnp.concatenate([forward, backward], axis=-1).transpose(1, 0, 2)
+        states = jnp.concatenate([forward, backward], axis=-1)
+        return jnp.moveaxis(states.reshape(*sequences.shape[:-1], -1), 0, 1)
 
 
 @jax.custom_vjp
@@ -155,7 +159,7 @@ class EdgeSequence(nn.Module):
 
     @nn.compact
     def __call__(self, keypoints: jax.Array, detected: jax.Array) -> jax.Array:
-        """float32[B, T, 17, 3] and bool[B, T, 17] to float32[B, T, C]."""
+        """Returns float32[B, T, ..., C] of float32[B, T, ..., 17, 3] and bool[B, T, ..., 17]."""
         features = edge_features(keypoints, detected)
         embedded = linear(EDGE_EMBEDDING, features.shape[-1], jnp.float32, name="embed")(features)
         lstm = BidirectionalLSTM(self.num_channels // 2, self.dtype, name="lstm")

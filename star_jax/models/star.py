@@ -1,5 +1,11 @@
-"""STAR assembled: backbone, skeleton branch, guidance and heads."""
+"""STAR assembled: backbone, skeleton branch, guidance, pooling and heads.
 
+Axis 1 is time everywhere. Axes between time and a feature's own, such as that of the modalities of
+a training batch, are more of the batch.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -8,32 +14,40 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from star_jax.config import check_section
-from star_jax.models.guidance import FrameGuidance, GuidedPooling
+from data_pipelines.coco17 import is_detected
+from data_pipelines.errors import InputError
+from data_pipelines.parts import find_part
+from star_jax.config import check_section, shown
+from star_jax.models.backbones import BACKBONES
+from star_jax.models.guidance import GUIDANCE
 from star_jax.models.keypoint_graph import KeypointGraphNetwork
-from star_jax.models.layers import classifier, generalised_mean, head_batch_norm
-from star_jax.models.resnet import Backbone, StyleSources, num_channels
+from star_jax.models.layers import Dtype, bnneck, classifier
+from star_jax.models.pooling import POOLINGS
+from star_jax.models.resnet import StyleSources
 from star_jax.models.skeleton import EdgeSequence
 
 
 @flax.struct.dataclass
 class StarOutput:
-    """What the network computes for R tracklets; the letters are the paper's.
+    """What the network computes for B tracklets of one modality; the letters are the paper's.
+
+    Of B pairs of tracklets, the arrays have the modalities as one more axis: after the time axis
+    where there is one ([B, T, 2, C]), else after the first ([B, 2, C]).
 
     Attributes:
-      frame_features: V, float32[R, T, C].
-      disturbed: V', float32[R, T, C], or None without style sources.
-      edges: S, float32[R, T, C], or None without guidance.
-      edges_last: S at the last step, float32[R, C], or None without guidance.
-      guided: G, float32[R, T, C]; V + 1e-3 where there is no guidance of frames.
-      graph: Q, float32[R, C], or None without guidance.
-      skeleton: s, float32[R, 2 * C], or None without guidance.
-      tracklet: z, float32[R, C].
-      embedding: float32[R, C], rows of length 1.
-      logits: float32[R, N].
-      frame_logits: float32[R, T, N], of V.
-      disturbed_logits: float32[R, T, N], of V', or None without style sources.
-      skeleton_logits: float32[R, N], or None without guidance.
+      frame_features: V, float32[B, T, C].
+      disturbed: V', float32[B, T, C], or None without style sources.
+      edges: S, float32[B, T, C], or None without skeletons.
+      edges_last: S at the last step, float32[B, C], or None without skeletons.
+      guided: G, float32[B, T, C]; V + 1e-3 where there is no guidance of frames.
+      graph: Q, float32[B, C], or None without skeletons.
+      skeleton: s, float32[B, 2 * C], or None without skeletons.
+      tracklet: z, float32[B, C].
+      embedding: float32[B, C], of length 1.
+      logits: float32[B, N].
+      frame_logits: float32[B, T, N], of V.
+      disturbed_logits: float32[B, T, N], of V', or None without style sources.
+      skeleton_logits: float32[B, N], or None without skeletons.
     """
 
     frame_features: jax.Array
@@ -56,8 +70,9 @@ class Star(nn.Module):
 
     Attributes:
       num_identities: training identities, N.
-      block, stage_sizes, width: see `star_jax.models.resnet.Backbone`.
-      guidance: what the skeleton guides: "none", "frame", "sequence" or "both".
+      backbone: see `star_jax.models.backbones`.
+      guidance: refines the frames' features (`star_jax.models.guidance`), or None.
+      pooling: pools over time (`star_jax.models.pooling`).
       keypoints: "relative" divides them by the frame's width and height and leaves joints of zero
         confidence out of everything; "pixels" takes all of them as they come, as the authors do,
         and the loader gives them as they are stored.
@@ -65,26 +80,27 @@ class Star(nn.Module):
         code, in the "first_frame" only.
       dropout_rate, attention_dropout_rate: of the keypoint graph network.
       dtype: the dtype of the computation; parameters, statistics and heads are float32.
-      remat: see `star_jax.models.resnet.Backbone`.
     """
 
     num_identities: int
-    block: str
-    stage_sizes: tuple[int, ...]
-    width: int
-    guidance: str
+    backbone: Any
+    guidance: Any
+    pooling: Any
     keypoints: str
     graph_edges: str
     dropout_rate: float
     attention_dropout_rate: float
-    dtype: Any = jnp.float32
-    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    @property
+    def uses_skeletons(self) -> bool:
+        """Whether there is a skeleton branch, which guides the frames, the pooling or both."""
+        return self.guidance is not None or self.pooling.uses_skeleton
 
     def setup(self) -> None:
-        """Makes the parts that the guidance needs."""
-        self.backbone = Backbone(self.block, self.stage_sizes, self.width, self.dtype, self.remat)
-        channels = num_channels(self.block, self.width)
-        if self.guidance != "none":
+        """Makes the skeleton branch, if there is one, and the heads."""
+        if self.uses_skeletons:
+            channels = self.backbone.num_channels
             self.edge_sequence = EdgeSequence(channels, self.dtype)
             self.keypoint_graph = KeypointGraphNetwork(
                 channels,
@@ -92,15 +108,11 @@ class Star(nn.Module):
                 self.dropout_rate,
                 self.attention_dropout_rate,
             )
-            self.skeleton_norm = head_batch_norm()
+            self.skeleton_bnneck = bnneck()
             self.skeleton_classifier = classifier(self.num_identities)
-        if self.guidance in ("frame", "both"):
-            self.frame_guidance = FrameGuidance(self.dtype)
-        if self.guidance in ("sequence", "both"):
-            self.guided_pooling = GuidedPooling(self.dtype)
-        self.global_norm = head_batch_norm(learned_bias=False)
-        self.global_classifier = classifier(self.num_identities, use_bias=False)
-        self.frame_norm = head_batch_norm(learned_bias=False)
+        self.bnneck = bnneck(learned_bias=False)
+        self.classifier = classifier(self.num_identities, use_bias=False)
+        self.frame_bnneck = bnneck(learned_bias=False)
         self.frame_classifier = classifier(self.num_identities, use_bias=False)
 
     def __call__(
@@ -108,16 +120,18 @@ class Star(nn.Module):
         frames: jax.Array,
         keypoints: jax.Array,
         *,
-        modality: str,
+        modality: str | None = None,
         train: bool = False,
         style: StyleSources | None = None,
     ) -> StarOutput:
         """Runs the network.
 
         Args:
-          frames: float32[R, T, H, W, 3], normalised (`star_jax.augment.normalise`).
-          keypoints: float32[R, T, 17, 3]: x, y in pixels of the H x W frame, confidence.
-          modality: "visible", "infrared", or "paired": even rows visible, odd rows infrared.
+          frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3] of pairs,
+            normalized (`star_jax.augment.normalize`).
+          keypoints: float32[B, T, 17, 3] or float32[B, T, 2, 17, 3]: x, y in pixels of the H x W
+            frame, confidence.
+          modality: "visible" or "infrared"; None for pairs.
           train: whether batch norm uses the batch's statistics (collection `batch_stats` mutable)
             and dropout is on (random stream `dropout`).
           style: sources of style for the disturbed pass; None leaves it out.
@@ -126,30 +140,28 @@ class Star(nn.Module):
           A `StarOutput`.
 
         Raises:
-          ValueError: for an unknown modality, or a paired batch with an odd number of rows.
+          ValueError: for an unknown modality, or frames whose axes do not fit it.
         """
         features, disturbed = self.backbone(frames, modality=modality, train=train, style=style)
-        edges = edges_last = graph = skeleton = skeleton_logits = None
         guided = features + 1e-3
-        if self.guidance != "none":
-            keypoints, detected = self.prepare_keypoints(keypoints, frames.shape[2:4])
+        edges = edges_last = graph = skeleton = skeleton_logits = None
+        if self.uses_skeletons:
+            keypoints, detected = self.prepare_keypoints(keypoints, frames.shape[-3:-1])
             edges = self.edge_sequence(keypoints, detected)
             edges_last = last_detected(edges, detected.any(-1))
             graph = self.keypoint_graph(keypoints, detected, train=train)
-            skeleton = self.skeleton_norm(jnp.concatenate([edges_last, graph], -1), train=train)
+            skeleton = self.skeleton_bnneck(jnp.concatenate([edges_last, graph], -1), train=train)
             skeleton_logits = self.skeleton_classifier(skeleton)
-            if self.guidance in ("frame", "both"):
-                guided = self.frame_guidance(features, edges, detected.any(-1))
-        if skeleton is not None and self.guidance in ("sequence", "both"):
-            tracklet = self.guided_pooling(guided, skeleton)
-        else:
-            tracklet = generalised_mean(features if self.guidance == "none" else guided, 3.0)
+            if self.guidance is not None:
+                guided = self.guidance(features, edges, detected.any(-1))
+        # The offset keeps the powers of guided pooling differentiable; the baseline is without it.
+        tracklet = self.pooling(guided if self.uses_skeletons else features, skeleton)
 
-        normalised = self.global_norm(tracklet, train=train)
-        frame_logits = self.frame_classifier(self.frame_norm(features, train=train))
+        normalized = self.bnneck(tracklet, train=train)
+        frame_logits = self.frame_classifier(self.frame_bnneck(features, train=train))
         disturbed_logits = None
         if disturbed is not None:
-            disturbed_logits = self.frame_classifier(self.frame_norm(disturbed, train=train))
+            disturbed_logits = self.frame_classifier(self.frame_bnneck(disturbed, train=train))
         return StarOutput(
             frame_features=features,
             disturbed=disturbed,
@@ -159,8 +171,8 @@ class Star(nn.Module):
             graph=graph,
             skeleton=skeleton,
             tracklet=tracklet,
-            embedding=unit_length(normalised),
-            logits=self.global_classifier(normalised),
+            embedding=l2_normalize(normalized),
+            logits=self.classifier(normalized),
             frame_logits=frame_logits,
             disturbed_logits=disturbed_logits,
             skeleton_logits=skeleton_logits,
@@ -172,43 +184,93 @@ class Star(nn.Module):
         """Returns the keypoints as the network takes them, and which joints are detected.
 
         Args:
-          keypoints: float32[R, T, 17, 3]: x, y in pixels of the frame, confidence.
+          keypoints: float32[..., 17, 3]: x, y in pixels of the frame, confidence.
           frame_size: height and width, pixels.
 
         Returns:
-          float32[R, T, 17, 3] and bool[R, T, 17]. Relative coordinates are those of the joint's
+          float32[..., 17, 3] and bool[..., 17]. Relative coordinates are those of the joint's
           pixel, `(x + 0.5) / width`; an undetected joint is exactly (0, 0, 0).
         """
         if self.keypoints == "pixels":
             return keypoints, jnp.ones(keypoints.shape[:-1], bool)
         height, width = frame_size
-        detected = keypoints[..., 2] > 0
-        size = jnp.array([width, height], jnp.float32)
-        xy = (keypoints[..., :2] + 0.5) / size[None, None, None]
-        relative = jnp.concatenate([xy, keypoints[..., 2:]], axis=-1)
+        detected = is_detected(keypoints)
+        x, y, confidence = jnp.moveaxis(keypoints, -1, 0)
+        relative = jnp.stack([(x + 0.5) / width, (y + 0.5) / height, confidence], axis=-1)
         return jnp.where(detected[..., None], relative, 0.0), detected
 
 
 def last_detected(edges: jax.Array, detected: jax.Array) -> jax.Array:
-    """S at the last step that has a skeleton: float32[R, T, C], bool[R, T] to float32[R, C]."""
-    time = detected.shape[1]
-    last = time - 1 - jnp.argmax(detected[:, ::-1], axis=1)
-    return jnp.take_along_axis(edges, last[:, None, None], axis=1)[:, 0]
+    """Returns S at the last step that has a skeleton: float32[B, ..., C].
+
+    Args:
+      edges: S, float32[B, T, ..., C].
+      detected: bool[B, T, ...], steps that have a skeleton; the last one if none has.
+    """
+    last = detected.shape[1] - 1 - jnp.argmax(detected[:, ::-1], axis=1)
+    return jnp.take_along_axis(edges, last[:, None, ..., None], axis=1)[:, 0]
 
 
-def unit_length(x: jax.Array) -> jax.Array:
-    """Rows of length 1: float32[R, C] to float32[R, C]; a row of zeros stays zeros."""
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Returns rows of length 1: float32[..., C] to float32[..., C]; zeros stay zeros."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 def build_model(config: ml_collections.ConfigDict) -> Star:
-    """The network that `config` (a `config.model`) describes.
+    """Returns the network that `config` (a `config.model`) describes.
 
     Raises:
-      InputError: naming the key whose value is none of those that `star_jax.config` allows.
+      InputError: naming the key whose value cannot be used.
     """
     check_section(config, "model")
+    if config.num_identities is None:
+        raise InputError("config.model.num_identities is not set: use the number of identities")
     values = config.to_dict()
     values["dtype"] = jnp.dtype(config.dtype)
-    values["stage_sizes"] = tuple(config.stage_sizes)
-    return Star(**values)
+    options = values.pop("backbone_options")
+    backbone = find_part(BACKBONES, config.backbone, "config.model.backbone")
+    values["backbone"] = build_part(backbone, values, options, "config.model.backbone")
+    for key, parts in (("guidance", GUIDANCE), ("pooling", POOLINGS)):
+        part = find_part(parts, config[key], f"config.model.{key}")
+        values[key] = part and build_part(part, values, {}, f"config.model.{key}")
+    _require(values["backbone"], ("num_channels", "num_stages"), config, "backbone")
+    _require(values["pooling"], ("uses_skeleton",), config, "pooling")
+    return build_part(Star, values, {}, "config.model")
+
+
+def build_part(
+    part: Callable[..., Any], values: Mapping[str, Any], options: Mapping[str, Any], where: str
+) -> Any:
+    """Returns a part, made with those values that are arguments of it, and with its options.
+
+    Raises:
+      InputError: the part has no such option, or not with such a value; `where` names the part.
+    """
+    arguments = set(inspect.signature(part).parameters) - {"parent", "name"}
+    allowed = getattr(getattr(part, "func", part), "options", {})
+    for name, value in options.items():
+        if name not in (allowed or arguments):
+            raise InputError(
+                f"{where}_options.{name} does not exist: {where} has "
+                f"{', '.join(sorted(allowed or arguments))}"
+            )
+        if name in allowed and not allowed[name].include(value):
+            raise InputError(f"{where}_options.{name} is {shown(value)}: use {allowed[name].text}")
+    hashable = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    shared = {name: value for name, value in values.items() if name in arguments}
+    try:
+        return part(**{**shared, **hashable})
+    except TypeError as error:
+        raise InputError(f"{where}: cannot be made ({error})") from error
+
+
+def _require(
+    part: Any, attributes: tuple[str, ...], config: ml_collections.ConfigDict, key: str
+) -> None:
+    missing = [name for name in attributes if not hasattr(part, name)]
+    if missing:
+        raise InputError(
+            f"config.model.{key} is {config[key]!r}: a {key} needs {', '.join(missing)}"
+        )

@@ -113,7 +113,7 @@ def save(
     if step in manager.all_steps():
         return
     finish(manager)  # Orbax would wait for it as well
-    items = {"variables": state.variables, "optimizer": state.opt_state}
+    items = _items(state)
     if (path := find_not_finite(items)) is not None:
         raise DivergedError(
             f"step {step}: {path} is not finite, so that step is not saved; the checkpoint before "
@@ -125,11 +125,19 @@ def save(
         manager.save(
             step,
             args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(state.variables),
-                optimizer=ocp.args.StandardSave(state.opt_state),
+                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
                 manifest=ocp.args.JsonSave(_sealed(manifest)),
             ),
         )
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """Returns what a checkpoint holds, apart: an evaluation reads the first item only."""
+    of_losses = {"losses": state.losses} if state.losses else {}
+    return {
+        "variables": state.variables,
+        "optimizer": {"opt_state": state.opt_state, **of_losses},
+    }
 
 
 def _require_space(manager: ocp.CheckpointManager, num_bytes: int) -> None:
@@ -179,7 +187,7 @@ def restore_state(
       InputError: all checkpoints are damaged, or an intact one holds NaN or infinity.
       OSError: the last checkpoint cannot be read now, even after a minute.
     """
-    items = {"variables": abstract.variables, "optimizer": abstract.opt_state}
+    items = _items(abstract)
     damaged: list[int] = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
@@ -193,7 +201,8 @@ def restore_state(
             step=jax.device_put(jax.numpy.int32(step), abstract.step.sharding),
             params=restored["variables"]["params"],
             batch_stats=restored["variables"]["batch_stats"],
-            opt_state=restored["optimizer"],
+            losses=restored["optimizer"].get("losses", {}),
+            opt_state=restored["optimizer"]["opt_state"],
         )
         return state, manifest
     if damaged:

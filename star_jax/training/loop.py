@@ -64,7 +64,7 @@ def train(
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
     shardings = batch_shardings(mesh)
     index = open_index(config.data.dir, "train")
-    check_identities(config, index.labels)
+    config = with_identities(config, index.labels)
     epoch = steps_per_epoch(
         index, config.data.identities_per_batch, config.data.tracklets_per_identity
     )
@@ -73,6 +73,7 @@ def train(
     num_steps = config.optim.epochs * epoch
     dataset = fingerprint(config.data.dir)
     model = build_model(config.model)
+    train_step = make_train_step(config, model, epoch, mesh)
 
     evaluated_every = config.eval.every_epochs * epoch
     if evaluated_every:
@@ -94,7 +95,6 @@ def train(
             run_files.write_config(workdir, config)
             log.info("continuing from step %d of %d", state.step, num_steps)
         start = int(state.step)
-        train_step = make_train_step(config, model, epoch, mesh)
         batches = train_batches(
             config.data.dir,
             clip_length=config.data.clip_length,
@@ -207,15 +207,25 @@ def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> Non
         )
 
 
-def check_identities(config: ml_collections.ConfigDict, labels: np.ndarray) -> None:
-    """Raises ValueError if the classifiers do not have one class a training identity."""
+def with_identities(
+    config: ml_collections.ConfigDict, labels: np.ndarray
+) -> ml_collections.ConfigDict:
+    """Returns the config with one class for each training identity.
+
+    Raises:
+      InputError: the config says another number, or too few for a batch.
+    """
     num_identities = len(np.unique(labels))
-    if config.model.num_identities != num_identities:
+    if config.model.num_identities not in (None, num_identities):
         raise InputError(
             f"config.model.num_identities is {config.model.num_identities}, but {config.data.dir} "
-            f"has {num_identities} training identities; pass "
+            f"has {num_identities} training identities; leave it out, or pass "
             f"--config.model.num_identities={num_identities}"
         )
+    config = config.copy_and_resolve_references()
+    config.model.num_identities = num_identities
+    check_config(config)
+    return config
 
 
 def with_backbone(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:

@@ -2,19 +2,23 @@
 
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
+from flax.core import DenyList
 from jax.sharding import Mesh
 
+from data_pipelines.errors import InputError
+from data_pipelines.schema import MODALITIES, NUM_JOINTS
 from star_jax import augment
 from star_jax.distributed.parallel import batch_shardings, replicated, split_rows, state_shardings
-from star_jax.losses import star_losses
+from star_jax.losses import Batch, build_losses
 from star_jax.models import Star, StyleSources
 from star_jax.optim import learning_rate_factor, make_optimizer
 
@@ -29,18 +33,35 @@ class TrainState:
       step: int32[], steps done.
       params: the parameters.
       batch_stats: running statistics of the batch norms.
+      losses: variables of the losses that have some: "params" and collections of theirs.
       opt_state: of the optimizer.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
+    losses: Any
     opt_state: Any
 
     @property
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What the optimizer changes: the parameters of the network, and of losses if any."""
+        return _trained(self.params, self.losses.get("params", {}))
+
+
+def _trained(params: dict[str, Any], of_losses: dict[str, Any]) -> dict[str, Any]:
+    return {**params, "losses": of_losses} if of_losses else params
+
+
+def _apart(trained: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the parameters of the network, and variables of the losses with their parameters."""
+    params = {name: value for name, value in trained.items() if name != "losses"}
+    return params, {"params": trained["losses"]} if "losses" in trained else {}
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
@@ -49,11 +70,61 @@ def stream(key: jax.Array, name: str) -> jax.Array:
 
 
 def initial_variables(config: ml_collections.ConfigDict, model: Star) -> Any:
-    """Fresh parameters and statistics of the network, from the config's seed."""
-    frames = jnp.zeros((2, config.data.clip_length, *config.data.frame_size, 3))
-    keypoints = jnp.zeros((2, config.data.clip_length, 17, 3))
+    """Returns fresh parameters and statistics of the network, from the config's seed."""
+    batch = _zeros(config, 1)
     key = stream(jax.random.key(config.seed), "init")
-    return model.init(key, frames, keypoints, modality="paired")
+    return model.init(key, batch["frames"], batch["keypoints"])
+
+
+def batch_shapes(
+    config: ml_collections.ConfigDict, num_pairs: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes of a `data_pipelines.schema.TrainBatch`."""
+    axes = (num_pairs, config.data.clip_length, len(MODALITIES))
+    pairs = (num_pairs, len(MODALITIES))
+    return {
+        "frames": jax.ShapeDtypeStruct((*axes, *config.data.frame_size, 3), jnp.uint8),
+        "keypoints": jax.ShapeDtypeStruct((*axes, NUM_JOINTS, 3), jnp.float32),
+        "labels": jax.ShapeDtypeStruct((num_pairs,), jnp.int32),
+        "cameras": jax.ShapeDtypeStruct(pairs, jnp.int32),
+        "positions": jax.ShapeDtypeStruct(pairs, jnp.int32),
+    }
+
+
+def random_batch(config: ml_collections.ConfigDict, num_pairs: int) -> dict[str, np.ndarray]:
+    """Returns a `TrainBatch` of noise, for measurements: identities of K pairs each."""
+    rng = np.random.default_rng(config.seed)
+    shapes = batch_shapes(config, num_pairs)
+    height, width = config.data.frame_size
+    identities = np.arange(num_pairs) // config.data.tracklets_per_identity
+    pairs = shapes["positions"].shape
+    return {
+        "frames": rng.integers(0, 256, shapes["frames"].shape, np.uint8),
+        "keypoints": rng.random(shapes["keypoints"].shape, np.float32)
+        * np.array([width, height, 1], np.float32),
+        "labels": identities.astype(np.int32),
+        "cameras": np.zeros(pairs, np.int32),
+        "positions": np.arange(2 * num_pairs, dtype=np.int32).reshape(pairs),
+    }
+
+
+def _zeros(config: ml_collections.ConfigDict, num_pairs: int) -> dict[str, jax.Array]:
+    shapes = batch_shapes(config, num_pairs)
+    return {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
+
+
+def initial_losses(config: ml_collections.ConfigDict, model: Star, variables: Any) -> Any:
+    """Returns fresh variables of the losses, {} if they have none."""
+    losses = build_losses(config)
+    if not losses.has_state:
+        return {}
+    batch = _zeros(config, 2)
+    style = None
+    if config.augment.style:
+        style = random_style_sources(jax.random.key(0), 2, config)
+    output = model.apply(variables, batch["frames"], batch["keypoints"], style=style)
+    key = stream(jax.random.key(config.seed), "losses")
+    return losses.init(key, output, batch, jnp.zeros((), jnp.int32))
 
 
 def abstract_variables(config: ml_collections.ConfigDict, model: Star, mesh: Mesh) -> Any:
@@ -92,19 +163,22 @@ def _fresh_state(
     config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int
 ) -> TrainState:
     variables = initial_variables(config, model)
+    losses = initial_losses(config, model, variables)
     optimizer = make_optimizer(config.optim, steps_per_epoch)
+    params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
+        params=params,
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
+        losses=losses,
+        opt_state=optimizer.init(_trained(params, losses.get("params", {}))),
     )
 
 
-def augmented_pairs(
-    key: jax.Array, batch: Mapping[str, Any], config: ml_collections.ConfigDict
+def augmented(
+    key: jax.Array, batch: Batch, config: ml_collections.ConfigDict
 ) -> tuple[jax.Array, jax.Array]:
-    """Augments both modalities and lays them out as the network takes pairs.
+    """Returns augmented frames and keypoints; each modality has random numbers of its own.
 
     Args:
       key: random key.
@@ -112,16 +186,15 @@ def augmented_pairs(
       config: a `config.augment`.
 
     Returns:
-      Normalised frames, float32[2 * B, T, H, W, 3], and keypoints, float32[2 * B, T, 17, 3]; even
-      rows are visible, odd rows infrared.
+      Normalized frames, float32[B, T, 2, H, W, 3], and keypoints, float32[B, T, 2, 17, 3].
     """
-    pairs = []
-    for modality in ("visible", "infrared"):
+    clips = []
+    for number, modality in enumerate(MODALITIES):
         modality_key = stream(key, modality)
         frames, keypoints = augment.random_crop_and_flip(
             stream(modality_key, "crop and flip"),
-            batch[modality]["frames"],
-            batch[modality]["keypoints"],
+            batch["frames"][:, :, number],
+            batch["keypoints"][:, :, number],
             padding=config.padding,
             flip_probability=config.flip_probability,
             per_frame=config.per_frame,
@@ -129,35 +202,53 @@ def augmented_pairs(
         )
         frames = augment.random_erasing(
             stream(modality_key, "erasing"),
-            augment.normalise(frames),
+            augment.normalize(frames),
             probability=config.erasing_probability,
             per_frame=config.per_frame,
         )
         if config.style:
             frames = augment.style_gains(stream(modality_key, "style"), frames, modality)
-        pairs.append((frames, keypoints))
-    interleave = lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])  # noqa: E731
-    frames, keypoints = (interleave(*both) for both in zip(*pairs, strict=True))
+        clips.append((frames, keypoints))
+    frames, keypoints = (jnp.stack(both, axis=2) for both in zip(*clips, strict=True))
     return frames, keypoints
 
 
-def random_style_sources(key: jax.Array, num_pairs: int, clip_length: int) -> StyleSources:
-    """Draws whose style each frame takes: a permutation within, and one across, the modalities."""
-    frames = jnp.arange(num_pairs * clip_length * 2)
-    modalities = frames[0::2], frames[1::2]
+def random_style_sources(
+    key: jax.Array, num_pairs: int, config: ml_collections.ConfigDict
+) -> StyleSources:
+    """Draws whose style each frame takes: a permutation within, and one across, the modalities.
+
+    Args:
+      key: random key.
+      num_pairs: B.
+      config: an experiment.
+    """
+    visible, infrared = jnp.arange(num_pairs * config.data.clip_length * 2).reshape(-1, 2).T
 
     def drawn(name: str) -> list[jax.Array]:
         named = stream(key, name)
         return [
-            jax.random.permutation(jax.random.fold_in(named, i), indices)
-            for i, indices in enumerate(modalities)
+            jax.random.permutation(jax.random.fold_in(named, i), frames)
+            for i, frames in enumerate((visible, infrared))
         ]
 
-    def in_order(visible: jax.Array, infrared: jax.Array) -> jax.Array:
-        return jnp.stack([visible, infrared], axis=1).ravel()
-
     same, other = drawn("same"), drawn("other")
-    return StyleSources(same=in_order(*same), other=in_order(other[1], other[0]))
+    return StyleSources(
+        same=jnp.stack(same, axis=1).ravel(),
+        other=jnp.stack(other[::-1], axis=1).ravel(),
+        stages=tuple(config.augment.style_stages),
+    )
+
+
+def check_style(config: ml_collections.ConfigDict, model: Star) -> None:
+    """Raises an InputError if style cannot be disturbed after the stages that the config names."""
+    stages, found = tuple(config.augment.style_stages), model.backbone.num_stages
+    if config.augment.style and max(stages) > found:
+        use = f"stages up to {found}" if found > 1 else "--config.augment.style=False"
+        raise InputError(
+            f"config.augment.style_stages is {stages}: the backbone {config.model.backbone} has "
+            f"{found or 'no'} stages; use {use}"
+        )
 
 
 def make_train_step(
@@ -168,42 +259,50 @@ def make_train_step(
     Returns:
       A function of a state (which it consumes) and a global `TrainBatch`; it returns the new state
       and metrics: the losses by name (`loss/total`, ...), `learning_rate` and `gradient_norm`.
-    """
-    optimizer = make_optimizer(config.optim, steps_per_epoch)
 
-    def train_step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
+    Raises:
+      InputError: a loss cannot be had, or the backbone has no stages to disturb style between.
+    """
+    check_style(config, model)
+    optimizer = make_optimizer(config.optim, steps_per_epoch)
+    losses = build_losses(config)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        frames, keypoints = augmented_pairs(stream(key, "augment"), batch, config.augment)
+        frames, keypoints = augmented(stream(key, "augment"), batch, config.augment)
         style = None
         if config.augment.style:
-            num_pairs, clip_length = batch["visible"]["frames"].shape[:2]
-            style = random_style_sources(stream(key, "style"), num_pairs, clip_length)
+            style = random_style_sources(stream(key, "style"), len(frames), config)
 
-        def loss(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        def loss(trained: Any) -> tuple[jax.Array, tuple[Metrics, Any, Any]]:
+            params, of_losses = _apart(trained)
             output, updates = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 frames,
                 keypoints,
-                modality="paired",
                 train=True,
                 style=style,
                 mutable=["batch_stats"],
                 rngs={"dropout": stream(key, "dropout")},
             )
-            losses = star_losses(output, batch["labels"], config.losses)
-            return losses["total"], (losses, updates["batch_stats"])
+            values, kept = losses.apply(
+                {**state.losses, **of_losses}, output, batch, state.step, mutable=DenyList("params")
+            )
+            return values["total"], (values, updates["batch_stats"], kept)
 
-        gradients, (losses, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics = {f"loss/{name}": value for name, value in losses.items()}
+        gradients, (values, batch_stats, kept) = jax.grad(loss, has_aux=True)(state.trained)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained)
+        params, of_losses = _apart(optax.apply_updates(state.trained, updates))
+        metrics = {f"loss/{name}": value for name, value in values.items()}
         metrics["learning_rate"] = config.optim.lr * learning_rate_factor(
             state.step, config.optim, steps_per_epoch
         )
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
+            losses={**kept, **of_losses},
             opt_state=opt_state,
         )
         return new_state, metrics
@@ -233,7 +332,7 @@ def make_embed_step(model: Star, modality: str, mesh: Mesh) -> Callable[..., jax
         out_shardings=split_rows(mesh),
     )
     def embed_step(variables: Any, frames: jax.Array, keypoints: jax.Array) -> jax.Array:
-        frames = augment.normalise(frames)
+        frames = augment.normalize(frames)
         output: Any = model.apply(variables, frames, keypoints, modality=modality, train=False)
         return output.embedding
 

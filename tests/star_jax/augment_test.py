@@ -70,13 +70,13 @@ def recover_draw(frame, output):
 
 def test_normalise_is_the_formula():
     frames = random_frames()
-    output = jax.jit(augment.normalise)(frames)
+    output = jax.jit(augment.normalize)(frames)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     assert output.dtype == jnp.float32
     np.testing.assert_allclose(output, (frames / 255 - mean) / std, rtol=1e-5, atol=1e-6)
-    of_floats = jax.jit(augment.normalise)(frames.astype(np.float32))
+    of_floats = jax.jit(augment.normalize)(frames.astype(np.float32))
     np.testing.assert_allclose(output, of_floats, rtol=1e-5, atol=1e-6)
-    assert augment.normalise(frames[0, 0]).shape == (H, W, 3)
+    assert augment.normalize(frames[0, 0]).shape == (H, W, 3)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import star_synthetic_demo
 from star_jax import losses
-from star_jax.losses import NAMES, star_losses
+from star_jax.losses import LOSSES, Losses, build_losses
 from star_jax.models import StarOutput
 
 PAIRS, T, C, N = 3, 2, 8, 5
@@ -167,47 +168,58 @@ def test_skeleton_consistency_by_hand():
 
 
 def network_output(**changes):
-    rows = 2 * PAIRS
     output = StarOutput(
-        frame_features=random(0, rows, T, C),
-        disturbed=random(1, rows, T, C),
-        edges=random(2, rows, T, C),
-        edges_last=random(3, rows, C),
-        guided=random(4, rows, T, C),
-        graph=random(5, rows, C),
-        skeleton=random(6, rows, 2 * C),
-        tracklet=random(7, rows, C),
-        embedding=random(8, rows, C),
-        logits=random(9, rows, N),
-        frame_logits=random(10, rows, T, N),
-        disturbed_logits=random(11, rows, T, N),
-        skeleton_logits=random(12, rows, N),
+        frame_features=random(0, PAIRS, T, 2, C),
+        disturbed=random(1, PAIRS, T, 2, C),
+        edges=random(2, PAIRS, T, 2, C),
+        edges_last=random(3, PAIRS, 2, C),
+        guided=random(4, PAIRS, T, 2, C),
+        graph=random(5, PAIRS, 2, C),
+        skeleton=random(6, PAIRS, 2, 2 * C),
+        tracklet=random(7, PAIRS, 2, C),
+        embedding=random(8, PAIRS, 2, C),
+        logits=random(9, PAIRS, 2, N),
+        frame_logits=random(10, PAIRS, T, 2, N),
+        disturbed_logits=random(11, PAIRS, T, 2, N),
+        skeleton_logits=random(12, PAIRS, 2, N),
     )
     return output.replace(**changes)
 
 
 def all_losses_by_loops(output):
-    rows = np.repeat(LABELS, 2)
-    frames = np.repeat(rows[:, None], T, axis=1)
+    """By the tracklets of one modality after those of the other."""
+
+    def rows(array, axis=1):
+        return np.concatenate([np.take(array, modality, axis) for modality in (0, 1)])
+
+    labels = np.concatenate([LABELS, LABELS])
+    frames = np.repeat(labels[:, None], T, axis=1)
     skeletons = output.skeleton_logits
     return {
-        "identity": cross_entropy_by_loops(output.logits, rows),
-        "triplet": batch_hard_by_loops(output.tracklet, rows, 0.3),
-        "frame_identity": cross_entropy_by_loops(output.frame_logits, frames),
-        "disturbed_identity": cross_entropy_by_loops(output.disturbed_logits, frames),
-        "defense": defense_by_loops(output.frame_features, output.disturbed),
-        "modality_consistency": modality_consistency_by_loops(skeletons[0::2], skeletons[1::2]),
-        "skeleton_consistency": skeleton_consistency_by_loops(output.graph, output.edges_last),
+        "identity": cross_entropy_by_loops(rows(output.logits), labels),
+        "triplet": batch_hard_by_loops(rows(output.tracklet), labels, 0.3),
+        "frame_identity": cross_entropy_by_loops(rows(output.frame_logits, 2), frames),
+        "disturbed_identity": cross_entropy_by_loops(rows(output.disturbed_logits, 2), frames),
+        "defense": defense_by_loops(rows(output.frame_features, 2), rows(output.disturbed, 2)),
+        "modality_consistency": modality_consistency_by_loops(skeletons[:, 0], skeletons[:, 1]),
+        "skeleton_consistency": skeleton_consistency_by_loops(
+            rows(output.graph), rows(output.edges_last)
+        ),
     }
 
 
+def losses_of(output, weights):
+    parts = tuple((name, weight, LOSSES[name]) for name, weight in weights.items())
+    return Losses(parts).apply({}, output, {"labels": LABELS}, jnp.int32(0))
+
+
 def test_star_losses_are_those_of_the_loops_and_total_is_their_weighted_sum():
-    weights = {name: 0.5 + i for i, name in enumerate(NAMES)}
+    weights = {name: 0.5 + i for i, name in enumerate(LOSSES)}
     output = network_output()
-    values = star_losses(output, LABELS, weights)
+    values = losses_of(output, weights)
     expected = all_losses_by_loops(output)
-    assert set(expected) == set(NAMES)
-    expected["total"] = sum(weights[name] * expected[name] for name in NAMES)
+    assert set(expected) == set(LOSSES)
+    expected["total"] = sum(weights[name] * expected[name] for name in LOSSES)
     assert set(values) == set(expected)
     for name, value in values.items():
         assert value.shape == () and value.dtype == jnp.float32, name
@@ -215,22 +227,21 @@ def test_star_losses_are_those_of_the_loops_and_total_is_their_weighted_sum():
 
 
 def test_a_weight_of_zero_leaves_a_loss_out():
-    weights = {name: 1.0 for name in NAMES} | {"triplet": 0.0, "defense": 0}
-    values = star_losses(network_output(), LABELS, weights)
-    assert set(values) == set(NAMES) - {"triplet", "defense"} | {"total"}
-    np.testing.assert_allclose(
-        values["total"], sum(x for name, x in values.items() if name != "total"), rtol=1e-6
-    )
-    nothing = star_losses(network_output(), LABELS, dict.fromkeys(NAMES, 0.0))
-    assert set(nothing) == {"total"} and nothing["total"] == 0
+    config = star_synthetic_demo.get_config()
+    config.losses.update({"triplet": 0.0, "defense": 0})
+    built = build_losses(config)
+    assert {name for name, _, _ in built.parts} == set(LOSSES) - {"triplet", "defense"}
+    assert not built.has_state
+    values = built.apply({}, network_output(), {"labels": LABELS}, jnp.int32(0))
+    assert set(values) == set(LOSSES) - {"triplet", "defense"} | {"total"}
 
 
 def test_losses_of_missing_branches_are_left_out():
-    weights = dict.fromkeys(NAMES, 1.0)
+    weights = dict.fromkeys(LOSSES, 1.0)
     no_style = network_output(disturbed=None, disturbed_logits=None)
-    values = star_losses(no_style, LABELS, weights)
-    assert set(values) == set(NAMES) - {"disturbed_identity", "defense"} | {"total"}
+    values = losses_of(no_style, weights)
+    assert set(values) == set(LOSSES) - {"disturbed_identity", "defense"} | {"total"}
     no_skeleton = network_output(skeleton_logits=None, graph=None, edges=None, edges_last=None)
-    values = star_losses(no_skeleton, LABELS, weights)
+    values = losses_of(no_skeleton, weights)
     consistency = {"modality_consistency", "skeleton_consistency"}
-    assert set(values) == set(NAMES) - consistency | {"total"}
+    assert set(values) == set(LOSSES) - consistency | {"total"}

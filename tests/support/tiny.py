@@ -44,8 +44,7 @@ def config(dataset_dir: pathlib.Path) -> ml_collections.ConfigDict:
     config.data.clip_length = 2
     config.data.identities_per_batch = 4
     config.model.num_identities = 6
-    config.model.stage_sizes = (1, 1, 1, 1)
-    config.model.width = 4
+    config.model.backbone_options.width = 4
     config.optim.lr = config.optim.backbone_lr = 0.05
     config.optim.clip_norm = 0.0
     config.optim.epochs = 12

@@ -11,15 +11,16 @@ import pytest
 
 from data_pipelines.coco17 import EDGES
 from star_jax.models import StyleSources
-from star_jax.models.guidance import FrameGuidance, GuidedPooling
+from star_jax.models.guidance import FrameGuidance
 from star_jax.models.keypoint_graph import (
     GraphAttention,
     adaptive_average,
     keypoint_graph,
     tracklet_edges,
 )
-from star_jax.models.layers import BatchNorm, generalised_mean
-from star_jax.models.resnet import Backbone, convolution, transfer_style
+from star_jax.models.layers import BatchNorm, gem_pool
+from star_jax.models.pooling import GuidedPooling
+from star_jax.models.resnet import ResNet, adain, convolution
 from star_jax.models.skeleton import BidirectionalLSTM, edge_features, lstm_states
 
 T = 3
@@ -105,19 +106,19 @@ def test_batch_norm_in_bfloat16_differs_by_rounding_only():
 
 
 @pytest.mark.parametrize("power", [0.7, 1.0, 3.0, 7.0])
-def test_generalised_mean(power):
+def test_gem_pool(power):
     x = np.abs(random(0, 2, T, 4)) + 1e-3
     expected = [
         [(sum(x[b, t, c] ** power for t in range(T)) / T) ** (1 / power) for c in range(4)]
         for b in range(2)
     ]
-    close(generalised_mean(x, power), expected)
+    close(gem_pool(x, power), expected)
 
 
 # --- backbone -----------------------------------------------------------------------------------
 
 
-def transfer_style_by_loops(x, source):
+def adain_by_loops(x, source):
     output = np.empty_like(x)
     for n in range(len(x)):
         for c in range(x.shape[-1]):
@@ -128,13 +129,13 @@ def transfer_style_by_loops(x, source):
     return output
 
 
-def test_transfer_style():
+def test_adain():
     # Where the deviation is as small as the 1e-6 below the root, it matters how it is estimated.
     scales = np.array([1e-3, 1, 2, 3, 4], np.float32).reshape(5, 1, 1, 1)
     x = scales * random(0, 5, 4, 3, 2)
     source = np.array([1, 0, 2, 2, 3])
-    close(transfer_style(x, source), transfer_style_by_loops(x, source))
-    close(transfer_style(x, np.arange(5)), x)
+    close(adain(x, source), adain_by_loops(x, source))
+    close(adain(x, np.arange(5)), x)
 
 
 def convolve(x, kernel, stride):
@@ -186,35 +187,33 @@ class BackboneTwin:
         return np.maximum(x + y, 0)
 
     def __call__(self, frames, same, other):
-        """Of a paired batch, its frames in the order of pair, time and modality."""
+        """Of pairs [B, T, 2, H, W, 3]."""
         names = ("stem_visible", "stem_infrared")
-        rows, time = frames.shape[:2]
-        order = [
-            (2 * pair + m, t) for pair in range(rows // 2) for t in range(time) for m in (0, 1)
-        ]
-        x = np.concatenate([self.stem(frames[r, t][None], names[r % 2]) for r, t in order])
+        places = list(np.ndindex(frames.shape[:3]))
+        x = np.concatenate([self.stem(frames[place][None], names[place[2]]) for place in places])
 
         def pool(y):
-            pooled = np.empty((rows, time, y.shape[-1]))
-            for place, mean in zip(order, y.mean((1, 2)), strict=True):
+            pooled = np.empty((*frames.shape[:3], y.shape[-1]))
+            for place, mean in zip(places, y.mean((1, 2)), strict=True):
                 pooled[place] = mean
             return pooled
 
         x = self.stage(self.stage(x, 1), 2)
         clean = self.stage(self.stage(x, 3), 4)
-        y = self.stage(transfer_style_by_loops(x, same), 3)
-        return pool(clean), pool(self.stage(transfer_style_by_loops(y, other), 4))
+        y = self.stage(adain_by_loops(x, same), 3)
+        return pool(clean), pool(self.stage(adain_by_loops(y, other), 4))
 
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_backbone(block):
-    frames = random(0, 2, 2, 64, 48, 3)
+    frames = random(0, 1, 2, 2, 64, 48, 3)
     style = StyleSources(same=jnp.array([2, 1, 0, 3]), other=jnp.array([3, 2, 1, 0]))
-    module = Backbone(block, (1, 1, 1, 1), 2)
-    variables = random_variables(module, frames, modality="paired", train=False)
-    apply = jax.jit(functools.partial(module.apply, modality="paired", train=False))
+    module = ResNet(block, (1, 1, 1, 1), 2)
+    variables = random_variables(module, frames, train=False)
+    apply = jax.jit(functools.partial(module.apply, train=False))
     features, disturbed = apply(variables, frames, style=style)
-    assert features.shape == (2, 2, 2 * 8 * (4 if block == "bottleneck" else 1))
+    assert features.shape == (1, 2, 2, module.num_channels)
+    assert module.num_channels == 2 * 8 * (4 if block == "bottleneck" else 1)
     expected = BackboneTwin(variables, block)(frames, style.same, style.other)
     close(features, expected[0], rtol=1e-3)
     close(disturbed, expected[1], rtol=1e-3)

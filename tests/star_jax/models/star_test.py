@@ -1,5 +1,6 @@
 """The whole network: what may influence it, what it needs and what it returns."""
 
+import dataclasses
 import functools
 import math
 
@@ -10,14 +11,36 @@ import numpy as np
 import pytest
 
 from configs import star_hitsz_vcm
-from star_jax.losses import NAMES, star_losses
+from star_jax.losses import LOSSES, Losses
 from star_jax.models import build_model
-from star_jax.models.star import last_detected, unit_length
+from star_jax.models.star import l2_normalize, last_detected
 from star_jax.training.steps import random_style_sources
 
 ROWS, T, H, W, C, N = 4, 3, 64, 48, 64, 5
 FRAMES = np.random.default_rng(0).normal(size=(ROWS, T, H, W, 3)).astype(np.float32)
+PER_FRAME = ("frame_features", "edges", "guided", "frame_logits")
+CONFIG = star_hitsz_vcm.get_config()
+CONFIG.data.clip_length = T
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+
+
+def paired(rows):
+    """Tracklets, visible and infrared ones interleaved, as pairs [B, T, 2, ...]."""
+    return np.moveaxis(rows.reshape(-1, 2, *rows.shape[1:]), 1, 2)
+
+
+def unpaired(output):
+    """The rows again, of all that the network computes for pairs."""
+
+    def rows(name, array):
+        array = np.asarray(array)
+        array = np.moveaxis(array, 2, 1) if name in PER_FRAME else array
+        return array.reshape(-1, *array.shape[2:])
+
+    fields = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    return output.replace(
+        **{name: rows(name, array) for name, array in fields.items() if array is not None}
+    )
 
 
 def random_keypoints(rows=ROWS):
@@ -28,26 +51,29 @@ def random_keypoints(rows=ROWS):
 
 def model_config(**changes):
     config = star_hitsz_vcm.get_config().model
-    small = {"num_identities": N, "block": "basic", "stage_sizes": (1, 1, 1, 1), "width": C // 8}
-    config.update({**small, "dtype": "float32", **changes})
+    config.backbone_options.update({"stage_sizes": (1, 1, 1, 1), "width": C // 8})
+    small = {"num_identities": N, "backbone": "resnet18", "dtype": "float32"}
+    config.update({**small, **changes})
     return config
 
 
 def init(model, frames, keypoints):
     key = jax.random.key(0, impl="unsafe_rbg")  # compiles faster than the default
-    return model.init(key, frames, keypoints, modality="paired")
+    return model.init(key, frames, keypoints)
 
 
 @functools.cache
 def all_variables():
     model = build_model(model_config())
-    return jax.jit(functools.partial(init, model))(FRAMES, random_keypoints())
+    return jax.jit(functools.partial(init, model))(paired(FRAMES), paired(random_keypoints()))
 
 
 def network(**changes):
     """A network, and those of the full network's variables that it needs."""
     model = build_model(model_config(**changes))
-    needed = jax.eval_shape(functools.partial(init, model), FRAMES, random_keypoints())
+    needed = jax.eval_shape(
+        functools.partial(init, model), paired(FRAMES), paired(random_keypoints())
+    )
     everything = all_variables()
     return model, {
         collection: {name: everything[collection][name] for name in names}
@@ -56,18 +82,21 @@ def network(**changes):
 
 
 @functools.cache
-def inference(modality="paired", **changes):
+def inference(modality=None, **changes):
     model, variables = network(**changes)
     apply = jax.jit(functools.partial(model.apply, modality=modality, train=False))
-    return functools.partial(apply, variables)
+    if modality is not None:
+        return functools.partial(apply, variables)
+    return lambda frames, keypoints: unpaired(apply(variables, paired(frames), paired(keypoints)))
 
 
 @functools.cache
 def training():
     """A jitted function from keypoints to losses, gradients and batch statistics."""
     model, variables = network()
-    style = random_style_sources(jax.random.key(1), ROWS // 2, T)
-    labels = jnp.array([0, 3])
+    style = random_style_sources(jax.random.key(1), ROWS // 2, CONFIG)
+    batch = {"labels": jnp.array([0, 3])}
+    losses = Losses(tuple((name, 1.0, loss) for name, loss in LOSSES.items()))
 
     # Everything is an argument: XLA takes long to fold constants as large as these.
     @jax.jit
@@ -77,19 +106,18 @@ def training():
                 {**variables, "params": params},
                 frames,
                 keypoints,
-                modality="paired",
                 train=True,
                 style=style,
                 mutable=["batch_stats"],
                 rngs={"dropout": jax.random.key(2, impl="unsafe_rbg")},
             )
-            losses = star_losses(output, labels, dict.fromkeys(NAMES, 1.0))
-            return losses["total"], (losses, updates["batch_stats"])
+            values = losses.apply({}, output, batch, jnp.int32(0))
+            return values["total"], (values, updates["batch_stats"])
 
-        gradients, (losses, statistics) = jax.grad(loss, has_aux=True)(variables["params"])
-        return losses, gradients, statistics
+        gradients, (values, statistics) = jax.grad(loss, has_aux=True)(variables["params"])
+        return values, gradients, statistics
 
-    return functools.partial(run, variables, FRAMES)
+    return lambda keypoints: run(variables, paired(FRAMES), paired(keypoints))
 
 
 def partly_detected():
@@ -154,58 +182,68 @@ def test_losses_gradients_and_statistics_are_finite(detected_rows):
     keypoints = random_keypoints()
     keypoints[detected_rows:] = 0
     losses, gradients, statistics = training()(keypoints)
-    assert set(losses) == {*NAMES, "total"}
+    assert set(losses) == {*LOSSES, "total"}
     assert_finite((losses, gradients, statistics))
     if detected_rows == ROWS:
         flat = flax.traverse_util.flatten_dict(gradients, sep="/")
         assert all(np.any(x) for x in flat.values()), [n for n, x in flat.items() if not np.any(x)]
 
 
-HEADS = {"backbone", "global_norm", "global_classifier", "frame_norm", "frame_classifier"}
-SKELETON = {"edge_sequence", "keypoint_graph", "skeleton_norm", "skeleton_classifier"}
+HEADS = {"backbone", "bnneck", "classifier", "frame_bnneck", "frame_classifier"}
+SKELETON = {"edge_sequence", "keypoint_graph", "skeleton_bnneck", "skeleton_classifier"}
 PARTS = {
-    "none": HEADS,
-    "frame": HEADS | SKELETON | {"frame_guidance"},
-    "sequence": HEADS | SKELETON | {"guided_pooling"},
-    "both": HEADS | SKELETON | {"frame_guidance", "guided_pooling"},
+    ("none", "gem"): HEADS,
+    ("none", "mean"): HEADS,
+    ("none", "max"): HEADS,
+    ("frame", "gem"): HEADS | SKELETON | {"guidance"},
+    ("none", "guided"): HEADS | SKELETON | {"pooling"},
+    ("frame", "guided"): HEADS | SKELETON | {"guidance", "pooling"},
 }
 
 
-@pytest.mark.parametrize("guidance", PARTS)
-def test_guidance_has_the_parameters_and_outputs_that_it_needs(guidance):
-    _, variables = network(guidance=guidance)
-    assert set(variables["params"]) == PARTS[guidance]
-    output = inference(guidance=guidance)(FRAMES, random_keypoints())
+@pytest.mark.parametrize(("guidance", "pooling"), PARTS)
+def test_guidance_and_pooling_have_the_parameters_and_outputs_that_they_need(guidance, pooling):
+    _, variables = network(guidance=guidance, pooling=pooling)
+    assert set(variables["params"]) == PARTS[guidance, pooling]
+    output = inference(guidance=guidance, pooling=pooling)(FRAMES, random_keypoints())
     assert output.embedding.shape == (ROWS, C)
     close(np.linalg.norm(output.embedding, axis=-1), 1)
     skeleton_outputs = ("edges", "edges_last", "graph", "skeleton", "skeleton_logits")
     for name in skeleton_outputs:
-        assert (getattr(output, name) is None) == (guidance == "none"), name
-    if guidance in ("none", "sequence"):
+        without_skeletons = PARTS[guidance, pooling] == HEADS
+        assert (getattr(output, name) is None) == without_skeletons, name
+    if guidance == "none":
         close(output.guided, output.frame_features + 1e-3)
     else:
         assert (output.guided - output.frame_features).max() > 0.01
-    if guidance in ("none", "frame"):
-        pooled = output.frame_features if guidance == "none" else output.guided
-        close(output.tracklet, ((np.asarray(pooled) ** 3).mean(1) + 1e-12) ** (1 / 3))
+    pooled = np.asarray(output.frame_features if guidance == "none" else output.guided)
+    expected = {
+        "gem": ((pooled**3).mean(1) + 1e-12) ** (1 / 3),
+        "mean": pooled.mean(1),
+        "max": pooled.max(1),
+    }
+    if pooling in expected:
+        close(output.tracklet, expected[pooling])
     assert output.disturbed is None and output.disturbed_logits is None
 
 
-def test_paired_rows_are_those_of_the_two_modalities():
+def test_pairs_are_the_tracklets_of_the_two_modalities():
     keypoints = partly_detected()
-    paired = inference()(FRAMES, keypoints)
+    both = inference()(FRAMES, keypoints)
     for row, modality in enumerate(("visible", "infrared")):
         alone = inference(modality)(FRAMES[row::2], keypoints[row::2])
         for name in ("frame_features", "tracklet", "embedding", "logits", "skeleton_logits"):
-            expected = np.asarray(getattr(paired, name))[row::2]
+            expected = getattr(both, name)[row::2]
             close(getattr(alone, name), expected, atol=1e-5, err_msg=f"{modality} {name}")
     wrong = inference("visible")(FRAMES[1::2], keypoints[1::2]).embedding
-    assert np.abs(wrong - paired.embedding[1::2]).max() > 0.01, "the two stems are one"
+    assert np.abs(wrong - both.embedding[1::2]).max() > 0.01, "the two stems are one"
 
 
 def test_bfloat16_keeps_parameters_and_outputs_in_float32():
     model = build_model(model_config(dtype="bfloat16"))
-    variables = jax.eval_shape(functools.partial(init, model), FRAMES, random_keypoints())
+    variables = jax.eval_shape(
+        functools.partial(init, model), paired(FRAMES), paired(random_keypoints())
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
     output = inference(dtype="bfloat16")(FRAMES, random_keypoints())
     exact = inference()(FRAMES, random_keypoints())
@@ -238,30 +276,31 @@ def test_new_layers_start_as_pytorchs():
         "edge_sequence/lstm/input_kernel": 1 / math.sqrt(C / 2),
         "edge_sequence/lstm/recurrent_kernel": 1 / math.sqrt(C / 2),
         "edge_sequence/lstm/bias": 2 / math.sqrt(C / 2),
-        "frame_guidance/edges_to_features/query/kernel": math.sqrt(6 / (C + 3 * C)),
-        "frame_guidance/features_to_edges/out/kernel": 1 / math.sqrt(C),
-        "frame_guidance/ffn1/kernel": 1 / math.sqrt(2 * C),
-        "guided_pooling/weigh/kernel": 1 / math.sqrt(2 * C),
-        "guided_pooling/weigh/bias": 1 / math.sqrt(2 * C),
+        "guidance/edges_to_features/query/kernel": math.sqrt(6 / (C + 3 * C)),
+        "guidance/features_to_edges/out/kernel": 1 / math.sqrt(C),
+        "guidance/ffn1/kernel": 1 / math.sqrt(2 * C),
+        "pooling/weigh/kernel": 1 / math.sqrt(2 * C),
+        "pooling/weigh/bias": 1 / math.sqrt(2 * C),
         "keypoint_graph/gat1/projection/kernel": math.sqrt(6 / (3 + 32)),
     }
     for name, bound in bounds.items():
         assert 0.7 * bound < np.abs(params[name]).max() <= bound, name
-    assert 0.0008 < np.std(params["global_classifier/kernel"]) < 0.0012
-    assert abs(np.mean(params["global_norm/scale"]) - 1) < 0.005
-    assert 0.006 < np.std(params["skeleton_norm/scale"]) < 0.014
-    assert not np.any(params["frame_guidance/edges_to_features/query/bias"])
+    assert 0.0008 < np.std(params["classifier/kernel"]) < 0.0012
+    assert abs(np.mean(params["bnneck/scale"]) - 1) < 0.005
+    assert 0.006 < np.std(params["skeleton_bnneck/scale"]) < 0.014
+    assert not np.any(params["guidance/edges_to_features/query/bias"])
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("block", "dense"),
+        ("backbone", "dense"),
         ("guidance", "all"),
         ("keypoints", "absolute"),
         ("graph_edges", "last_frame"),
         ("dtype", "float16"),
-        ("stage_sizes", (1, 1, 1)),
+        ("pooling", "median"),
+        ("gem_power", 0.5),
     ],
 )
 def test_a_wrong_value_is_named(key, value):
@@ -270,12 +309,12 @@ def test_a_wrong_value_is_named(key, value):
 
 
 def test_a_wrong_modality_is_named():
-    model, variables = network(guidance="none")
+    model, variables = network(guidance="none", pooling="gem")
     apply = functools.partial(model.apply, variables)
     with pytest.raises(ValueError, match="modality is 'thermal': use 'visible', 'infrared' or"):
         apply(FRAMES, random_keypoints(), modality="thermal")
-    with pytest.raises(ValueError, match="a paired batch has 3 rows"):
-        apply(FRAMES[:3], random_keypoints(rows=3), modality="paired")
+    with pytest.raises(ValueError, match=r"frames of modality None are .*: use \[B, T, 2, H, W, 3"):
+        apply(FRAMES, random_keypoints())
 
 
 def test_last_detected():
@@ -285,6 +324,6 @@ def test_last_detected():
     np.testing.assert_array_equal(last_detected(edges, detected), expected)
 
 
-def test_unit_length():
+def test_l2_normalize():
     x = np.array([[3, 4], [0, 0], [-1e-6, 0]], np.float32)
-    close(unit_length(x), [[0.6, 0.8], [0, 0], [-1, 0]])
+    close(l2_normalize(x), [[0.6, 0.8], [0, 0], [-1, 0]])

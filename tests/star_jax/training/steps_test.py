@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from configs import star_hitsz_vcm
-from star_jax import augment
 from star_jax.training import steps
 
 B, T, H, W = 3, 2, 64, 48
@@ -28,32 +27,26 @@ def nothing(**changes):
 @functools.cache
 def batch():
     rng = np.random.default_rng(0)
-
-    def clips():
-        return {
-            "frames": rng.integers(1, 256, (B, T, H, W, 3)).astype(np.uint8),
-            "keypoints": rng.uniform(1, W, (B, T, 17, 3)).astype(np.float32),
-        }
-
-    return {"visible": clips(), "infrared": clips(), "labels": np.arange(B, dtype=np.int32)}
+    return {
+        "frames": rng.integers(1, 256, (B, T, 2, H, W, 3)).astype(np.uint8),
+        "keypoints": rng.uniform(1, W, (B, T, 2, 17, 3)).astype(np.float32),
+        "labels": np.arange(B, dtype=np.int32),
+    }
 
 
 def augmented(config, seed=0, of=None):
-    pairs = jax.jit(lambda key, batch: steps.augmented_pairs(key, batch, config))
+    pairs = jax.jit(lambda key, batch: steps.augmented(key, batch, config))
     frames, keypoints = pairs(jax.random.key(seed), of or batch())
     return np.asarray(frames), np.asarray(keypoints)
 
 
-def test_without_augmentation_pairs_are_the_normalised_frames_in_turns():
+def test_without_augmentation_frames_are_normalized_where_they_are():
     frames, keypoints = augmented(nothing())
-    assert frames.shape == (2 * B, T, H, W, 3) and frames.dtype == np.float32
-    assert keypoints.shape == (2 * B, T, 17, 3) and keypoints.dtype == np.float32
-    for b in range(B):
-        for i, modality in enumerate(("visible", "infrared")):
-            clips = batch()[modality]
-            expected = augment.normalise(clips["frames"][b])
-            np.testing.assert_allclose(frames[2 * b + i], expected, rtol=1e-5, atol=1e-6)
-            np.testing.assert_array_equal(keypoints[2 * b + i], clips["keypoints"][b])
+    assert frames.dtype == keypoints.dtype == np.float32
+    mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    expected = (batch()["frames"] / 255 - mean) / deviation
+    np.testing.assert_allclose(frames, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(keypoints, batch()["keypoints"])
 
 
 def test_a_certain_flip_mirrors_every_frame():
@@ -65,29 +58,34 @@ def test_a_certain_flip_mirrors_every_frame():
 def test_style_gains_are_those_of_each_modality():
     frames, _ = augmented(nothing(style=True))
     plain, _ = augmented(nothing())
-    ratios = frames[1::2] / plain[1::2]  # one gain for an infrared frame
+    ratios = frames[:, :, 1] / plain[:, :, 1]  # one gain for an infrared frame
     np.testing.assert_allclose(
         ratios, np.broadcast_to(ratios[:, :, :1, :1, :1], ratios.shape), 1e-3
     )
     assert len(np.unique(np.round(ratios[:, :, 0, 0, 0], 3))) == B * T
-    ratios = frames[0::2] / plain[0::2]  # three for a visible one, whose channels may swap, too
+    ratios = (
+        frames[:, :, 0] / plain[:, :, 0]
+    )  # three for a visible one, whose channels may swap, too
     assert np.abs(ratios - ratios[:, :, :1, :1, :1]).max() > 0.1
 
 
 def test_modalities_draw_apart_and_keys_decide():
-    same = {**batch(), "infrared": batch()["visible"]}
+    visible = batch()["frames"][:, :, :1]
+    same = {**batch(), "frames": np.concatenate([visible, visible], axis=2)}
     frames, _ = augmented(augment_config(style=False), of=same)
     again, _ = augmented(augment_config(style=False), of=same)
     other, _ = augmented(augment_config(style=False), seed=1, of=same)
     np.testing.assert_array_equal(frames, again)
     assert not np.array_equal(frames, other)
-    assert not np.array_equal(frames[0::2], frames[1::2])
+    assert not np.array_equal(frames[:, :, 0], frames[:, :, 1])
 
 
 @pytest.mark.parametrize(("num_pairs", "clip_length"), [(1, 1), (4, 3), (2, 12)])
 def test_style_sources(num_pairs, clip_length):
-    draw = jax.jit(steps.random_style_sources, static_argnums=(1, 2))
-    sources = draw(jax.random.key(0), num_pairs, clip_length)
+    config = star_hitsz_vcm.get_config()
+    config.data.clip_length = clip_length
+    sources = steps.random_style_sources(jax.random.key(0), num_pairs, config)
+    assert sources.stages == (2, 3)
     count = num_pairs * 2 * clip_length
     infrared = np.arange(count) % 2
     for indices in (sources.same, sources.other):
@@ -97,7 +95,8 @@ def test_style_sources(num_pairs, clip_length):
 
 
 def test_style_sources_differ_between_keys_modalities_and_stages():
-    first, second = (steps.random_style_sources(jax.random.key(i), 4, 3) for i in range(2))
+    config = star_hitsz_vcm.get_config()
+    first, second = (steps.random_style_sources(jax.random.key(i), 4, config) for i in range(2))
     assert not np.array_equal(first.same, second.same)
     assert not np.array_equal(first.other, second.other)
     positions = lambda x: np.asarray(x) // 2  # noqa: E731  # among frames of its own modality

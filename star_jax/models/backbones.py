@@ -1,0 +1,26 @@
+"""Backbones by name: from frames to frame features.
+
+To add one, add it to `BACKBONES`, or name it in `config.model.backbone` as `package.module:object`.
+A backbone is a Flax module with
+
+- `num_channels`, C;
+- `num_stages`, between which the style disturbance can act, 0 if it cannot;
+- a call as `star_jax.models.resnet.ResNet` has it.
+
+It is made with the values of `config.model` that it has as attributes, such as `dtype`, and with
+`config.model.backbone_options`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+
+from star_jax.models.resnet import ResNet
+
+BACKBONES: Mapping[str, Callable[..., nn.Module]] = {
+    "resnet18": functools.partial(ResNet, block="basic", stage_sizes=(2, 2, 2, 2)),
+    "resnet34": functools.partial(ResNet, block="basic", stage_sizes=(3, 4, 6, 3)),
+    "resnet50": functools.partial(ResNet, block="bottleneck", stage_sizes=(3, 4, 6, 3)),
+    "resnet101": functools.partial(ResNet, block="bottleneck", stage_sizes=(3, 4, 23, 3)),
+}
