@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from star_jax.models.layers import BatchNorm, mean_and_variance, precision_of
+from star_jax.models.layers import BatchNorm, InstanceBatchNorm, mean_and_variance, precision_of
 
 Dtype = Any
 
@@ -91,6 +91,7 @@ class BottleneckBlock(nn.Module):
     width: int
     stride: int
     dtype: Dtype
+    ibn: bool = False
     expansion: ClassVar[int] = 4
 
     @nn.compact
@@ -98,7 +99,7 @@ class BottleneckBlock(nn.Module):
         """float[N, H, W, D] to float[N, H / stride, W / stride, 4 * width]."""
         out_features = self.width * self.expansion
         y = Projection(self.width, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(BatchNorm(name="bn1")(y, train=train))
+        y = nn.relu(first_norm(self.ibn)(y, train=train))
         y = convolution(self.width, 3, self.stride, self.dtype, "conv2")(y)
         y = nn.relu(BatchNorm(name="bn2")(y, train=train))
         y = Projection(out_features, dtype=self.dtype, name="conv3")(y)
@@ -112,16 +113,22 @@ class BasicBlock(nn.Module):
     width: int
     stride: int
     dtype: Dtype
+    ibn: bool = False
     expansion: ClassVar[int] = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """float[N, H, W, D] to float[N, H / stride, W / stride, width]."""
         y = convolution(self.width, 3, self.stride, self.dtype, "conv1")(x)
-        y = nn.relu(BatchNorm(name="bn1")(y, train=train))
+        y = nn.relu(first_norm(self.ibn)(y, train=train))
         y = convolution(self.width, 3, 1, self.dtype, "conv2")(y)
         y = BatchNorm(name="bn2")(y, train=train)
         return nn.relu(y + shortcut(x, y, self.stride, self.dtype, train))
+
+
+def first_norm(ibn: bool) -> BatchNorm | InstanceBatchNorm:
+    """The first norm of a residual branch."""
+    return InstanceBatchNorm(name="bn1") if ibn else BatchNorm(name="bn1")
 
 
 def shortcut(x: jax.Array, y: jax.Array, stride: int, dtype: Dtype, train: bool) -> jax.Array:
@@ -169,13 +176,14 @@ class Stage(nn.Module):
     stride: int
     dtype: Dtype
     remat: bool
+    ibn: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """float[N, H, W, D] to float[N, H / stride, W / stride, width * expansion]."""
         for i in range(self.num_blocks):
             stride = self.stride if i == 0 else 1
-            block = BLOCKS[self.block](self.width, stride, self.dtype, name=f"block{i}")
+            block = BLOCKS[self.block](self.width, stride, self.dtype, self.ibn, name=f"block{i}")
             run = lambda block, x: block(x, train=train)  # noqa: E731
             x = (nn.remat(run) if self.remat else run)(block, x)
         return x
@@ -222,6 +230,8 @@ class Backbone(nn.Module):
       width: channels of the stems and of the first stage's narrow convolutions.
       dtype: the dtype of the computation; parameters are float32.
       remat: whether to compute the inside of blocks again in the backward pass: less memory.
+      ibn: whether the first norm of each residual branch, but for the last stage's, is an
+        `InstanceBatchNorm` (ResNet-IBN-a; Pan et al., arXiv 1807.09441).
     """
 
     block: str
@@ -229,6 +239,7 @@ class Backbone(nn.Module):
     width: int
     dtype: Dtype = jnp.float32
     remat: bool = False
+    ibn: bool = False
 
     def setup(self) -> None:
         """Makes the stems and the stages; the last stage keeps the resolution."""
@@ -243,6 +254,7 @@ class Backbone(nn.Module):
                 strides[i],
                 self.dtype,
                 self.remat,
+                self.ibn and i < 3,
                 name=f"stage{i + 1}",
             )
             for i, size in enumerate(self.stage_sizes)
