@@ -28,7 +28,7 @@ from star_jax.models import build_model
 from star_jax.training import checkpoint, run_files
 from star_jax.training.metrics import MetricsWriter, Progress
 from star_jax.training.steps import TrainState, abstract_state, initial_state, make_train_step
-from star_jax.weights import from_torchvision_resnet50, load_arrays
+from star_jax.weights import from_torchvision_resnet, load_arrays
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def check_identities(config: ml_collections.ConfigDict, labels: np.ndarray) -> N
 def with_backbone(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
     """The state with the backbone of `config.init.backbone`, ImageNet weights."""
     arrays = load_arrays(config.init.backbone)
-    variables = from_torchvision_resnet50(arrays, config.model, state.variables)
+    variables = from_torchvision_resnet(arrays, state.variables)
     shardings = jax.tree.map(lambda x: x.sharding, state.variables)
     return dataclasses.replace(state, **jax.device_put(variables, shardings))
 
