@@ -72,6 +72,17 @@ def test_imported_networks(block, ibn):
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_inference_with_instance_norm_in_bfloat16():
+    sizes = (1, 1, 1, 1)
+    arrays = torch_resnet.state_dict("basic", sizes, 4, ibn=True)
+    module = Backbone("basic", sizes, 4, jnp.bfloat16, ibn=True)
+    apply = jax.jit(functools.partial(module.apply, modality="visible", train=False))
+    features, _ = apply(imported(module, arrays), FRAMES)
+    expected = [[torch_resnet.features(arrays, frame) for frame in row] for row in FRAMES]
+    error = np.abs(features - np.array(expected))
+    assert 0 < error.mean() < 0.02 and np.mean(expected) > 0.5
+
+
 def test_training_with_instance_norm_in_bfloat16():
     sizes = (1, 1, 1, 1)
     arrays = torch_resnet.state_dict("basic", sizes, 4, ibn=True)

@@ -20,7 +20,7 @@ make_vit = functools.partial(
     patch_size=timm_vit.PATCH_SIZE,
     pos_grid=timm_vit.POS_GRID,
 )
-close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 # Frames of the grid of the position embedding; of more and of fewer patches; and of parts of them.
 SIZES = [(24, 16), (40, 24), (16, 8), (24, 40), (23, 9), (33, 16)]
 
@@ -95,7 +95,10 @@ def test_gradients_are_finite_and_the_same_with_remat():
         return (features_of(variables, frames, None, remat=remat) * weights).sum()
 
     gradients, with_remat = (jax.grad(loss)(variables(), remat) for remat in (False, True))
-    jax.tree.map(close, gradients, with_remat)
+    jax.tree.map(functools.partial(close, rtol=1e-4, atol=1e-4), gradients, with_remat)
+    for remat in (False, True):  # a barrier keeps XLA from computing the inside of blocks once
+        lowered = jax.jit(jax.grad(loss), static_argnums=1).lower(variables(), remat)
+        assert ("optimization_barrier" in lowered.as_text()) == remat
     for name, part in gradients["params"].items():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part)), name
         assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(part)), name
