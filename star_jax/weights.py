@@ -1,4 +1,4 @@
-"""Weights from elsewhere: the authors' STAR network and ImageNet ResNets, into Flax variables.
+"""Weights from elsewhere: the authors' STAR network and ImageNet backbones, into Flax variables.
 
 State dicts are mappings from PyTorch names to arrays. Every array is either used or listed as
 unused; what is missing, left over or of another shape is an error that names it.
@@ -24,6 +24,7 @@ from star_jax.models import Star, build_model
 from star_jax.models.guidance import NUM_HEADS, FrameGuidance
 from star_jax.models.pooling import POWERS, GuidedPooling
 from star_jax.models.resnet import ResNet
+from star_jax.models.vit import ViT
 
 SAFETENSORS_DTYPES: dict[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
@@ -46,6 +47,7 @@ NEVER_USED = (
     r"^time_guide\.bn_enhanced_(origin|time_guide)\.",
     r"^fc\.(weight|bias)$",  # torchvision's ImageNet classifier
 )
+VIT_NEVER_USED = (r"^(head|pre_logits)\.",)  # the ImageNet classifier
 # What a network with less guidance leaves out.
 SKELETON = (r"^(gat|lstm_edge|fc1|pose_classifier|pose_bottleneck|time_guide|GuidedAggModule)\b",)
 
@@ -64,49 +66,83 @@ def from_authors(state_dict: Mapping[str, Any], config: ml_collections.ConfigDic
       ValueError: naming the arrays that are missing, unknown or of another shape.
     """
     model = build_model(config)
+    expected = abstract_variables(model)
     if not isinstance(model.backbone, ResNet):
         raise InputError(f"config.model.backbone is {config.backbone!r}: the authors' is a ResNet")
-    entries = list(backbone_entries(model.backbone, AUTHORS_STEMS, "base_resnet.base."))
-    entries += head_entries()
+    entries = [*resnet_entries(expected, AUTHORS_STEMS, "base_resnet.base."), *head_entries()]
     if model.uses_skeletons:
         entries += skeleton_entries(model.backbone.num_channels)
-    expected = abstract_variables(model)
     entries = [entry for entry in entries if entry[0] in expected]
     whole = isinstance(model.guidance, FrameGuidance) and isinstance(model.pooling, GuidedPooling)
     return convert(state_dict, entries, expected, NEVER_USED if whole else NEVER_USED + SKELETON)
 
 
-def from_torchvision_resnet50(
-    state_dict: Mapping[str, Any], config: ml_collections.ConfigDict, variables: Variables
-) -> Variables:
-    """`variables` with the backbone replaced by an ImageNet ResNet in torchvision's naming.
+def from_imagenet(state_dict: Mapping[str, Any], model: Star, variables: Variables) -> Variables:
+    """Returns `variables` with the backbone replaced by one trained on ImageNet.
+
+    Args:
+      state_dict: the arrays of the model's ResNet or Vision Transformer; see below.
+      model: the network.
+      variables: of the network.
+
+    Raises:
+      InputError: the backbone is of another family, or the arrays do not fit it.
+    """
+    if isinstance(model.backbone, ResNet):
+        return from_torchvision_resnet(state_dict, variables)
+    if isinstance(model.backbone, ViT):
+        return from_timm_vit(state_dict, variables)
+    raise InputError(
+        f"config.init.backbone: no weights can be imported for a {type(model.backbone).__name__}; "
+        "leave it empty"
+    )
+
+
+def from_torchvision_resnet(state_dict: Mapping[str, Any], variables: Variables) -> Variables:
+    """Returns `variables` with the backbone replaced by an ImageNet ResNet.
 
     Both stems start from the same first layers.
 
     Args:
-      state_dict: torchvision's `resnet50` (or the ResNet that `config` describes), as arrays.
-      config: a `config.model`.
-      variables: of the network that `config` describes, for everything else.
+      state_dict: the arrays of torchvision's `resnet18`, `resnet34`, `resnet50` or `resnet101`, or
+        of IBN-Net's `resnet50_ibn_a` and so on, by their names.
+      variables: of a network with such a ResNet.
 
     Raises:
-      ValueError: naming the arrays that are missing, unknown or of another shape.
+      InputError: naming the arrays that are missing, unknown or of another shape.
     """
-    model = build_model(config)
-    if not isinstance(model.backbone, ResNet):
-        raise InputError(
-            f"config.init.backbone: no import for config.model.backbone {config.backbone!r}"
-        )
-    entries = list(backbone_entries(model.backbone, {"stem_visible": "", "stem_infrared": ""}, ""))
-    expected = {
-        path: array
-        for path, array in abstract_variables(model).items()
-        if path.split("/")[1] == "backbone"
-    }
-    backbone = convert(state_dict, entries, expected, NEVER_USED)
-    return {
-        collection: {**variables[collection], "backbone": backbone[collection]["backbone"]}
-        for collection in ("params", "batch_stats")
-    }
+    stems = {"stem_visible": "", "stem_infrared": ""}
+    expected = backbone_of(variables)
+    entries = list(resnet_entries(expected, stems, ""))
+    return with_backbone(variables, convert(state_dict, entries, expected, NEVER_USED))
+
+
+def from_timm_vit(state_dict: Mapping[str, Any], variables: Variables) -> Variables:
+    """Returns `variables` with the backbone replaced by an ImageNet Vision Transformer.
+
+    Both stems start from the same patch embedding.
+
+    Args:
+      state_dict: the arrays of timm's `vit_small_patch16_224` and so on, by their names.
+      variables: of a network with such a `ViT`.
+
+    Raises:
+      InputError: naming the arrays that are missing, unknown or of another shape.
+    """
+    expected = backbone_of(variables)
+    entries = list(vit_entries(expected))
+    return with_backbone(variables, convert(state_dict, entries, expected, VIT_NEVER_USED))
+
+
+def backbone_of(variables: Variables) -> dict[str, Any]:
+    """The variables of the backbone by path."""
+    flat = flax.traverse_util.flatten_dict(variables, sep="/")
+    return {path: array for path, array in flat.items() if path.split("/")[1] == "backbone"}
+
+
+def with_backbone(variables: Variables, backbone: Variables) -> Variables:
+    """`variables` with those of another backbone."""
+    return {name: {**parts, **backbone.get(name, {})} for name, parts in variables.items()}
 
 
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -195,6 +231,14 @@ AUTHORS_STEMS = {
     "stem_infrared": "thermal_module.thermal.",
 }
 
+# What a part of a path in our ResNet is called in PyTorch, where the two differ.
+RESNET_NAMES = {
+    **{"conv": "conv1", "bn": "bn1"},  # of a stem
+    **{"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"},
+    **{"instance": "IN", "batch": "BN"},  # IBN-Net's
+    **{"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"},
+}
+
 
 def transpose(array: Any) -> Any:
     """A linear layer's weight, [out, in], as a kernel, [in, out]."""
@@ -211,6 +255,16 @@ def unchanged(array: Any) -> Any:
     return array
 
 
+def matrix(array: Any) -> Any:
+    """A 1x1 convolution's weight, [out, in, 1, 1], as a kernel, [in, out]."""
+    return array.squeeze((2, 3)).T
+
+
+def kernel(array: Any) -> Any:
+    """A convolution's weight, [out, in, height, width], as a kernel, [height, width, in, out]."""
+    return array.transpose(2, 3, 1, 0)
+
+
 def norm_entries(path: str, name: str, *, learned_bias: bool = True) -> Iterator[Entry]:
     """A batch norm."""
     yield f"params/{path}/scale", (f"{name}.weight",), unchanged
@@ -220,36 +274,63 @@ def norm_entries(path: str, name: str, *, learned_bias: bool = True) -> Iterator
     yield f"batch_stats/{path}/var", (f"{name}.running_var",), unchanged
 
 
+def layer_norm_entries(path: str, name: str) -> Iterator[Entry]:
+    """A layer norm."""
+    yield f"params/{path}/scale", (f"{name}.weight",), unchanged
+    yield f"params/{path}/bias", (f"{name}.bias",), unchanged
+
+
 def linear_entries(path: str, name: str) -> Iterator[Entry]:
     """A linear layer with a bias."""
     yield f"params/{path}/kernel", (f"{name}.weight",), transpose
     yield f"params/{path}/bias", (f"{name}.bias",), unchanged
 
 
-def convolution_entry(path: str, name: str, *, projection: bool) -> Entry:
-    """A convolution's kernel; a 1x1 one is a matrix here."""
-    if projection:
-        return f"params/{path}/dense/kernel", (f"{name}.weight",), lambda x: x.squeeze((2, 3)).T
-    return f"params/{path}/kernel", (f"{name}.weight",), lambda x: x.transpose(2, 3, 1, 0)
+def resnet_entries(
+    expected: Mapping[str, Any], stems: Mapping[str, str], trunk: str
+) -> Iterator[Entry]:
+    """The stems and the stages of a ResNet, with the PyTorch prefix of each."""
+    for path in expected:
+        _, module, first, *parts = path.split("/")
+        if module != "backbone":
+            continue
+        prefix = stems[first] if first in stems else f"{trunk}{first.replace('stage', 'layer')}."
+        function = unchanged
+        if parts[-1] == "kernel":
+            function = matrix if "dense" in parts else kernel
+        parts = [part.removeprefix("block") for part in parts if part != "dense"]
+        yield path, (prefix + ".".join(RESNET_NAMES.get(x, x) for x in parts),), function
 
 
-def backbone_entries(backbone: ResNet, stems: Mapping[str, str], trunk: str) -> Iterator[Entry]:
-    """The stems and the stages, with the PyTorch prefix of each."""
-    for stem, prefix in stems.items():
-        yield convolution_entry(f"backbone/{stem}/conv", f"{prefix}conv1", projection=False)
-        yield from norm_entries(f"backbone/{stem}/bn", f"{prefix}bn1")
-    bottleneck = backbone.block == "bottleneck"
-    for stage, num_blocks in enumerate(backbone.stage_sizes, start=1):
-        for block in range(num_blocks):
-            path, name = f"backbone/stage{stage}/block{block}", f"{trunk}layer{stage}.{block}"
-            for i in range(1, 4 if bottleneck else 3):
-                projection = bottleneck and i != 2
-                yield convolution_entry(f"{path}/conv{i}", f"{name}.conv{i}", projection=projection)
-                yield from norm_entries(f"{path}/bn{i}", f"{name}.bn{i}")
-            if block == 0 and (bottleneck or stage > 1):
-                shortcut = f"{name}.downsample"
-                yield convolution_entry(f"{path}/downsample_conv", f"{shortcut}.0", projection=True)
-                yield from norm_entries(f"{path}/downsample_bn", f"{shortcut}.1")
+def vit_entries(expected: Mapping[str, Any]) -> Iterator[Entry]:
+    """A Vision Transformer."""
+    params = "params/backbone"
+    for stem in ("stem_visible", "stem_infrared"):
+        yield f"{params}/{stem}/kernel", ("patch_embed.proj.weight",), kernel
+        yield f"{params}/{stem}/bias", ("patch_embed.proj.bias",), unchanged
+    rows, columns, _ = expected[f"{params}/position"].shape
+    yield (
+        f"{params}/position",
+        ("pos_embed",),
+        lambda x: x.squeeze(0)[1:].reshape(rows, columns, x.shape[-1]),
+    )
+    yield (
+        f"{params}/class_token",
+        ("cls_token", "pos_embed"),
+        lambda token, position: np.stack([token, position[:, :1]]).sum(0).squeeze((0, 1)),
+    )
+    queries = [path for path in expected if path.endswith("/attention/query/kernel")]
+    for i in range(len(queries)):
+        path, name = f"backbone/block{i}", f"blocks.{i}"
+        heads = expected[f"params/{path}/attention/query/kernel"].shape[1:]
+        yield from layer_norm_entries(f"{path}/norm1", f"{name}.norm1")
+        yield from attention_entries(
+            f"{path}/attention", heads, f"{name}.attn.qkv.", f"{name}.attn.proj"
+        )
+        yield from layer_norm_entries(f"{path}/norm2", f"{name}.norm2")
+        yield from linear_entries(f"{path}/mlp1", f"{name}.mlp.fc1")
+        yield from linear_entries(f"{path}/mlp2", f"{name}.mlp.fc2")
+    yield from layer_norm_entries("backbone/norm", "norm")
 
 
 def head_entries() -> Iterator[Entry]:
@@ -287,7 +368,11 @@ def skeleton_entries(channels: int) -> Iterator[Entry]:
         ("edges_to_features", "cross_attn"),
         ("features_to_edges", "reverse_cross_attn"),
     ):
-        yield from attention_entries(f"guidance/{ours}", f"time_guide.{theirs}", channels)
+        name = f"time_guide.{theirs}"
+        heads = (NUM_HEADS, channels // NUM_HEADS)
+        yield from attention_entries(
+            f"guidance/{ours}", heads, f"{name}.in_proj_", f"{name}.out_proj"
+        )
     yield from linear_entries("guidance/ffn1", "time_guide.ffn.0")
     yield from linear_entries("guidance/ffn2", "time_guide.ffn.2")
     layers = [f"GuidedAggModule.fc_layers.{i}" for i in range(len(POWERS))]
@@ -304,17 +389,24 @@ def skeleton_entries(channels: int) -> Iterator[Entry]:
     )
 
 
-def attention_entries(path: str, name: str, channels: int) -> Iterator[Entry]:
-    """An attention, whose three input projections PyTorch keeps as one matrix."""
-    heads = (NUM_HEADS, channels // NUM_HEADS)
+def attention_entries(
+    path: str, heads: tuple[int, ...], projections: str, out: str
+) -> Iterator[Entry]:
+    """An attention, whose three input projections PyTorch keeps as one matrix.
+
+    Args:
+      path: of the attention.
+      heads: the number of heads and the channels of one.
+      projections: what the names of the input projections' weight and bias begin with.
+      out: the name of the output projection.
+    """
     for i, part in enumerate(("query", "key", "value")):
-        kernel = lambda x, i=i: x.reshape(3, channels, channels)[i].T.reshape(-1, *heads)  # noqa: E731
+        weight = lambda x, i=i: x.reshape(3, *heads, x.shape[-1])[i].transpose(2, 0, 1)  # noqa: E731
         bias = lambda x, i=i: x.reshape(3, *heads)[i]  # noqa: E731
-        yield f"params/{path}/{part}/kernel", (f"{name}.in_proj_weight",), kernel
-        yield f"params/{path}/{part}/bias", (f"{name}.in_proj_bias",), bias
-    out = f"params/{path}/out"
-    yield f"{out}/kernel", (f"{name}.out_proj.weight",), lambda x: x.T.reshape(*heads, channels)
-    yield f"{out}/bias", (f"{name}.out_proj.bias",), unchanged
+        yield f"params/{path}/{part}/kernel", (f"{projections}weight",), weight
+        yield f"params/{path}/{part}/bias", (f"{projections}bias",), bias
+    yield f"params/{path}/out/kernel", (f"{out}.weight",), lambda x: x.T.reshape(*heads, len(x))
+    yield f"params/{path}/out/bias", (f"{out}.bias",), unchanged
 
 
 def abstract_variables(model: Star) -> dict[str, jax.ShapeDtypeStruct]:

@@ -351,7 +351,7 @@ def test_a_killed_run_continues(stored, bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "open_manager", open_manager)
     config = tiny.config("nowhere")
     config.data.dir = ADDRESS
-    config.model.guidance = "none"  # compiles in less time
+    config.model.guidance, config.model.pooling = "none", "gem"  # compiles in less time
     whole_loader = loop.train_batches
 
     def dying_loader(*args, **kwargs):

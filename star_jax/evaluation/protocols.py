@@ -7,6 +7,7 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.tables import aligned
+from data_pipelines.parts import find_part
 from data_pipelines.schema import INFRARED, VISIBLE
 from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 
@@ -32,6 +33,11 @@ PROTOCOLS: Mapping[str, Rules] = {
 
 _DIRECTIONS = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}  # query, gallery
 _RANKS = (1, 5, 10, 20)
+
+
+def find_protocol(name: str) -> Rules:
+    """Returns the rules of a name, or at a path; raises InputError if there are none."""
+    return find_part(PROTOCOLS, name, "config.eval.protocol", needs=Rules._fields)
 
 
 class TrackletIndex(Protocol):
@@ -90,8 +96,7 @@ def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dic
       ValueError: unknown protocol, embeddings that do not fit the index or are not normalised, a
         direction without queries or gallery, or an identity with one camera in both modalities.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    rules = find_protocol(protocol)
     embeddings = np.asarray(embeddings, np.float32)
     if embeddings.ndim != 2 or len(embeddings) != len(index.identities):
         raise InputError(
@@ -106,7 +111,6 @@ def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dic
             f"({wrong.size} such rows)"
         )
 
-    rules = PROTOCOLS[protocol]
     report: dict[str, Any] = {"protocol": protocol}
     for direction, (query_modality, gallery_modality) in _DIRECTIONS.items():
         query = np.flatnonzero(index.queries & (index.modalities == query_modality))

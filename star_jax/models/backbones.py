@@ -17,10 +17,17 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 
 from star_jax.models.resnet import ResNet
+from star_jax.models.vit import ViT
 
 BACKBONES: Mapping[str, Callable[..., nn.Module]] = {
     "resnet18": functools.partial(ResNet, block="basic", stage_sizes=(2, 2, 2, 2)),
     "resnet34": functools.partial(ResNet, block="basic", stage_sizes=(3, 4, 6, 3)),
     "resnet50": functools.partial(ResNet, block="bottleneck", stage_sizes=(3, 4, 6, 3)),
     "resnet101": functools.partial(ResNet, block="bottleneck", stage_sizes=(3, 4, 23, 3)),
+    "resnet50_ibn_a": functools.partial(
+        ResNet, block="bottleneck", stage_sizes=(3, 4, 6, 3), ibn=True
+    ),
+    "vit_tiny": functools.partial(ViT, width=192, depth=12, num_heads=3),
+    "vit_small": functools.partial(ViT, width=384, depth=12, num_heads=6),
+    "vit_base": functools.partial(ViT, width=768, depth=12, num_heads=12),
 }

@@ -65,6 +65,24 @@ class BatchNorm(nn.Module):
         return wide.astype(x.dtype)
 
 
+class InstanceBatchNorm(nn.Module):
+    """Instance norm of the first half of the channels, batch norm of the rest (IBN-Net, IBN-a).
+
+    Instance norm takes its statistics over each map by itself, in training and at inference.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises `x`, float[N, H, W, C]; in training also updates the running statistics."""
+        half = x.shape[-1] // 2
+        instance = nn.InstanceNorm(
+            epsilon=EPSILON, dtype=x.dtype, use_fast_variance=False, name="instance"
+        )
+        batch = BatchNorm(name="batch")
+        parts = instance(x[..., :half]), batch(x[..., half:], train=train)
+        return jnp.concatenate(parts, axis=-1)
+
+
 def mean_and_variance(
     x: jax.Array, axes: tuple[int, ...], *, keepdims: bool = False
 ) -> tuple[jax.Array, jax.Array]:

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from star_jax.config import Values, integer, integers
-from star_jax.models.layers import BatchNorm, mean_and_variance, precision_of
+from star_jax.config import Values, flag, integer, integers
+from star_jax.models.layers import BatchNorm, InstanceBatchNorm, mean_and_variance, precision_of
 from star_jax.models.stems import apply_stems
 
 Dtype = Any
@@ -94,6 +94,7 @@ class BottleneckBlock(nn.Module):
     width: int
     stride: int
     dtype: Dtype
+    ibn: bool = False
     expansion: ClassVar[int] = 4
 
     @nn.compact
@@ -101,7 +102,7 @@ class BottleneckBlock(nn.Module):
         """float[N, H, W, D] to float[N, H / stride, W / stride, 4 * width]."""
         out_features = self.width * self.expansion
         y = Projection(self.width, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(BatchNorm(name="bn1")(y, train=train))
+        y = nn.relu(first_norm(self.ibn)(y, train=train))
         y = convolution(self.width, 3, self.stride, self.dtype, "conv2")(y)
         y = nn.relu(BatchNorm(name="bn2")(y, train=train))
         y = Projection(out_features, dtype=self.dtype, name="conv3")(y)
@@ -115,16 +116,22 @@ class BasicBlock(nn.Module):
     width: int
     stride: int
     dtype: Dtype
+    ibn: bool = False
     expansion: ClassVar[int] = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """float[N, H, W, D] to float[N, H / stride, W / stride, width]."""
         y = convolution(self.width, 3, self.stride, self.dtype, "conv1")(x)
-        y = nn.relu(BatchNorm(name="bn1")(y, train=train))
+        y = nn.relu(first_norm(self.ibn)(y, train=train))
         y = convolution(self.width, 3, 1, self.dtype, "conv2")(y)
         y = BatchNorm(name="bn2")(y, train=train)
         return nn.relu(y + shortcut(x, y, self.stride, self.dtype, train))
+
+
+def first_norm(ibn: bool) -> BatchNorm | InstanceBatchNorm:
+    """The first norm of a residual branch."""
+    return InstanceBatchNorm(name="bn1") if ibn else BatchNorm(name="bn1")
 
 
 def shortcut(x: jax.Array, y: jax.Array, stride: int, dtype: Dtype, train: bool) -> jax.Array:
@@ -167,13 +174,14 @@ class Stage(nn.Module):
     stride: int
     dtype: Dtype
     remat: bool
+    ibn: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """float[N, H, W, D] to float[N, H / stride, W / stride, width * expansion]."""
         for i in range(self.num_blocks):
             stride = self.stride if i == 0 else 1
-            block = BLOCKS[self.block](self.width, stride, self.dtype, name=f"block{i}")
+            block = BLOCKS[self.block](self.width, stride, self.dtype, self.ibn, name=f"block{i}")
             run = lambda block, x: block(x, train=train)  # noqa: E731
             x = (nn.remat(run) if self.remat else run)(block, x)
         return x
@@ -222,6 +230,8 @@ class ResNet(nn.Module):
       width: channels of the stems and of the first stage's narrow convolutions.
       dtype: the dtype of the computation; parameters are float32.
       remat: whether to compute the inside of blocks again in the backward pass: less memory.
+      ibn: whether the first norm of each residual branch, but for the last stage's, is an
+        `InstanceBatchNorm` (ResNet-IBN-a; Pan et al., arXiv 1807.09441).
     """
 
     block: str
@@ -229,10 +239,12 @@ class ResNet(nn.Module):
     width: int = 64
     dtype: Dtype = jnp.float32
     remat: bool = False
+    ibn: bool = False
     num_stages: ClassVar[int] = 4
     options: ClassVar[Mapping[str, Values]] = {
         "stage_sizes": integers(1, 200, count=4),
         "width": integer(1, 1024),
+        "ibn": flag(),
     }
 
     @property
@@ -253,6 +265,7 @@ class ResNet(nn.Module):
                 strides[i],
                 self.dtype,
                 self.remat,
+                self.ibn and i < 3,
                 name=f"stage{i + 1}",
             )
             for i, size in enumerate(self.stage_sizes)

@@ -1,43 +1,44 @@
-"""A stem for each modality in front of layers that both share."""
+"""Each modality has a stem of its own; what follows it in a backbone is shared."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-Stem = Callable[[jax.Array], jax.Array]
-
 
 def apply_stems(
-    frames: jax.Array, modality: str | None, visible: Stem, infrared: Stem
+    frames: jax.Array,
+    modality: str | None,
+    visible: Callable[[jax.Array], jax.Array],
+    infrared: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
     """Returns each modality's stem applied to its frames, ordered as the frames are.
 
     Args:
-      frames: float[B, T, H, W, 3] of one modality, or float[B, T, 2, H, W, 3] of both.
-      modality: "visible" or "infrared"; None for frames of both.
-      visible: the stem of visible frames, float[M, H, W, 3] to float[M, ...].
-      infrared: the stem of infrared frames.
+      frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3] of both (axis 2:
+        visible, infrared).
+      modality: "visible", "infrared", or None for both.
+      visible: the stem of visible frames, float32[M, H, W, 3] to float[M, ...].
+      infrared: the stem of infrared frames, alike.
 
     Returns:
-      float[N, ...], N = B * T or B * T * 2.
+      float[N, ...], where N = B * T, or B * T * 2 for both modalities.
 
     Raises:
-      ValueError: another modality, or frames whose axes do not fit it.
+      ValueError: for another modality, or frames of a shape that does not fit it.
     """
-    if modality not in ("visible", "infrared", None):
+    stems = {"visible": visible, "infrared": infrared}
+    if modality is not None and modality not in stems:
         raise ValueError(f"modality is {modality!r}: use 'visible', 'infrared' or None")
-    expected = ("B", "T", 2, "H", "W", 3) if modality is None else ("B", "T", "H", "W", 3)
-    sizes = zip(frames.shape, expected, strict=False)
-    if frames.ndim != len(expected) or any(
-        isinstance(want, int) and size != want for size, want in sizes
-    ):
-        axes = ", ".join(map(str, expected))
-        raise ValueError(f"frames of modality {modality} are {frames.shape}: use [{axes}]")
+    fits = frames.ndim == 5 if modality else frames.ndim == 6 and frames.shape[2] == 2
+    if not fits:
+        expected = "[B, T, H, W, 3]" if modality else "[B, T, 2, H, W, 3]"
+        raise ValueError(
+            f"frames of modality {modality!r} are of shape {frames.shape}: use {expected}"
+        )
+
     flat = lambda x: x.reshape(-1, *x.shape[-3:])  # noqa: E731
-    if modality == "visible":
-        return visible(flat(frames))
-    if modality == "infrared":
-        return infrared(flat(frames))
-    maps = jnp.stack([visible(flat(frames[:, :, 0])), infrared(flat(frames[:, :, 1]))], axis=1)
-    return maps.reshape(-1, *maps.shape[2:])
+    if modality:
+        return stems[modality](flat(frames))
+    outputs = [stem(flat(frames[:, :, i])) for i, stem in enumerate(stems.values())]
+    return jnp.stack(outputs, axis=1).reshape(-1, *outputs[0].shape[1:])

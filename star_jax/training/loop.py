@@ -18,17 +18,24 @@ from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import train_batches
 from data_pipelines.records.reading import fingerprint, open_index
-from data_pipelines.sampling import steps_per_epoch
+from data_pipelines.sampling import find_sampler, steps_per_epoch
 from star_jax.config import check_config
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
 from star_jax.evaluation.embed import describe_evaluation, evaluate_test_split
-from star_jax.evaluation.protocols import format_table, require_scorable
-from star_jax.models import build_model
+from star_jax.evaluation.protocols import find_protocol, format_table, require_scorable
+from star_jax.losses import build_losses
+from star_jax.models import Star, build_model
 from star_jax.training import checkpoint, run_files
 from star_jax.training.metrics import MetricsWriter, Progress
-from star_jax.training.steps import TrainState, abstract_state, initial_state, make_train_step
-from star_jax.weights import from_torchvision_resnet50, load_arrays
+from star_jax.training.steps import (
+    TrainState,
+    abstract_state,
+    check_style,
+    initial_state,
+    make_train_step,
+)
+from star_jax.weights import from_imagenet, load_arrays
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +66,7 @@ def train(
     workdir = locate(workdir)
     started = time.monotonic() if started is None else started
     check_config(config)
+    check_parts(config)
     processes.check_same("the config", config.to_json(sort_keys=True))
     mesh = make_mesh(config)
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
@@ -88,7 +96,7 @@ def train(
         if restored is None:
             state = initial_state(config, model, epoch, mesh)
             if config.init.backbone:
-                state = with_backbone(state, config)
+                state = with_backbone(state, model, config)
         else:
             state, manifest = restored
             config = continued(config, manifest, manager.directory, dataset)
@@ -162,6 +170,17 @@ def saving_before_a_stop(manager: Any) -> Iterator[None]:
         raise
 
 
+def check_parts(config: ml_collections.ConfigDict) -> None:
+    """Raises an InputError if a part that the config names cannot be had."""
+    config = config.copy_and_resolve_references()
+    config.model.num_identities = config.model.num_identities or 2  # not known yet
+    model = build_model(config.model)
+    build_losses(config)
+    check_style(config, model)
+    find_sampler(config.data.sampling)
+    find_protocol(config.eval.protocol)
+
+
 def continued(
     config: ml_collections.ConfigDict,
     manifest: checkpoint.Manifest,
@@ -228,10 +247,10 @@ def with_identities(
     return config
 
 
-def with_backbone(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
-    """The state with the backbone of `config.init.backbone`, ImageNet weights."""
+def with_backbone(state: TrainState, model: Star, config: ml_collections.ConfigDict) -> TrainState:
+    """Returns the state with the backbone of `config.init.backbone`, ImageNet weights."""
     arrays = load_arrays(config.init.backbone)
-    variables = from_torchvision_resnet50(arrays, config.model, state.variables)
+    variables = from_imagenet(arrays, model, state.variables)
     shardings = jax.tree.map(lambda x: x.sharding, state.variables)
     return dataclasses.replace(state, **jax.device_put(variables, shardings))
 

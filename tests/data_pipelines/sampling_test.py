@@ -285,6 +285,6 @@ def test_published_epoch_of_pairs():
     assert sampling.steps_per_epoch(paired_index(pairs, np.random.default_rng(0)), 8, 2) == 223
 
 
-def test_an_unknown_recipe_is_named():
-    with pytest.raises(ValueError, match="'mars' is unknown; choose one of hitsz_vcm, bupt_campus"):
-        sampling.find_recipe("mars")
+def test_an_unknown_sampler_is_named():
+    with pytest.raises(ValueError, match="is 'mars': use hitsz_vcm, bupt_campus, or package"):
+        sampling.find_sampler("mars")

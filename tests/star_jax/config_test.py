@@ -25,8 +25,8 @@ from launch.tpu import compile as tpu_compile
 from star_jax.config import KEYS, SECTIONS, check_config, markdown
 from star_jax.distributed import parallel
 from star_jax.evaluation import protocols
-from star_jax.losses import NAMES, star_losses
-from star_jax.models import Star, StyleSources, build_model, resnet
+from star_jax.losses import LOSSES
+from star_jax.models import Star, backbones, build_model, guidance, pooling, resnet
 from star_jax.training import steps
 from star_jax.training.loop import train
 
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 def by_dots(config, section=""):
     """The values of a config by the keys of its schema."""
     for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+        if name in SECTIONS:
             yield from by_dots(value, f"{name}.")
         else:
             yield f"{section}{name}", value
@@ -127,7 +127,7 @@ NONSENSE = [
     ("data.dir", "", "use printable text of 1 to 1000 characters"),
     ("data.dir", "a\0b", "use printable text"),
     ("data.dir", Path("data"), "use printable text"),
-    ("data.sampling", "mars", "use 'hitsz_vcm' or 'bupt_campus'"),
+    ("data.sampling", "mars", "use 'hitsz_vcm', 'bupt_campus' or 'package.module:object'"),
     ("data.frame_size", (0, 48), "use a tuple of 2 integers from 17 to 4096"),
     ("data.frame_size", (64, -48), "use a tuple of 2 integers from 17 to 4096"),
     ("data.frame_size", (16, 48), "use a tuple of 2 integers from 17 to 4096"),
@@ -155,16 +155,19 @@ NONSENSE = [
     ("augment.move_keypoints", "no", "use True or False"),
     ("augment.style", None, "use True or False"),
     ("model.num_identities", 0, "use an integer from 2 to 10000000"),
-    ("model.block", "dense", "use 'bottleneck' or 'basic'"),
-    ("model.block", ["basic"], "use 'bottleneck' or 'basic'"),
-    ("model.stage_sizes", (0, 0, 0, 0), "use a tuple of 4 integers from 1 to 200"),
-    ("model.stage_sizes", (1, 1, 1, -1), "use a tuple of 4 integers from 1 to 200"),
-    ("model.stage_sizes", (1, 1, 1), "use a tuple of 4 integers from 1 to 200"),
-    ("model.stage_sizes", (1, 1, 1, True), "use a tuple of 4 integers from 1 to 200"),
-    ("model.width", 0, "use an integer from 1 to 1024"),
-    ("model.width", 4.5, "use an integer from 1 to 1024"),
-    ("model.guidance", "all", "use 'none', 'frame', 'sequence' or 'both'"),
-    ("model.guidance", None, "use 'none', 'frame', 'sequence' or 'both'"),
+    ("model.backbone", "dense", "use 'resnet18', 'resnet34', 'resnet50', 'resnet101'"),
+    ("model.backbone", ["resnet18"], "use 'resnet18', 'resnet34', 'resnet50', 'resnet101'"),
+    ("model.backbone", "a b:c", "use 'resnet18', 'resnet34', 'resnet50', 'resnet101'"),
+    ("model.backbone_options", 5, "use a section of options"),
+    ("model.guidance", "all", "use 'frame', 'none' or 'package.module:object'"),
+    ("model.guidance", None, "use 'frame', 'none' or 'package.module:object'"),
+    ("model.pooling", "median", "use 'guided', 'gem', 'mean', 'max' or 'package.module:object'"),
+    ("model.gem_power", 0.5, "use a number of 1 or more"),
+    ("augment.style_stages", (3, 2), "use a tuple of 2 ascending integers from 1 to 100"),
+    ("augment.style_stages", (2,), "use a tuple of 2 ascending integers from 1 to 100"),
+    ("losses.extra", ("a.b:c", 1.0), "use a tuple of pairs ('package.module:object', weight)"),
+    ("losses.extra", (("a.b", 1.0),), "use a tuple of pairs ('package.module:object', weight)"),
+    ("losses.extra", (("a.b:c", -1.0),), "use a tuple of pairs ('package.module:object', weight)"),
     ("model.keypoints", "absolute", "use 'relative' or 'pixels'"),
     ("model.graph_edges", "last_frame", "use 'every_frame' or 'first_frame'"),
     ("model.dropout_rate", 1, "use a number from 0 to below 1"),
@@ -202,7 +205,7 @@ NONSENSE = [
     ("optim.epochs", 0, "use an integer from 1 to 1000000"),
     ("optim.epochs", 1.5, "use an integer from 1 to 1000000"),
     ("parallel.fsdp", 0, AN_INTEGER),
-    ("eval.protocol", "mars", "use 'hitsz_vcm/v1', 'buptcampus/full' or"),
+    ("eval.protocol", "mars", "use 'hitsz_vcm/v1', 'buptcampus/full', 'buptcampus/official-bs64' or"),
     ("eval.batch_size", 0, "use an integer from 1 to 65536"),
     ("eval.clips", "all", "use 'first' or 'dense'"),
     ("eval.every_epochs", -1, "use an integer of 0 or more"),
@@ -253,6 +256,8 @@ RIGHT_TYPE = {
     float: lambda value: is_integer(value) or (isinstance(value, float) and np.isfinite(value)),
     str: lambda value: isinstance(value, str),
     tuple: lambda value: isinstance(value, list | tuple) and all(map(is_integer, value)),
+    type(None): lambda value: value is None or is_integer(value),
+    ml_collections.ConfigDict: lambda value: isinstance(value, dict),
 }
 
 
@@ -277,7 +282,7 @@ def test_a_missing_key_is_named(key, workdir):
         ("optim.learning_rate", "optim.lr"),
         ("optim.weight_decai", "optim.weight_decay"),
         ("data.batch_size", "eval.batch_size"),
-        ("model.stages_size", "model.stage_sizes"),
+        ("model.backbone_option", "model.backbone_options"),
         ("sead", "seed"),
     ],
 )
@@ -297,18 +302,19 @@ def test_a_placeholder_that_nobody_filled_is_refused(workdir):
 
 
 @pytest.mark.parametrize(
-    ("guidance", "style"),
-    [*itertools.product(("none", "frame", "sequence", "both"), (False, True))],
+    ("guidance", "pooling", "style"),
+    [*itertools.product(("none", "frame"), ("guided", "gem"), (False, True))],
 )
-def test_a_loss_that_the_network_computes_must_have_a_weight(guidance, style, workdir):
-    config = changed(model__guidance=guidance, augment__style=style, data__clip_length=1)
+def test_a_loss_that_the_network_computes_must_have_a_weight(guidance, pooling, style, workdir):
+    config = changed(model__guidance=guidance, model__pooling=pooling, augment__style=style)
+    config.data.clip_length = 1
     computed = computed_losses(config)
     assert {"identity", "triplet", "frame_identity"} <= computed
-    for name in NAMES:
+    for name in LOSSES:
         config.losses[name] = 0.0 if name in computed else 1.0
     message = refused(config, workdir)
     assert message.startswith("config.losses is 0 for ")
-    assert set(re.findall(r"\w+", message.partition(":")[0])) & set(NAMES) == computed
+    assert set(re.findall(r"\w+", message.partition(":")[0])) & set(LOSSES) == computed
     for name in computed:
         config.losses[name] = 0.5
         check_config(config)
@@ -318,39 +324,33 @@ def test_a_loss_that_the_network_computes_must_have_a_weight(guidance, style, wo
 def computed_losses(config):
     """The losses that a training step of the config computes, by what it returns."""
     model = build_model(config.model)
-    frames = jnp.zeros((4, config.data.clip_length, *config.data.frame_size, 3))
-    keypoints = jnp.zeros((4, config.data.clip_length, 17, 3))
-    sources = jnp.arange(4 * config.data.clip_length)
-    style = StyleSources(sources, sources) if config.augment.style else None
-
-    def losses():
-        variables = steps.initial_variables(config, model)
-        apply = lambda: model.apply(  # noqa: E731
-            variables,
-            frames,
-            keypoints,
-            modality="paired",
-            train=True,
-            style=style,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(0)},
-        )
-        weights = dict.fromkeys(NAMES, 1.0)
-        return star_losses(apply()[0], jnp.array([0, 1]), weights)
-
-    return set(jax.eval_shape(losses)) - {"total"}
+    config = config.copy_and_resolve_references()
+    config.losses.update(dict.fromkeys(LOSSES, 1.0))
+    mesh = parallel.make_mesh(config, jax.devices()[:1])
+    state = steps.abstract_state(config, model, 1, mesh)
+    batch = tpu_compile.abstract_batch(config, mesh)
+    _, metrics = jax.eval_shape(steps.make_train_step(config, model, 1, mesh), state, batch)
+    names = {name.partition("loss/")[2] for name in metrics if name.startswith("loss/")}
+    return names - {"total"}
 
 
 def test_the_table_knows_what_the_code_does():
     named = lambda key: set(re.findall(r"'(.+?)'", KEYS[key].values.text))  # noqa: E731
-    assert named("data.sampling") == set(sampling.RECIPES)
-    assert named("eval.protocol") == set(protocols.PROTOCOLS)
+    elsewhere = "package.module:object"
+    for key, parts in {
+        "data.sampling": sampling.SAMPLERS,
+        "eval.protocol": protocols.PROTOCOLS,
+        "model.backbone": backbones.BACKBONES,
+        "model.guidance": guidance.GUIDANCE,
+        "model.pooling": pooling.POOLINGS,
+    }.items():
+        assert named(key) == {*parts, elsewhere}
     assert named("eval.clips") == set(loader.CLIPS)
-    assert named("model.block") == set(resnet.BLOCKS)
     of = lambda section: {key.partition(".")[2] for key in KEYS if key.startswith(section)}  # noqa: E731
-    assert of("losses.") == set(NAMES)
+    assert of("losses.") == {*LOSSES, "extra"}
     fields = set(Star.__dataclass_fields__) - {"parent", "name"}
-    assert of("model.") == fields
+    assert of("model.") - fields == {"backbone_options", "gem_power", "remat"}  # of parts
+    assert fields <= of("model.")
     assert set(DEFAULTS) == set(KEYS)
     assert set(SECTIONS) == {
         key
@@ -367,7 +367,7 @@ def test_the_documentation_is_that_of_the_table():
 
 def test_seeds_start_different_networks_and_batches():
     seeds = (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
-    config = changed(model__guidance="none", model__width=1, data__clip_length=1)
+    config = changed(model__guidance="none", model__pooling="gem", data__clip_length=1)
     model = build_model(config.model)
 
     def kernel(seed):
@@ -394,7 +394,7 @@ def test_frames_of_16_pixels_lose_their_content_to_the_style_disturbance():
     """Why frames must be larger: stage 3 makes a single value of them, which is all style."""
 
     def stage3_size(pixels):
-        backbone = resnet.Backbone("basic", (1, 1, 1, 1), 1)
+        backbone = resnet.ResNet("basic", (1, 1, 1, 1), 1)
         frames = jnp.zeros((1, 1, pixels, pixels, 3))
         run = lambda: backbone.init_with_output(  # noqa: E731
             jax.random.key(0),
@@ -408,7 +408,7 @@ def test_frames_of_16_pixels_lose_their_content_to_the_style_disturbance():
 
     assert stage3_size(16) == (1, 1) and stage3_size(17) == (2, 2)
     single = jax.random.normal(jax.random.key(0), (2, 1, 1, 4))
-    np.testing.assert_allclose(resnet.transfer_style(single, jnp.array([1, 1]))[0], single[1])
+    np.testing.assert_allclose(resnet.adain(single, jnp.array([1, 1]))[0], single[1])
 
 
 def test_a_huge_batch_is_refused_in_no_time():
@@ -417,10 +417,10 @@ def test_a_huge_batch_is_refused_in_no_time():
 
 def test_a_network_and_a_compilation_check_the_config_too():
     config = changed()
-    del config.model.width
-    with pytest.raises(InputError, match=r"config\.model\.width is missing: use an integer"):
+    del config.model.dropout_rate
+    with pytest.raises(InputError, match=r"config\.model\.dropout_rate is missing: use a number"):
         build_model(config.model)
-    with pytest.raises(InputError, match=r"config\.model\.width is missing: use an integer"):
+    with pytest.raises(InputError, match=r"config\.model\.dropout_rate is missing: use a number"):
         tpu_compile.compile_step(config, "v5e:2x4")
 
 

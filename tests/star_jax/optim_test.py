@@ -64,7 +64,7 @@ def test_updates_are_pytorchs():
     )
     factors = [0.5, 0.5, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
     rng = np.random.default_rng(0)
-    shapes = {"backbone": {"stem": {"kernel": (3, 4)}}, "global_norm": {"scale": (5,)}}
+    shapes = {"backbone": {"stem": {"kernel": (3, 4)}}, "bnneck": {"scale": (5,)}}
     draw = lambda: jax.tree.map(  # noqa: E731
         lambda shape: rng.normal(size=shape).astype(np.float32),
         shapes,
@@ -80,7 +80,7 @@ def test_updates_are_pytorchs():
         updates, state = update(gradient, state, params)
         params = optax.apply_updates(params, updates)
 
-    for rate, path in ((0.02, ("backbone", "stem", "kernel")), (0.1, ("global_norm", "scale"))):
+    for rate, path in ((0.02, ("backbone", "stem", "kernel")), (0.1, ("bnneck", "scale"))):
         leaf = lambda tree, path=path: leaf_at(tree, path)  # noqa: E731
         expected = sgd_by_pytorchs_rule(
             leaf(start).astype(float),

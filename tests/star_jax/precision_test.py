@@ -17,7 +17,7 @@ CONFIGS = {"bfloat16": star_hitsz_vcm, "float32": star_hitsz_vcm_reference}
 PLATFORMS = ["cpu", "tpu"]
 
 # Where docs/architecture.md has products in config.model.dtype. In a loop the path is left out.
-NARROW = r"/(backbone|edge_sequence/lstm|frame_guidance|guided_pooling)/|^dbh,dhg->dbg/"
+NARROW = r"/(backbone|edge_sequence/lstm|guidance|pooling)/|^dbh,dhg->dbg/"
 # And some of those that it has in float32.
 WIDE = ("edge_sequence/embed", "keypoint_graph/gat1", "keypoint_graph/bnk,nk->bn")
 WIDE_IN_TRAINING = (*WIDE, "_classifier/", "train_step)/jvp()/", "train_step)/transpose(jvp())/")
@@ -47,8 +47,8 @@ def lowered_steps(dtype, platform):
     config.data.frame_size = (96, 64)
     config.data.clip_length = 2
     config.data.identities_per_batch = 4
-    config.model.width = 8
-    config.model.stage_sizes = (1, 1, 1, 1)
+    config.model.num_identities = 500
+    config.model.backbone_options.update({"width": 8, "stage_sizes": (1, 1, 1, 1)})
     if platform == "tpu":
         devices = tpu_compile.topology_devices("v5e:2x4", "v5e", 8)
     else:

@@ -10,13 +10,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import timm_vit
+import torch_resnet
 from safetensors.numpy import save_file
 
 from configs import star_hitsz_vcm
 from data_pipelines.errors import InputError
 from star_jax import verify
 from star_jax.models import build_model
-from star_jax.weights import from_authors, from_torchvision_resnet50, load_arrays
+from star_jax.models.resnet import ResNet
+from star_jax.models.vit import ViT
+from star_jax.weights import from_authors, from_timm_vit, from_torchvision_resnet, load_arrays
 
 # The authors' names and shapes, of which the tiny network takes one block a stage and a
 # 32nd of the width.
@@ -27,8 +31,8 @@ NUM_IDENTITIES, WIDTH, C = 5, 64 // SHRINK, 2048 // SHRINK
 
 def model_config(**changes):
     config = star_hitsz_vcm.get_config().model
-    small = {"num_identities": NUM_IDENTITIES, "stage_sizes": (1, 1, 1, 1), "width": WIDTH}
-    config.update({**small, **changes})
+    config.backbone_options.update({"stage_sizes": (1, 1, 1, 1), "width": WIDTH})
+    config.update({"num_identities": NUM_IDENTITIES, **changes})
     return config
 
 
@@ -62,19 +66,19 @@ def shapes_of(tree):
 
 
 def needed(config):
-    frames, keypoints = np.zeros((2, 2, 64, 48, 3), np.float32), np.ones((2, 2, 17, 3), np.float32)
+    frames = np.zeros((1, 2, 2, 64, 48, 3), np.float32)
+    keypoints = np.ones((1, 2, 2, 17, 3), np.float32)
     model = build_model(config)
-    return jax.eval_shape(
-        lambda: model.init(jax.random.key(0), frames, keypoints, modality="paired")
-    )
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), frames, keypoints))
 
 
 # --- the authors' network -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guidance", ["none", "frame", "sequence", "both"])
-def test_the_authors_state_dict_fills_every_network(guidance):
-    config = model_config(guidance=guidance)
+@pytest.mark.parametrize("guidance", ["none", "frame"])
+@pytest.mark.parametrize("pooling", ["gem", "guided"])
+def test_the_authors_state_dict_fills_every_network(guidance, pooling):
+    config = model_config(guidance=guidance, pooling=pooling)
     assert shapes_of(from_authors(state_dict(), config)) == shapes_of(needed(config))
 
 
@@ -101,9 +105,9 @@ def test_the_authors_arrays_go_to_their_places():
     same(block["bn3"]["bias"], arrays[f"{prefix}.bn3.bias"])
     same(block["downsample_bn"]["scale"], arrays[f"{prefix}.downsample.1.weight"])
 
-    same(stats["frame_norm"]["bias"], arrays["local_bottleneck.bias"])
+    same(stats["frame_bnneck"]["bias"], arrays["local_bottleneck.bias"])
     same(params["frame_classifier"]["kernel"], arrays["local_classifier.weight"].T)
-    same(params["global_classifier"]["kernel"], arrays["global_classifier.weight"].T)
+    same(params["classifier"]["kernel"], arrays["global_classifier.weight"].T)
 
     lstm, name = params["edge_sequence"]["lstm"], "lstm_edge"
     for direction, suffix in enumerate(("", "_reverse")):
@@ -114,12 +118,12 @@ def test_the_authors_arrays_go_to_their_places():
     gat = params["keypoint_graph"]["gat1"]
     same(gat["sender"], arrays["gat.conv1.att_src"][0])
     same(gat["receiver"], arrays["gat.conv1.att_dst"][0])
-    guidance = params["frame_guidance"]["features_to_edges"]
+    guidance = params["guidance"]["features_to_edges"]
     projections = arrays["time_guide.reverse_cross_attn.in_proj_weight"]
     for i, part in enumerate(("query", "key", "value")):
         rows = projections[i * C : (i + 1) * C]
         same(guidance[part]["kernel"].reshape(C, C), rows.T)
-    weigh = params["guided_pooling"]["weigh"]
+    weigh = params["pooling"]["weigh"]
     for i in range(5):
         same(weigh["kernel"][:, i], arrays[f"GuidedAggModule.fc_layers.{i}.weight"].T)
         same(weigh["bias"][i], arrays[f"GuidedAggModule.fc_layers.{i}.bias"])
@@ -195,7 +199,7 @@ def fresh_variables():
 
 def test_a_torchvision_resnet_fills_both_stems_and_keeps_the_rest():
     arrays, before = torchvision_state_dict(), fresh_variables()
-    variables = from_torchvision_resnet50(arrays, model_config(), before)
+    variables = from_torchvision_resnet(arrays, before)
     assert shapes_of(variables) == shapes_of(before)
     for collection, names in variables.items():
         for name in set(names) - {"backbone"}:
@@ -210,40 +214,107 @@ def test_a_torchvision_resnet_fills_both_stems_and_keeps_the_rest():
     assert not any((leaf == 0.25).all() for leaf in jax.tree.leaves((params, stats)))
 
 
-def test_a_torchvision_resnet_of_basic_blocks():
-    config = model_config(block="basic")
-    rng = np.random.default_rng(0)
-    arrays = {"conv1.weight": rng.normal(size=(WIDTH, 3, 7, 7))}
-
-    def norm(name, channels):
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            arrays[f"{name}.{part}"] = rng.normal(size=channels)
-        arrays[f"{name}.num_batches_tracked"] = np.array(7)
-
-    norm("bn1", WIDTH)
-    before = WIDTH
-    for stage in range(1, 5):
-        name, width = f"layer{stage}.0", WIDTH * 2 ** (stage - 1)
-        arrays[f"{name}.conv1.weight"] = rng.normal(size=(width, before, 3, 3))
-        arrays[f"{name}.conv2.weight"] = rng.normal(size=(width, width, 3, 3))
-        norm(f"{name}.bn1", width)
-        norm(f"{name}.bn2", width)
-        if stage > 1:
-            arrays[f"{name}.downsample.0.weight"] = rng.normal(size=(width, before, 1, 1))
-            norm(f"{name}.downsample.1", width)
-        before = width
-    variables = from_torchvision_resnet50(arrays, config, needed(config))
-    assert shapes_of(variables) == shapes_of(needed(config))
-
-
 def test_a_torchvision_resnet_that_does_not_fit_is_refused():
     arrays = torchvision_state_dict()
     lacking = {name: array for name, array in arrays.items() if name != "layer3.0.conv2.weight"}
     with pytest.raises(ValueError, match=r"lacks layer3\.0\.conv2\.weight$"):
-        from_torchvision_resnet50(lacking, model_config(), fresh_variables())
+        from_torchvision_resnet(lacking, fresh_variables())
     deeper = {**arrays, "layer3.1.conv1.weight": np.zeros((8, 8, 1, 1))}
     with pytest.raises(ValueError, match=r"no part of the network takes: \['layer3\.1\.conv1"):
-        from_torchvision_resnet50(deeper, model_config(), fresh_variables())
+        from_torchvision_resnet(deeper, fresh_variables())
+
+
+def test_arrays_of_another_resnet_are_named():
+    """A network with instance norm wants IBN-Net's arrays, and one without wants torchvision's."""
+    for ibn in (False, True):
+        backbone = ResNet("basic", (1, 1, 1, 1), WIDTH, ibn=ibn)
+        frames = np.zeros((1, 1, 64, 32, 3), np.float32)
+        init = functools.partial(backbone.init, modality="visible", train=False)
+        shapes = jax.eval_shape(init, jax.random.key(0), frames)
+        variables = {collection: {"backbone": x} for collection, x in shapes.items()}
+        arrays = torch_resnet.state_dict("basic", (1, 1, 1, 1), WIDTH, ibn=not ibn)
+        lacking = "layer1.0.bn1.BN.bias" if ibn else "layer1.0.bn1.bias"
+        with pytest.raises(InputError, match=f"^the state dict lacks {re.escape(lacking)}, "):
+            from_torchvision_resnet(arrays, variables)
+
+
+# --- an ImageNet Vision Transformer -------------------------------------------------------------
+
+
+@functools.cache
+def vit_variables():
+    """Of a network with a Vision Transformer and a classifier."""
+    backbone = ViT(
+        timm_vit.WIDTH,
+        timm_vit.DEPTH,
+        timm_vit.NUM_HEADS,
+        patch_size=timm_vit.PATCH_SIZE,
+        pos_grid=timm_vit.POS_GRID,
+    )
+    frames = np.zeros((1, 1, 2, 16, 16, 3), np.float32)
+    init = functools.partial(backbone.init, modality=None, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), frames)["params"]
+    return {
+        "params": {"backbone": params, "classifier": {"kernel": np.ones(3)}},
+        "batch_stats": {"norm": {"mean": np.ones(2)}},
+    }
+
+
+def test_a_timm_vit_fills_both_stems_and_keeps_the_rest(tmp_path):
+    arrays, before = timm_vit.state_dict(), vit_variables()
+    save_file(arrays, tmp_path / "vit.safetensors")
+    variables = from_timm_vit(load_arrays(tmp_path / "vit.safetensors"), before)
+    assert shapes_of(variables) == shapes_of(before)
+    assert variables["batch_stats"] == before["batch_stats"]
+    assert variables["params"]["classifier"] is before["params"]["classifier"]
+    params = variables["params"]["backbone"]
+    for stem in ("stem_visible", "stem_infrared"):
+        kernel = arrays["patch_embed.proj.weight"]
+        np.testing.assert_array_equal(params[stem]["kernel"][1, 2, 0], kernel[:, 0, 1, 2])
+        np.testing.assert_array_equal(params[stem]["bias"], arrays["patch_embed.proj.bias"])
+    position = arrays["pos_embed"][0]  # the class token's, then row by row
+    np.testing.assert_array_equal(params["position"][2, 1], position[1 + 2 * 2 + 1])
+    np.testing.assert_allclose(params["class_token"], arrays["cls_token"][0, 0] + position[0])
+
+
+@pytest.mark.parametrize("name", ["cls_token", "pos_embed", "blocks.1.attn.proj.bias", "norm.bias"])
+def test_a_missing_array_of_a_timm_vit_is_named(name):
+    arrays = {key: array for key, array in timm_vit.state_dict().items() if key != name}
+    with pytest.raises(InputError, match=f"^the state dict lacks {name}$"):
+        from_timm_vit(arrays, vit_variables())
+
+
+@pytest.mark.parametrize("name", ["blocks.2.norm1.weight", "blocks.0.ls1.gamma", "dist_token"])
+def test_an_unknown_array_of_a_timm_vit_is_named(name):
+    arrays = {**timm_vit.state_dict(), name: np.zeros(3)}
+    with pytest.raises(InputError, match=rf"no part of the network takes: \['{name}'\]"):
+        from_timm_vit(arrays, vit_variables())
+
+
+VIT_WIDTH, PATCH = timm_vit.WIDTH, timm_vit.PATCH_SIZE
+WRONG_VIT_SHAPES = {
+    "cls_token": [(1, 1, 1), (1, 2, VIT_WIDTH), (VIT_WIDTH,)],
+    "pos_embed": [(1, 6, VIT_WIDTH), (1, 17, VIT_WIDTH), (2, 7, VIT_WIDTH), (1, 4, 2 * VIT_WIDTH)],
+    "patch_embed.proj.weight": [
+        (VIT_WIDTH, 3, 2 * PATCH, PATCH // 2),
+        (VIT_WIDTH, 1, PATCH, PATCH),
+        (VIT_WIDTH, 3 * PATCH * PATCH),
+    ],
+    "blocks.0.attn.qkv.weight": [(VIT_WIDTH, 3 * VIT_WIDTH), (VIT_WIDTH, VIT_WIDTH)],
+    "blocks.1.attn.proj.weight": [(VIT_WIDTH, 2 * VIT_WIDTH), (2 * VIT_WIDTH, VIT_WIDTH)],
+    "blocks.0.mlp.fc1.weight": [(VIT_WIDTH, 4 * VIT_WIDTH)],
+    "blocks.1.norm2.bias": [(1,)],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [(name, shape) for name, x in WRONG_VIT_SHAPES.items() for shape in x]
+)
+def test_an_array_of_another_shape_of_a_timm_vit_is_named(name, shape):
+    arrays = {**timm_vit.state_dict(), name: np.zeros(shape, np.float32)}
+    with pytest.raises(InputError, match=name) as error:
+        from_timm_vit(arrays, vit_variables())
+    assert str(shape) in str(error.value) or "the config wants" in str(error.value)
 
 
 # --- files --------------------------------------------------------------------------------------

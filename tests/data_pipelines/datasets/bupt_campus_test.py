@@ -558,9 +558,9 @@ def test_batches_are_aligned_pairs(source, packed):
             assert moments == [name.rpartition("_")[2] for name in infrared.frames]
             rng = sampling.row_generator(3, step, row, schema.VISIBLE)
             chosen = sampling.sorted_training_frames(len(moments), 5, rng)
-            for modality, tracklet in (("visible", visible), ("infrared", infrared)):
+            for modality, tracklet in enumerate((visible, infrared)):
                 expected = read_clip(source, tracklet, chosen)
-                np.testing.assert_array_equal(batch[modality]["frames"][row], expected)
+                np.testing.assert_array_equal(batch["frames"][row, :, modality], expected)
 
 
 def test_test_clips_are_spread_evenly(source, packed):

@@ -20,7 +20,7 @@ P = jax.sharding.PartitionSpec
 def config(**changes):
     """Of the tiny network: 8 pairs of 2 frames a batch unless changed."""
     config = tiny.config("nowhere")
-    config.model.width = 8
+    config.model.backbone_options.width = 8
     config.model.num_identities = 32
     config.update_from_flattened_dict(changes)
     return config
@@ -29,17 +29,15 @@ def config(**changes):
 @functools.cache
 def batch(pairs, clip_length):
     rng = np.random.default_rng(0)
-
-    def clips():
-        keypoints = rng.uniform(0, 48, (pairs, clip_length, 17, 3))
-        keypoints[rng.uniform(size=keypoints.shape[:-1]) < 0.2] = 0
-        return {
-            "frames": rng.integers(0, 256, (pairs, clip_length, 64, 48, 3)).astype(np.uint8),
-            "keypoints": keypoints.astype(np.float32),
-        }
-
-    labels = np.repeat(np.arange(pairs // 2, dtype=np.int32), 2)
-    return {"visible": clips(), "infrared": clips(), "labels": labels}
+    keypoints = rng.uniform(0, 48, (pairs, clip_length, 2, 17, 3))
+    keypoints[rng.uniform(size=keypoints.shape[:-1]) < 0.2] = 0
+    return {
+        "frames": rng.integers(0, 256, (pairs, clip_length, 2, 64, 48, 3)).astype(np.uint8),
+        "keypoints": keypoints.astype(np.float32),
+        "labels": np.repeat(np.arange(pairs // 2, dtype=np.int32), 2),
+        "cameras": rng.integers(1, 13, (pairs, 2)).astype(np.int32),
+        "positions": rng.integers(0, 99, (pairs, 2)).astype(np.int32),
+    }
 
 
 def pairs_of(config):
@@ -204,8 +202,8 @@ def test_rows_are_put_where_they_belong():
     given = batch(4, 2)
     on_devices = parallel.put(given, shardings, 4)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(on_devices), given)
-    for shard in on_devices["visible"]["frames"].addressable_shards:
-        assert shard.data.shape == (1, 1, 64, 48, 3)  # one frame of one pair
+    for shard in on_devices["frames"].addressable_shards:
+        assert shard.data.shape == (1, 1, 2, 64, 48, 3)  # one frame of each tracklet of a pair
     assert parallel.local_rows(shardings["labels"], (4,)) == [0, 1, 2, 3]
 
 

@@ -23,6 +23,7 @@ from data_pipelines.synthetic.plan import SIZES
 from star_jax.distributed.parallel import make_mesh
 from star_jax.evaluation import embed, embeddings
 from star_jax.models import build_model
+from star_jax.models.pooling import GuidedPooling
 from star_jax.training import checkpoint
 from star_jax.training.steps import initial_state
 
@@ -48,7 +49,7 @@ def workdir(tmp_path_factory):
     """A run that has saved its first state."""
     workdir = tmp_path_factory.mktemp("run")
     config = tiny.config(workdir / "elsewhere")
-    config.model.guidance = "none"  # compiles in less time
+    config.model.guidance, config.model.pooling = "none", "gem"  # compiles in less time
     state = initial_state(config, build_model(config.model), 1, make_mesh())
     with checkpoint.open_manager(workdir, 1) as manager:
         checkpoint.save(manager, state, config.to_dict(), dataset="")
@@ -102,9 +103,9 @@ def test_skeletons_are_needed_by_a_guided_network_only(workdir, footage, tmp_pat
     packed = folder.prepare(footage, tmp_path, without_skeletons=True)
     network = embed.restore_network(workdir, 0)
     assert np.isfinite(embed.embed_dataset(network, packed).embeddings).all()
-    network.config.model.guidance = "both"
+    guided = network._replace(model=network.model.clone(pooling=GuidedPooling()))
     with pytest.raises(ValueError, match="guided by skeletons"):
-        embed.embed_dataset(network, packed)
+        embed.embed_dataset(guided, packed)
 
 
 def test_what_is_not_packed_says_how_to_pack_it(workdir, footage):

@@ -18,7 +18,7 @@ from star_jax.models.keypoint_graph import (
     keypoint_graph,
     tracklet_edges,
 )
-from star_jax.models.layers import BatchNorm, gem_pool
+from star_jax.models.layers import BatchNorm, InstanceBatchNorm, gem_pool
 from star_jax.models.pooling import GuidedPooling
 from star_jax.models.resnet import ResNet, adain, convolution
 from star_jax.models.skeleton import BidirectionalLSTM, edge_features, lstm_states
@@ -103,6 +103,32 @@ def test_batch_norm_in_bfloat16_differs_by_rounding_only():
     close(output.astype(np.float32), exact, rtol=2**-8)
     close(gradient.astype(np.float32), exact_gradient, rtol=2**-7, atol=2**-8)
     close(statistics["var"], exact_statistics["var"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("channels", [4, 5])
+def test_instance_batch_norm(channels, train):
+    module, x = InstanceBatchNorm(), 2 * random(1, 3, 4, 2, channels) + 3
+    variables = random_variables(module, x, train=False)
+    output, updates = module.apply(variables, x, train=train, mutable=["batch_stats"])
+    instance, batch = variables["params"]["instance"], variables["params"]["batch"]
+    stats, half = variables["batch_stats"]["batch"], channels // 2
+    for c in range(channels):
+        if c < half:
+            scale, bias = instance["scale"][c], instance["bias"][c]
+            mean, variance = x[..., c].mean((1, 2)), x[..., c].astype(float).var((1, 2))
+        else:
+            scale, bias = batch["scale"][c - half], batch["bias"][c - half]
+            mean, variance = (stats[name][c - half] for name in ("mean", "var"))
+            if train:
+                mean, variance = x[..., c].mean(), x[..., c].astype(float).var()
+        mean, variance = np.reshape(mean, (-1, 1, 1)), np.reshape(variance, (-1, 1, 1))
+        expected = (x[..., c] - mean) / np.sqrt(variance + 1e-5) * scale + bias
+        close(output[..., c], expected, atol=1e-4)
+    assert set(updates["batch_stats"]) == {"batch"}
+    running = updates["batch_stats"]["batch"]["mean"]
+    new = 0.9 * stats["mean"] + 0.1 * x[..., half:].mean((0, 1, 2))
+    close(running, new if train else stats["mean"])
 
 
 @pytest.mark.parametrize("power", [0.7, 1.0, 3.0, 7.0])

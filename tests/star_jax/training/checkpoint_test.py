@@ -198,9 +198,9 @@ def test_a_checkpoint_without_checksums_is_refused(two_checkpoints, state, tmp_p
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_what_is_not_finite_is_neither_saved_nor_restored(state, tmp_path, monkeypatch, bad):
     statistics = jax.tree.map(jnp.copy, state.batch_stats)
-    statistics["skeleton_norm"]["var"] = statistics["skeleton_norm"]["var"].at[1].set(bad)
+    statistics["skeleton_bnneck"]["var"] = statistics["skeleton_bnneck"]["var"].at[1].set(bad)
     wrong = dataclasses.replace(state, batch_stats=statistics)
-    name = "batch_stats/skeleton_norm/var is not finite"
+    name = "batch_stats/skeleton_bnneck/var is not finite"
     with checkpoint.open_manager(tmp_path, None) as manager:
         with pytest.raises(FloatingPointError, match=name):
             checkpoint.save(manager, wrong, {}, "")
