@@ -16,6 +16,7 @@ from data_pipelines import schema
 from data_pipelines.datasets import checks
 from data_pipelines.datasets.bupt_lists import (
     GOLDEN_COUNTS,
+    LISTS,
     check_golden_counts,
     read_index,
     renamed,
@@ -146,6 +147,16 @@ def check(
         builder = kind(source=source, keypoints=keypoints, num_workers=num_workers)
         checks.check_tracklets(findings, builder, index.splits, own_cameras=False)
     return findings
+
+
+def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
+    """Returns the tracklets of all splits, of the auxiliary one if its list is there.
+
+    Raises as `read_index` does.
+    """
+    auxiliary = all((pathlib.Path(source) / name).exists() for name in LISTS["auxiliary"])
+    splits = read_index(source, auxiliary=auxiliary).splits
+    return [tracklet for tracklets in splits.values() for tracklet in tracklets]
 
 
 class _VisibleKeypoints:

@@ -200,6 +200,11 @@ def check(
     return findings
 
 
+def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
+    """Returns the tracklets with every frame of them; raises as `read_index` does."""
+    return read_index(source)
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """A key that sorts numbers within names by their value: `2` before `10`."""
     parts = re.split("([0-9]+)", name)  # names and numbers take turns

@@ -245,6 +245,12 @@ def check(
     return findings
 
 
+def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
+    """Returns the tracklets of all splits, also the short ones; raises as `read_index` does."""
+    index = read_index(source, min_frames=1)
+    return [*index.train, *index.test]
+
+
 def _info_folder(root: str | os.PathLike[str]) -> str:
     root = pathlib.Path(root)
     if not root.is_dir():
