@@ -8,7 +8,7 @@ from data_pipelines.parts import find_part
 
 # Names of modules, since importing them takes a while, which --help should not. A dataset has
 #   prepare(source, data_dir, *, keypoints, num_workers): packs it, returns the directory;
-#   check(source, *, keypoints, num_workers): returns `checks.Findings`, packs nothing;
+#   check(source, *, keypoints, num_workers): returns `findings.Findings`, packs nothing;
 #   all_tracklets(source): returns every tracklet of all splits, for a pose model.
 DATASETS = {
     "hitsz_vcm": "data_pipelines.datasets.hitsz_vcm",

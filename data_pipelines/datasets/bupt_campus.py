@@ -22,6 +22,7 @@ from data_pipelines.datasets.bupt_lists import (
     renamed,
     visible_path,
 )
+from data_pipelines.datasets.findings import Findings
 from data_pipelines.records import packing
 from data_pipelines.skeletons import sources
 
@@ -108,7 +109,7 @@ def check(
     fake_infrared: bool = False,
     published: bool = True,
     num_workers: int | None = None,
-) -> checks.Findings:
+) -> Findings:
     """Reads all that packing would read, and packs nothing.
 
     Checked are the lists, their counts, every frame, the skeletons, and that every identity has
@@ -122,17 +123,16 @@ def check(
       published: whether the counts must be those of the published dataset.
       num_workers: see `prepare`.
     """
-    findings = checks.Findings()
+    findings = Findings()
     with findings.catch():
         index = read_index(
             source,
             auxiliary=auxiliary,
             fake_infrared=fake_infrared,
-            report=findings.report_file,
-            doubt=findings.report,
+            findings=findings,
         )
         if published:
-            check_golden_counts(index.counts, findings.report_file)
+            check_golden_counts(index.counts, findings)
         findings.tables.append(
             [
                 ("lists", "found", "published"),

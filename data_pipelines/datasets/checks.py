@@ -5,67 +5,22 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import itertools
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data_pipelines import schema
+from data_pipelines.datasets.findings import Findings
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.progress import with_progress
-from data_pipelines.io.tables import aligned
-from data_pipelines.io.terminal import printable
+from data_pipelines.io.terminal import log
 from data_pipelines.records import packing
 from data_pipelines.skeletons import sources
 
-_SHOWN = 10  # of the things of one kind that are wrong
 _SAMPLE = 200  # tracklets of a split, of each of which one skeleton is held against its frame
 _CORNER = 1.5  # pixels; coordinates that are shares of width and height hardly exceed 1
-
-
-class Findings:
-    """What a check has found.
-
-    Attributes:
-      tables: rows of cells, the first row a header.
-    """
-
-    def __init__(self) -> None:
-        self.tables: list[list[tuple[Any, ...]]] = []
-        self._messages: dict[str, dict[str, None]] = {}  # of each kind, in order, none twice
-
-    @property
-    def wrong(self) -> list[str]:
-        """One line for each thing that is wrong, kind by kind; empty if all is well."""
-        return [message for messages in self._messages.values() for message in messages]
-
-    def report(self, message: str, kind: str = "these") -> None:
-        """Notes one thing that is wrong; of each kind, only the first are shown."""
-        self._messages.setdefault(kind, {})[message] = None
-
-    def report_file(self, message: str) -> None:
-        """Notes what is wrong with an index; its kind is the file that the message begins with."""
-        self.report(message, re.split(r"[:\[]", message, maxsplit=1)[0])
-
-    @contextlib.contextmanager
-    def catch(self, kind: str = "these") -> Iterator[None]:
-        """Notes an error of reading as a thing that is wrong; what follows it is not checked."""
-        try:
-            yield
-        except (ValueError, OSError) as error:
-            self.report(str(error), kind)
-
-    def __str__(self) -> str:
-        tables = [aligned([[str(cell) for cell in row] for row in table]) for table in self.tables]
-        lines = [f"wrong ({len(self.wrong)}):" if self.wrong else "nothing is wrong"]
-        for kind, messages in self._messages.items():
-            lines += [f"- {message}" for message in itertools.islice(messages, _SHOWN)]
-            if len(messages) > _SHOWN:
-                lines.append(f"- ... and {len(messages) - _SHOWN} more of {kind}")
-        return "\n".join(["\n\n".join(tables), "", *map(printable, lines)])
 
 
 def check_tracklets(
@@ -146,7 +101,7 @@ def _check_frames(
             for error in errors:
                 findings.report(error, f"the frames of {split}")
     rate = _count_frames(tracklets) / (time.monotonic() - start)
-    packing.tell(f"{split}: read {rate:.0f} frames/s")
+    log(f"{split}: read {rate:.0f} frames/s")
     return unreadable
 
 

@@ -10,16 +10,18 @@ import concurrent.futures
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
 from data_pipelines import schema
 from data_pipelines.datasets import checks
+from data_pipelines.datasets.findings import RAISE_ERRORS, Findings
 from data_pipelines.errors import InputError
 from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames
 from data_pipelines.io.progress import with_progress
+from data_pipelines.io.terminal import log
 from data_pipelines.records import packing
 
 SPLIT = "test"
@@ -54,7 +56,7 @@ def read_index(
     root: str | os.PathLike[str],
     every: int = 1,
     *,
-    report: Callable[[str], None] | None = None,
+    findings: Findings = RAISE_ERRORS,
 ) -> list[schema.Tracklet]:
     """Finds the tracklets of a folder.
 
@@ -65,9 +67,9 @@ def read_index(
 
     Args:
       root: of the dataset.
-      every: take each so-many-th frame of every tracklet, the first one included.
-      report: is told of each broken video, which is left out, and of footage in forms that are not
-        read; by default the former is raised and the latter skipped like other files.
+      every: N takes every N-th frame of a tracklet, the first one included.
+      findings: collects the broken videos, which are left out; by default the first one is raised.
+        Footage in formats that are not read is a warning.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -82,19 +84,17 @@ def read_index(
     found = list(_find(root, skipped))
     unread = [path for path in skipped if _is_unread_footage(path)]
     if unread:
-        (report or packing.tell)(
+        findings.warn(
             f"{root}: left out {len(unread)} files of footage in forms that are not read "
             f"({_examples(unread)}); convert them to .jpg, .png or .mp4"
         )
     if others := [path for path in skipped if not _is_unread_footage(path)]:
-        packing.tell(
-            f"{root}: skipped {len(others)} files that are no footage ({_examples(others)})"
-        )
+        log(f"{root}: skipped {len(others)} files that are no footage ({_examples(others)})")
     if not found:
         raise InputError(f"{root}: no tracklet; expected {LAYOUT}")
     cameras = _number_cameras({tracklet.camera for tracklet in found})
     videos = [tracklet.path for tracklet in found if not tracklet.images]
-    counts = _count_frames(root, videos, report)
+    counts = _count_frames(root, videos, findings)
     tracklets = []
     for row, (identity, modality, camera, path, images) in enumerate(found, start=1):
         if images:
@@ -183,11 +183,11 @@ def check(
     without_skeletons: bool = False,
     every: int = 1,
     num_workers: int | None = None,
-) -> checks.Findings:
+) -> Findings:
     """Reads all that packing would read and packs nothing; see `prepare` for the arguments."""
-    findings = checks.Findings()
+    findings = Findings()
     with findings.catch():
-        tracklets = read_index(source, every, report=findings.report)
+        tracklets = read_index(source, every, findings=findings)
         builder = Folder(
             source=source,
             keypoints=keypoints,
@@ -320,17 +320,15 @@ def _number_cameras(names: Iterable[str]) -> dict[str, int]:
 
 
 def _count_frames(
-    root: str | os.PathLike[str], videos: Sequence[str], report: Callable[[str], None] | None
+    root: str | os.PathLike[str], videos: Sequence[str], findings: Findings
 ) -> dict[str, int]:
-    """Counts the frames of videos; those of which a problem was reported are left out."""
+    """Counts the frames of videos; leaves broken ones out if their errors are collected."""
 
-    def count(video: str) -> int | str:
+    def count(video: str) -> int | Exception:
         try:
             return count_frames(root, video)
         except (ValueError, OSError) as error:
-            if report is None:
-                raise
-            return str(error)
+            return error
 
     counts = {}
     threads = os.cpu_count() or 1
@@ -338,10 +336,10 @@ def _count_frames(
         found = packing.map_ahead(pool, count, videos, ahead=2 * threads)
         found = with_progress(found, len(videos), "counting frames")
         for video, frames in zip(videos, found, strict=True):
-            if isinstance(frames, int):
+            with findings.catch("the videos"):
+                if isinstance(frames, Exception):
+                    raise frames
                 counts[video] = frames
-            elif report:
-                report(frames)
     return counts
 
 

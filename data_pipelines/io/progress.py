@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import tqdm
 
-from data_pipelines.io.terminal import printable
+from data_pipelines.io.terminal import log, printable
 
 Item = TypeVar("Item")
 
@@ -22,4 +22,4 @@ def with_progress(
     for done, item in enumerate(items, start=1):
         yield item
         if done * 10 // total > (done - 1) * 10 // total:
-            print(f"{label}: {done} of {total} {unit}", file=sys.stderr, flush=True)
+            log(f"{label}: {done} of {total} {unit}")

@@ -1,5 +1,7 @@
 """Names and lines that others wrote, as a terminal may show them."""
 
+import sys
+
 
 def printable(text: str, limit: int = 2000) -> str:
     r"""Returns a text on one line, its middle cut if it is long, that cannot steer a terminal.
@@ -18,3 +20,8 @@ def printable(text: str, limit: int = 2000) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def log(message: str) -> None:
+    """Prints a line to stderr at once, escaped by `printable`."""
+    print(printable(message), file=sys.stderr, flush=True)

@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -30,7 +29,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.files import hold, naming_full_disk, write_json
 from data_pipelines.io.progress import with_progress
-from data_pipelines.io.terminal import printable
+from data_pipelines.io.terminal import log
 from data_pipelines.records import origin, reading
 from data_pipelines.skeletons import sources
 
@@ -233,7 +232,7 @@ class TrackletBuilder(FileReaderBuilder):
                 facts[shard.name] = known
         missing = [shard for shard in shards if shard.name not in facts]
         if len(missing) < len(shards):
-            tell(f"{len(shards) - len(missing)} of {len(shards)} shards are packed already")
+            log(f"{len(shards) - len(missing)} of {len(shards)} shards are packed already")
         tracklets = [tracklet for shard in missing for tracklet in shard.tracklets]
         read = functools.partial(frames_lib.read_frames, self.source)
         with concurrent.futures.ThreadPoolExecutor(self.num_workers) as pool:
@@ -276,7 +275,7 @@ class TrackletBuilder(FileReaderBuilder):
         splits = {split: _counts(self.info.metadata[split]) for split in self.tracklets}
         for split, counts in splits.items():
             missing, frames = counts["frames_without_skeleton"], counts["frames"]
-            tell(f"{split}: {missing} of {frames} frames have no skeleton")
+            log(f"{split}: {missing} of {frames} frames have no skeleton")
         described = {
             path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             for path in sorted({*directory.iterdir()} - {directory / name for name in self._shards})
@@ -407,11 +406,6 @@ def _read_facts(shard: pathlib.Path) -> dict[str, Any] | None:
 def _sha256(path: pathlib.Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tell(message: str) -> None:
-    """Prints a line of news for the user."""
-    print(printable(message), file=sys.stderr, flush=True)
 
 
 def prepare(builder: TrackletBuilder) -> pathlib.Path:

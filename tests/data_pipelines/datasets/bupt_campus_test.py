@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from data_pipelines import loader, sampling, schema
 from data_pipelines.datasets import bupt_campus, bupt_lists
+from data_pipelines.datasets.findings import Findings
 from data_pipelines.records import reading
 from data_pipelines.synthetic import generate
 
@@ -133,17 +134,18 @@ def test_tolerates_crlf_bom_and_trailing_blanks(tmp_path):
     assert bupt_lists.read_index(tmp_path) == plain
 
 
-def test_more_visible_than_infrared_frames_are_cut_and_told_of(tmp_path):
+def test_more_visible_than_infrared_frames_are_cut_with_a_warning(tmp_path):
     plain = bupt_lists.read_index(write_index(tmp_path))
-    doubts = []
+    found = Findings()
     for pid, camera, tracklet, count in (TRAIN[0], TRAIN[2]):
         frames = frames_of(pid, "RGB", camera, tracklet, count + 3)
         change_paths(tmp_path, [pid, "RGB", camera, tracklet], frames)
-    assert bupt_lists.read_index(tmp_path, doubt=doubts.append) == plain
-    assert doubts == ["train.txt:1 and 1 more: more RGB than IR frames, so the last are left out"]
+    assert bupt_lists.read_index(tmp_path, findings=found) == plain
+    line = "train.txt:1 and 1 more: more RGB than IR frames, so the last are left out"
+    assert found.wrong == [line]
 
 
-def test_numbers_of_frames_that_make_no_sense_are_told_of_and_read(tmp_path, capsys):
+def test_numbers_of_frames_that_make_no_sense_are_read_with_a_warning(tmp_path, capsys):
     plain = bupt_lists.read_index(write_index(tmp_path)).splits
     assert capsys.readouterr().err == ""
     for keys, count in ((["1", "RGB", "LS3", "1"], 12), (["7", "IR", "CQ1", "3"], 2)):
@@ -165,9 +167,9 @@ def test_names_without_numbers_are_not_compared(tmp_path):
     for modality, stems in (("RGB", "zyxwv"), ("IR", "edcba")):
         names = [f"1/{modality}/G25/{stem}.jpg" for stem in stems]
         change_paths(tmp_path, ["1", modality, "G25", "1"], names)
-    doubts = []
-    bupt_lists.read_index(tmp_path, doubt=doubts.append)
-    assert doubts == []
+    found = Findings()
+    bupt_lists.read_index(tmp_path, findings=found)
+    assert found.wrong == []
 
 
 BROKEN_LINES = {
@@ -325,16 +327,16 @@ def read_or_named(root, name):
 
     What is read is compared with a plain reading, and all that is wrong may also be collected.
     """
-    told: list[str] = []
+    found = Findings()
     with contextlib.suppress(ValueError, FileNotFoundError):
-        bupt_lists.read_index(root, auxiliary=True, report=told.append)
+        bupt_lists.read_index(root, auxiliary=True, findings=found)
     try:
         splits = bupt_lists.read_index(root, auxiliary=True).splits
     except (ValueError, FileNotFoundError) as error:
         assert name in str(error)
-        assert told[0] == str(error)
+        assert found.wrong[0] == str(error)
         return
-    assert told == []
+    assert found.wrong == []
     for split in ("train", "auxiliary"):
         (name,) = bupt_lists.LISTS[split]
         expected = [

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from data_pipelines.datasets import checks, hitsz_vcm
+from data_pipelines.datasets.findings import Findings
 from data_pipelines.records import reading
 
 ROOT = Path(__file__).parents[3]
@@ -20,7 +21,7 @@ def root(tmp_path):
     return hitsz_files.write_dataset(tmp_path / "root", "split", SPLITS)
 
 
-def cell(findings: checks.Findings, name: str) -> list:
+def cell(findings: Findings, name: str) -> list:
     rows = {row[0]: list(row[1:]) for table in findings.tables for row in table}
     return rows[name]
 
@@ -146,30 +147,6 @@ def test_a_missing_index_is_named(tmp_path):
     findings = hitsz_vcm.check(tmp_path)
     assert len(findings.wrong) == 1
     assert "give the root of HITSZ-VCM" in findings.wrong[0]
-
-
-def test_a_long_list_is_cut_but_every_kind_is_shown():
-    findings = checks.Findings()
-    for number in range(1000):
-        findings.report(f"frame {number}", "the frames of train")
-        findings.report_file(f"train_name.txt:{number}: bad")
-        findings.report_file(f'data_paths.json["{number}"]: bad')
-    findings.report("by itself")
-    findings.report("by itself")
-    lines = str(findings).splitlines()
-    assert len(findings.wrong) == 3001
-    assert lines == [
-        "",
-        "",
-        "wrong (3001):",
-        *(f"- frame {number}" for number in range(10)),
-        "- ... and 990 more of the frames of train",
-        *(f"- train_name.txt:{number}: bad" for number in range(10)),
-        "- ... and 990 more of train_name.txt",
-        *(f'- data_paths.json["{number}"]: bad' for number in range(10)),
-        "- ... and 990 more of data_paths.json",
-        "- by itself",
-    ]
 
 
 def test_many_missing_frames_hide_nothing_else(tmp_path):

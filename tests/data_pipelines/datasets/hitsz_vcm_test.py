@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from data_pipelines import schema
 from data_pipelines.datasets import hitsz_vcm
+from data_pipelines.datasets.findings import Findings
 from data_pipelines.records import packing, reading
 
 
@@ -185,14 +186,15 @@ def test_a_broken_line_is_named(tmp_path, file, number, line, message):
         hitsz_vcm.read_index(tmp_path)
 
 
-def test_a_row_of_several_tracks_is_told_and_read(tmp_path):
+def test_a_row_of_several_tracks_is_read_with_a_warning(tmp_path):
     hitsz_files.write_index(tmp_path, "info")
     path = tmp_path / "info" / "track_train_info.txt"
     path.write_text("\n".join(["2 1 17 7 1", *path.read_text().split("\n")[2:]]))
-    told: list[str] = []
-    tracklet, *_ = hitsz_vcm.read_index(tmp_path, doubt=told.append).train
+    found = Findings()
+    tracklet, *_ = hitsz_vcm.read_index(tmp_path, findings=found).train
     assert len(tracklet.frames) == 5 + 12
-    assert told == ["info/track_train_info.txt:1: the names have several track numbers in one row"]
+    line = "info/track_train_info.txt:1: the names have several track numbers in one row"
+    assert found.wrong == [line]
 
 
 LINES = st.one_of(
@@ -241,23 +243,21 @@ def test_any_line_is_read_or_refused_by_name(file, place, line):
         lines = (root / file).read_text().split("\n")
         lines[place % len(lines)] = line
         (root / file).write_text("\n".join(lines))
-        told: list[str] = []
+        raised = False
         try:
             index = hitsz_vcm.read_index(root)
         except ValueError as error:
             assert file in str(error) or "query_IDX.txt" in str(error)
-            told.append(str(error))
+            raised = True
         else:
             assert index.train == plain_reading(root, "train")
             assert index.test == plain_reading(root, "test")
             for tracklet in (*index.train, *index.test):
                 assert all(".." not in frame and "\0" not in frame for frame in tracklet.frames)
-        collected: list[str] = []
-        try:
-            hitsz_vcm.read_index(root, report=collected.append)
-        except ValueError as error:
-            collected.append(str(error))
-        assert bool(collected) == bool(told)
+        found = Findings()
+        with found.catch():
+            hitsz_vcm.read_index(root, findings=found)
+        assert raised == any("several track numbers" not in line for line in found.wrong)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ import video_files
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.datasets import checks
+from data_pipelines.datasets.findings import Findings
 from data_pipelines.io import progress, tables, terminal
-from data_pipelines.records import packing
 
 ROOT = Path(__file__).parents[3]
 # Clears the screen; sets the title; turns the direction of writing; ends the line; C1's CSI.
@@ -43,9 +42,9 @@ def test_the_middle_of_a_long_text_is_cut():
 
 
 def test_news_tables_findings_and_progress_are_harmless(capsys):
-    packing.tell(HOSTILE)
+    terminal.log(HOSTILE)
     list(progress.with_progress([1], 1, HOSTILE))
-    findings = checks.Findings()
+    findings = Findings()
     findings.tables.append([("identity", HOSTILE), (HOSTILE, 1)])
     findings.report(HOSTILE, "these")
     for number in range(11):
