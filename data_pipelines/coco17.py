@@ -1,4 +1,6 @@
-"""The COCO-17 skeleton: joints, edges and mirror pairs."""
+"""The COCO-17 skeleton: joints, edges, mirror pairs, and which joints are detected."""
+
+from typing import Any
 
 JOINTS = (
     "nose",
@@ -45,3 +47,11 @@ EDGES = (
 
 # MIRROR[j] is the joint that joint j becomes when the picture is flipped left to right.
 MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
+
+
+def is_detected(keypoints: Any) -> Any:
+    """Returns bool[..., 17]: which joints of float32[..., 17, 3] were detected.
+
+    A joint that was not has confidence 0. NumPy and JAX arrays give arrays of their kind.
+    """
+    return keypoints[..., 2] > 0

@@ -16,6 +16,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from data_pipelines import schema
+from data_pipelines.coco17 import is_detected
 from data_pipelines.errors import InputError
 from data_pipelines.io import files
 from data_pipelines.skeletons import formats
@@ -147,5 +148,5 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def without_skeleton(keypoints: np.ndarray) -> np.ndarray:
-    """Returns bool[n]: which frames of float32[n, 17, 3] show no joint (all confidences zero)."""
-    return (keypoints[..., 2] == 0).all(axis=-1)
+    """Returns bool[n]: in which frames of float32[n, 17, 3] no joint was detected."""
+    return ~is_detected(keypoints).any(axis=-1)
