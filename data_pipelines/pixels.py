@@ -1,4 +1,4 @@
-"""Where joints are among the pixels; the centre of the upper left pixel is (0, 0)."""
+"""Where joints are after resizing; the centre of the upper left pixel is (0, 0)."""
 
 import numpy as np
 import numpy.typing as npt

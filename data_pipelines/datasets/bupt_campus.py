@@ -1,4 +1,4 @@
-"""BUPTCampus: the builders that pack its tracklets, and the check before.
+"""BUPTCampus: packs its tracklets, and checks it before.
 
 The dataset: Du et al., "Video-based Visible-Infrared Person Re-Identification with Auxiliary
 Samples", IEEE Transactions on Information Forensics and Security, 2023. It is licensed, so users
@@ -34,7 +34,7 @@ class BuptCampus(packing.TrackletBuilder):
     fake_infrared = False
 
     def __init__(self, *, auxiliary: bool = False, **kwargs: Any):
-        """Names the source; nothing is read before `prepare`.
+        """Stores where the source is; nothing is read before `prepare`.
 
         Args:
           auxiliary: whether to pack the auxiliary training list as split "auxiliary".
@@ -56,7 +56,7 @@ class BuptCampusFakeInfrared(BuptCampus):
     fake_infrared = True
 
     def open_keypoints(self) -> sources.Keypoints:
-        """Opens the skeletons: those of a FakeIR frame are those of its visible one."""
+        """Opens the skeletons: a FakeIR frame has that of its visible frame."""
         return _VisibleKeypoints(super().open_keypoints())
 
 
@@ -71,7 +71,7 @@ def prepare(
 ) -> pathlib.Path:
     """Packs BUPTCampus into `<data_dir>/bupt_campus/1.0.0`, all of it or nothing.
 
-    Over a finished dataset of the same source it returns at once.
+    If the same source is already packed there, it returns at once.
 
     Args:
       source: the dataset's root, the folder that holds `DATA` and the lists.
@@ -173,5 +173,5 @@ class _VisibleKeypoints:
         self._source.__exit__(*error)
 
     def read(self, tracklet: schema.Tracklet) -> Any:
-        """See `keypoints.Keypoints.read`."""
+        """Returns float32[n, 17, 3]; see `sources.Keypoints.read`."""
         return self._source.read(renamed(tracklet, visible_path))

@@ -1,4 +1,4 @@
-"""The lists of BUPTCampus and its `data_paths.json`, read and checked.
+"""Reads and checks the lists of BUPTCampus and its `data_paths.json`.
 
 The dataset: Du et al., "Video-based Visible-Infrared Person Re-Identification with Auxiliary
 Samples", IEEE Transactions on Information Forensics and Security, 2023.
@@ -56,7 +56,7 @@ class BuptIndex:
         tracklets, the visible one first, whose `row` is their line. The test split holds what is
         query only, in the order of query.txt, and then the gallery in the order of gallery.txt;
         `row` is the line in query.txt of a query, even one that is in the gallery too, and the
-        line in gallery.txt of the others. So both lists' orders can be told.
+        line in gallery.txt of the others, so that both lists' orders are known.
       counts: what was counted in each split, by the names of GOLDEN_COUNTS.
     """
 
@@ -152,7 +152,7 @@ def visible_path(frame: str) -> str:
 
 
 class _Line(NamedTuple):
-    """A line of a list, and where it stands."""
+    """A line of a list, and its place."""
 
     place: str
     row: int
@@ -185,9 +185,7 @@ def _read_list(root: pathlib.Path, name: str, pairs: bool, findings: Findings) -
                 )
             key = match.groups()
             if key in lines:
-                raise InputError(
-                    f"{place}: {text!r} stands in {lines[key].place} already; delete one"
-                )
+                raise InputError(f"{place}: {text!r} is already in {lines[key].place}; delete one")
             lines[key] = _Line(place, row, match[1], modalities[match[2]], match[3], match[4])
     return list(lines.values())
 
@@ -233,7 +231,7 @@ def _tracklet(paths: Any, line: _Line, modality: int, warnings: _Warnings) -> sc
         raise InputError(f"{place}: found {_kind(node)}, expected a list of paths")
     prefix = f"{line.identity}/{folder}/{line.camera}/"
     for path in node:
-        # Nothing else is a path below DATA: none that is absolute or climbs out.
+        # Anything else could be absolute or lead out of DATA.
         if not (
             isinstance(path, str)
             and path.startswith(prefix)
@@ -245,7 +243,7 @@ def _tracklet(paths: Any, line: _Line, modality: int, warnings: _Warnings) -> sc
         raise InputError(f"{place}: lists {path} {times} times; list it once")
     moments = _moments(node)
     if moments != sorted(moments):
-        trouble = f"the numbers of the {folder} frames do not ascend, as they should in time"
+        trouble = f"the numbers of the {folder} frames are not in ascending order"
         warnings[trouble].append(line.place)
     return schema.Tracklet(
         modality=modality,
@@ -257,7 +255,7 @@ def _tracklet(paths: Any, line: _Line, modality: int, warnings: _Warnings) -> sc
 
 
 def _moments(frames: Sequence[str]) -> list[int]:
-    """Returns the numbers that the names of frames end with; none if one does not."""
+    """Returns the numbers at the ends of the frames' names; none if a name has no number."""
     matches = [_MOMENT.fullmatch(frame) for frame in frames]
     return [int(match[1]) for match in matches if match] if all(matches) else []
 
@@ -282,14 +280,14 @@ def _pairs(
             if len(visible.frames) < length:
                 raise InputError(
                     f"{line.place}: {PATHS_FILE} lists {len(visible.frames)} RGB and {length} IR "
-                    "frames, a pair must have as many of each"
+                    "frames, a pair needs as many of each"
                 )
             if len(visible.frames) > length:
                 warnings["more RGB than IR frames, so the last are left out"].append(line.place)
                 visible = dataclasses.replace(visible, frames=visible.frames[:length])
             moments = [_moments(tracklet.frames) for tracklet in (visible, infrared)]
             if all(moments) and moments[0] != moments[1]:
-                trouble = "the numbers of RGB and IR frames differ, as may their moments"
+                trouble = "the numbers of RGB and IR frames differ, so their times may, too"
                 warnings[trouble].append(line.place)
             tracklets += [visible, infrared]
     return tracklets
@@ -316,7 +314,7 @@ def _queries_and_gallery(
 
 
 def _length(counts: Mapping[str, int]) -> int:
-    """Returns how many lines the lists of a split have, by its counts."""
+    """Returns the number of lines in the lists of a split, from its counts."""
     return sum(count for name, count in counts.items() if name != "identities")
 
 

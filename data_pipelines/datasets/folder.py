@@ -2,8 +2,8 @@
 
 Pictures are `<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg` (.jpeg, .png), videos
 are `<identity>/<visible|infrared>/<camera>/<tracklet>.mp4` (.m4v, .mov, .avi, .mkv). A tracklet
-shows one person, cut out. Who is not known goes under the identity `unknown`. All of it is one
-split, `test`.
+shows one person, cropped. Unknown people go under the identity `unknown`. Everything is one split,
+`test`.
 """
 
 import concurrent.futures
@@ -29,8 +29,8 @@ LAYOUT = (
     "<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg (.jpeg, .png) or "
     "<identity>/<visible|infrared>/<camera>/<tracklet>.mp4 (.m4v, .mov, .avi, .mkv)"
 )
-SKELETONS = "skeletons"  # the folder in the root that is no identity (see keypoints.find_keypoints)
-_UNREAD_SUFFIXES = (  # footage all the same
+SKELETONS = "skeletons"  # a folder in the root, not an identity (see sources.find_keypoints)
+_UNREAD_SUFFIXES = (  # footage that is not read
     *(".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
     *(".3gp", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
 )
@@ -62,8 +62,8 @@ def read_index(
 
     Pictures are not opened, but videos are decoded to count their frames. Frames are in natural
     order, 2 before 10. Cameras keep their numbers if all are different whole numbers, and are
-    numbered from 1 in the order of their names otherwise. Hidden files and others that are no
-    footage are skipped, and told of.
+    numbered from 1 in the order of their names otherwise. Hidden files and others that are not
+    footage are skipped with a log message.
 
     Args:
       root: of the dataset.
@@ -77,7 +77,7 @@ def read_index(
         there is no tracklet. The message names it.
     """
     if every < 1:
-        raise InputError(f"every {every}: take every frame (1), every second (2) or so")
+        raise InputError(f"every is {every}: use 1 for every frame, 2 for every second one, ...")
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{root}: no such folder; expected {LAYOUT} below it")
     skipped: list[str] = []
@@ -85,11 +85,11 @@ def read_index(
     unread = [path for path in skipped if _is_unread_footage(path)]
     if unread:
         findings.warn(
-            f"{root}: left out {len(unread)} files of footage in forms that are not read "
+            f"{root}: left out {len(unread)} files of footage in formats that are not read "
             f"({_examples(unread)}); convert them to .jpg, .png or .mp4"
         )
     if others := [path for path in skipped if not _is_unread_footage(path)]:
-        log(f"{root}: skipped {len(others)} files that are no footage ({_examples(others)})")
+        log(f"{root}: skipped {len(others)} files that are not footage ({_examples(others)})")
     if not found:
         raise InputError(f"{root}: no tracklet; expected {LAYOUT}")
     cameras = _number_cameras({tracklet.camera for tracklet in found})
@@ -115,7 +115,7 @@ class Folder(packing.TrackletBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, every: int = 1, **kwargs: Any):
-        """Names the source; nothing is read before `prepare`.
+        """Stores where the source is; nothing is read before `prepare`.
 
         Args:
           every: see `read_index`.
@@ -139,7 +139,7 @@ def prepare(
 ) -> pathlib.Path:
     """Packs a folder into `<data_dir>/folder/1.0.0`, all of it or nothing.
 
-    Over a finished dataset of the same source it returns at once.
+    If the same source is already packed there, it returns at once.
 
     Args:
       source: the folder, laid out as `LAYOUT` says.
@@ -147,7 +147,7 @@ def prepare(
       keypoints: the skeletons (see `sources.open_keypoints`); None looks in the folder. Frame 12
         of `alice/visible/1/walk.mp4` is known as `alice/visible/1/walk/12`.
       without_skeletons: pack none, for a network without guidance.
-      every: take each so-many-th frame.
+      every: N takes every N-th frame.
       num_workers: threads that read and check frames; None takes one a core.
 
     Returns:
@@ -206,13 +206,13 @@ def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """A key that sorts numbers within names by their value: `2` before `10`."""
-    parts = re.split("([0-9]+)", name)  # names and numbers take turns
+    """Returns a key that sorts numbers within names by their value: `2` before `10`."""
+    parts = re.split("([0-9]+)", name)  # text and numbers alternate
     return [int(part) if position % 2 else part for position, part in enumerate(parts)], name
 
 
 def _find(root: str | os.PathLike[str], skipped: list[str]) -> Iterator[_Found]:
-    """Yields the tracklets in the order of their paths; notes the files that are skipped."""
+    """Yields the tracklets in the order of their paths; appends skipped files to `skipped`."""
     for identity in _folders(root, "", skipped):
         if identity == SKELETONS:
             continue
@@ -233,7 +233,7 @@ def _folders(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> l
     """Returns the folders in a folder that may hold no footage itself."""
     entries = _list(root, folder, skipped)
     for name in entries.images + entries.videos:
-        raise InputError(f"{os.path.join(folder, name)}: not its place; expected {LAYOUT}")
+        raise InputError(f"{os.path.join(folder, name)}: is in the wrong place; expected {LAYOUT}")
     return entries.folders
 
 
@@ -255,7 +255,7 @@ def _tracklets(
             continue
         inside = _list(root, f"{camera}/{name}", skipped)
         for stray in inside.folders + inside.videos:
-            raise InputError(f"{camera}/{name}/{stray}: not its place; expected {LAYOUT}")
+            raise InputError(f"{camera}/{name}/{stray}: is in the wrong place; expected {LAYOUT}")
         if not inside.images:
             raise InputError(
                 f"{camera}/{name}: a tracklet without a picture ({', '.join(IMAGE_SUFFIXES)}); "
@@ -268,18 +268,18 @@ def _tracklets(
 
 
 def _require_different(folder: str, stems: Mapping[str, str]) -> None:
-    """Skeletons are found by names without endings, so these must not be shared."""
+    """Raises an error if two names share a stem, since skeletons are found by the stems."""
     names: dict[str, str] = {}
     for name, stem in stems.items():
         if stem in names:
             raise InputError(
-                f"{folder}: {names[stem]} and {name} differ in their ending only; rename one"
+                f"{folder}: {names[stem]} and {name} differ only in their extension; rename one"
             )
         names[stem] = name
 
 
 def _list(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> _Entries:
-    """Lists a folder in natural order; notes the files that are skipped, but for skeletons."""
+    """Lists a folder in natural order; appends skipped files, except skeletons, to `skipped`."""
     entries = _Entries([], [], [])
     real_root = os.path.realpath(root)
     with os.scandir(os.path.join(root, folder)) as scan:

@@ -1,4 +1,4 @@
-"""HITSZ-VCM: its five index files, checked, and the builder that packs its tracklets.
+"""HITSZ-VCM: reads and checks its five index files, and packs its tracklets.
 
 The dataset: Lin et al., "Learning Modal-Invariant and Temporal-Memory for Video-based
 Visible-Infrared Person Re-Identification", CVPR 2022. It is licensed, so users bring it themselves.
@@ -95,7 +95,7 @@ def read_index(
     """Reads and checks the five index files of HITSZ-VCM; opens no image.
 
     The text files may lie in the root or in `info`; the folders of identities in the root, in
-    `Train` and `Test`, or in `Train/Train` and `Test/Test`: where most of them are is taken.
+    `Train` and `Test`, or in `Train/Train` and `Test/Test`, whichever has most of them.
 
     Args:
       root: of the dataset.
@@ -106,7 +106,7 @@ def read_index(
 
     Raises:
       FileNotFoundError: an index file is missing.
-      ValueError: a file is empty or no text, a line is malformed or contradicts another file (the
+      ValueError: a file is empty or not text, a line is malformed or contradicts another file (the
         message names file and line), or the index has the length of the published one but not its
         counts.
     """
@@ -170,10 +170,10 @@ def prepare(
 ) -> pathlib.Path:
     """Packs HITSZ-VCM into `<data_dir>/hitsz_vcm/2.0.0`, all of it or nothing.
 
-    Over a finished dataset of the same source it returns at once.
+    If the same source is already packed there, it returns at once.
 
     Args:
-      source: the dataset's root, in any layout that `read_index` knows.
+      source: the dataset's root, in any layout that `read_index` reads.
       data_dir: where packed datasets are kept.
       keypoints: the skeletons (see `sources.open_keypoints`); None takes `skeletons.h5` in the
         root, else the only HDF5 file there.
@@ -264,8 +264,8 @@ def _frames_folder(
 ) -> str:
     """Returns the folder, with a slash, that holds the folders of identities.
 
-    It is the one that has most of the places of frames, of which one an identity is looked for. An
-    index without frames can be read, too; packing will name the first missing one.
+    It is the one with most of the places of frames, judged by one place for each identity. An index
+    without frames can be read, too; packing names the first missing frame.
     """
     examples = {name[0]: _place(name) for name in names if name}.values()
     split_folder = split.capitalize()
@@ -284,7 +284,7 @@ def _place(name: tuple[str, ...]) -> str:
 def _read_names(
     root: str | os.PathLike[str], file: str, findings: Findings
 ) -> list[tuple[str, ...]]:
-    """Returns the groups of _NAME as they are written; an empty tuple for a bad line."""
+    """Returns the groups of _NAME as written; an empty tuple for a bad line."""
     names: list[tuple[str, ...]] = []
     for number, line in enumerate(files.read_lines(root, file), start=1):
         match = _NAME.fullmatch(line)
@@ -319,7 +319,7 @@ def _read_rows(
         first, last = int(match[2]), int(match[3])
         if not 1 <= first <= last <= len(names):
             findings.report(
-                f"{file}:{number}: frames {first} to {last} are no range within the "
+                f"{file}:{number}: frames {first} to {last} are not a range within the "
                 f"{len(names)} lines of {names_file}"
             )
             continue

@@ -1,4 +1,4 @@
-"""How far a long pass over tracklets or frames is."""
+"""Progress of long passes over tracklets or frames."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 def with_progress(
     items: Iterable[Item], total: int, label: str, unit: str = "tracklets"
 ) -> Iterator[Item]:
-    """Passes the items on and tells of them: a bar on a terminal, a line each tenth elsewhere."""
+    """Yields the items and reports progress: a bar on a terminal, a line every tenth elsewhere."""
     label = printable(label)
     if sys.stderr.isatty():
         yield from tqdm.tqdm(items, label, total, unit=f" {unit}")

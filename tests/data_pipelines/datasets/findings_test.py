@@ -39,7 +39,7 @@ def test_errors_of_a_block_are_collected_and_end_it():
             reached.append(error)
     assert reached == [None]
     assert findings.wrong == ["a.txt: no such file", "a.txt:3: bad"]
-    with pytest.raises(ZeroDivisionError), findings.catch():  # nothing that a file is to blame for
+    with pytest.raises(ZeroDivisionError), findings.catch():  # not an error of a file
         raise ZeroDivisionError
 
 

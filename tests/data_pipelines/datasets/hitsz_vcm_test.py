@@ -208,14 +208,14 @@ LINES = st.one_of(
     ).map(" ".join),
     st.from_regex(r"[0-9]{1,5}M[0-9]D-?[0-9]*T[0-9]F[0-9/.]{1,4}\.(jpg|png)", fullmatch=True),
     st.sampled_from(["../../etc/passwd", "0001M2D1T1F1.jpg\x00", "2 1 5 7 1", "1 1 5 7 1"]),
-    # Rows and names that are well-formed and nearly right.
+    # Rows and names that are well-formed and nearly correct.
     st.builds("2 {} {} 7 {}".format, *[st.integers(1, 40)] * 2, st.integers(1, 3)),
     st.builds("{:04}M2D1T{}F{}.jpg".format, *[st.integers(1, 9)] * 2, st.integers(1, 15)),
 )
 
 
 def plain_reading(root: pathlib.Path, split: str) -> list[schema.Tracklet]:
-    """Reads a split of a right index in another way; fails if it has a name twice."""
+    """Reads a split of a correct index in another way; fails if it has a name twice."""
     names = (root / f"{split}_name.txt").read_text().split("\n")
     tracklets = []
     used: set[int] = set()
@@ -520,9 +520,9 @@ BROKEN_SOURCES = {
 @pytest.mark.parametrize(
     ("damage", "error", "message"), BROKEN_SOURCES.values(), ids=BROKEN_SOURCES.keys()
 )
-def test_a_broken_source_is_named_and_nothing_looks_whole(tmp_path, damage, error, message):
+def test_a_broken_source_is_named_and_nothing_looks_complete(tmp_path, damage, error, message):
     root = hitsz_files.write_dataset(tmp_path / "root")
-    frame = hitsz_files.SPLITS["test"][-1].frames()[-1]  # the last of all that is packed
+    frame = hitsz_files.SPLITS["test"][-1].frames()[-1]  # the last one that is packed
     damage(root, frame)
     with pytest.raises(error, match=message.format(frame=frame)):
         hitsz_vcm.prepare(root, tmp_path / "packed")
@@ -539,7 +539,7 @@ def test_a_first_frame_that_is_broken_leaves_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_an_interruption_leaves_nothing_and_spares_what_was_there(source, tmp_path, monkeypatch):
+def test_an_interruption_leaves_nothing_and_keeps_what_was_there(source, tmp_path, monkeypatch):
     kept = tmp_path / "kept.txt"
     kept.write_text("of the user")
 
@@ -553,7 +553,7 @@ def test_an_interruption_leaves_nothing_and_spares_what_was_there(source, tmp_pa
 
 
 def assert_same_records(one: pathlib.Path, other: pathlib.Path) -> None:
-    """Compares packed datasets; the bytes differ, as protobuf writes maps in any order."""
+    """Compares packed datasets; the bytes differ, since protobuf writes maps in any order."""
     for split in ("train", "test"):
         stored = [reading.open_records(packed, split) for packed in (one, other)]
         for records_of_both in zip(*stored, strict=True):
@@ -563,7 +563,7 @@ def assert_same_records(one: pathlib.Path, other: pathlib.Path) -> None:
         assert indexes[0] == indexes[1]
 
 
-def test_packing_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+def test_packing_resumes_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 3)
     root = hitsz_files.write_dataset(tmp_path / "root")
     whole = hitsz_vcm.prepare(root, tmp_path / "whole")
@@ -588,7 +588,9 @@ def test_packing_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert_same_records(whole, packed)
 
 
-def test_a_killed_packing_goes_on_and_damaged_shards_are_packed_anew(tmp_path, monkeypatch, capsys):
+def test_a_killed_packing_resumes_and_damaged_shards_are_packed_again(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 3)
     root = hitsz_files.write_dataset(tmp_path / "root")
     whole = hitsz_vcm.prepare(root, tmp_path / "whole")
@@ -635,11 +637,11 @@ def test_unfinished_work_of_another_source_is_not_used(tmp_path):
     assert not reading.open_records(packed, "train")[0]["keypoints"].any()
 
 
-def test_two_processes_do_not_pack_the_same(source, tmp_path):
+def test_two_processes_do_not_pack_the_same_dataset(source, tmp_path):
     staging = tmp_path / "hitsz_vcm" / ".2.0.0.packing"
     with (
         packing._claimed(staging, {}),
-        pytest.raises(ValueError, match="another process packs this dataset"),
+        pytest.raises(ValueError, match="another process is packing this dataset"),
     ):
         hitsz_vcm.prepare(source, tmp_path)
 
@@ -695,7 +697,7 @@ def test_skeletons_are_required(tmp_path):
     assert not (tmp_path / "packed").exists()
 
 
-def test_a_directory_that_is_no_packed_dataset_is_named(tmp_path):
+def test_a_directory_that_is_not_a_packed_dataset_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a packed dataset"):
         reading.open_index(tmp_path, "train")
     with pytest.raises(FileNotFoundError, match="not a packed dataset"):
