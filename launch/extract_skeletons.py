@@ -1,4 +1,4 @@
-"""Estimates the skeletons of a dataset with a pose model of yours, for launch/prepare.py.
+"""Estimates the skeletons of a dataset with your pose model, for launch/prepare.py.
 
   python launch/extract_skeletons.py --model=rtmpose.onnx --dataset=hitsz_vcm \
     --source=/datasets/HITSZ-VCM
@@ -6,8 +6,8 @@
     --dataset=hitsz_vcm --source=/datasets/HITSZ-VCM --output=skeletons.h5
 
 The model is a top-down one for the 17 joints of COCO, in ONNX: RTMPose or another with SimCC
-outputs, HRNet, ViTPose or another with heatmaps. Each frame is taken as one person's box. After an
-interruption the same command continues. Needs onnxruntime: pip install -e ".[pose]".
+outputs, HRNet, ViTPose or another with heatmaps. Each frame is treated as the box of one person.
+After an interruption the same command resumes. Needs onnxruntime: pip install -e ".[pose]".
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ DATASET = flags.DEFINE_string(
 SOURCE = flags.DEFINE_string("source", None, "Root of the dataset.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "File to write; <source>/skeletons.h5 if not given.")
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 32, "Frames at a time, unless the model says it.", lower_bound=1
+    "batch_size", 32, "Frames at a time, for a model that leaves it open.", lower_bound=1
 )
 INPUT_SIZE = flags.DEFINE_string(
     "input_size", None, "HEIGHTxWIDTH such as 256x192, for a model that leaves it open."
@@ -38,7 +38,7 @@ DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "cuda"], "Where the model ru
 
 
 def main() -> None:
-    """Extracts as the flags say."""
+    """Extracts the skeletons of the dataset that the flags name."""
     from data_pipelines.skeletons import extraction, pose
 
     dataset = find_dataset(DATASET.value, needs="all_tracklets")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Returns height and width of a text such as 256x192."""
+    """Returns height and width from a text such as 256x192."""
     if text is None:
         return None
     height, cross, width = text.partition("x")

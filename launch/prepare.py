@@ -10,10 +10,10 @@
 The records go to <data_dir>/<dataset>/<version>. Of a folder of your own footage, images or videos
 are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>. The generated dataset is drawn to
 <data_dir>/synthetic_vcm_<size>/source, with a contact sheet to look at, and packed beside it;
---layout gives it the files of another dataset. A dataset of your own package is an object with
-prepare and check (see "How to add" in docs/architecture.md). What is drawn or packed already is
-not done again, and interrupted packing resumes. --check reads everything, packs nothing, prints
-what is wrong, and exits with code 1 if anything is.
+--layout gives it the files of another dataset. docs/architecture.md ("How to add") says what a
+dataset of your own package needs. What is already drawn or packed is not done again, and
+interrupted packing resumes. --check reads everything, packs nothing, prints what is wrong, and
+exits with code 1 if anything is.
 """
 
 import sys
@@ -44,7 +44,7 @@ AUXILIARY = flags.DEFINE_bool("auxiliary", False, "bupt_campus: pack the auxilia
 FAKE_INFRARED = flags.DEFINE_bool(
     "fake_infrared", False, "bupt_campus: FakeIR frames in place of the visible ones."
 )
-EVERY = flags.DEFINE_integer("every", 1, "folder: take each so-many-th frame.", lower_bound=1)
+EVERY = flags.DEFINE_integer("every", 1, "folder: N takes every N-th frame.", lower_bound=1)
 WITHOUT_SKELETONS = flags.DEFINE_bool(
     "without_skeletons", False, "folder: pack no skeletons, for a network without guidance."
 )
@@ -56,7 +56,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of synthetic_vcm.", lower_bound=0)
 NUM_WORKERS = flags.DEFINE_integer(
     "num_workers",
     None,
-    "Processes that draw and threads that pack; one a core if not given.",
+    "Processes that draw and threads that pack; one per core if not given.",
     lower_bound=1,
 )
 
@@ -68,7 +68,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # flags that belong to one dataset
 
 
 def main() -> None:
-    """Prepares as the flags say."""
+    """Packs or checks the dataset that the flags name."""
     drawn = DATASET.value == "synthetic_vcm"
     name, data_dir = LAYOUT.value if drawn else DATASET.value, Path(DATA_DIR.value)
     options = {"keypoints": KEYPOINTS.value, "num_workers": NUM_WORKERS.value, **options_of(name)}
@@ -115,7 +115,7 @@ def options_of(dataset: str) -> dict[str, Any]:
 
 
 def draw(source: Path, picture: Path) -> None:
-    """Draws the generated dataset and a picture to judge it by."""
+    """Draws the generated dataset, and a contact sheet of it unless it is videos."""
     from data_pipelines.datasets import bupt_lists, hitsz_vcm
     from data_pipelines.synthetic import generate, videos
     from data_pipelines.synthetic.contact_sheet import contact_sheet

@@ -288,7 +288,7 @@ def test_missing_records_are_named(packed, stored):
 @pytest.mark.parametrize("name", ["../up", "a/b", "/etc/x", "..", ".lock", "", "origin.json", "é"])
 def test_names_that_lead_out_of_the_folder_are_refused(stored, tmp_path, name):
     change_origin(stored, files={name: {"bytes": 1, "sha256": "0"}})
-    with pytest.raises(ValueError, match=re.escape(f"{name!r} is no name")):
+    with pytest.raises(ValueError, match=re.escape(f"{name!r} is not a file name")):
         copies.local_copy(ADDRESS)
     assert not list(tmp_path.iterdir())
 

@@ -259,7 +259,7 @@ def test_keep_leaves_running_training_alone(tmp_path, answers):
     (tmp_path / "node").write_text("READY\n")
     (tmp_path / "service").write_text("\n")
     printed, log = keep(tmp_path, ANSWERS=answers)
-    assert [line[:18] for line in printed] == ["training runs alre", DONE]
+    assert [line[:18] for line in printed] == ["training is alread", DONE]
     assert log == ["look"] * len(answers.split())
 
 
@@ -644,7 +644,7 @@ def test_large_collectives_are_those_of_gradients_and_mining(compiled):
 def test_what_cannot_be_compiled_is_one_line(compiled):
     config = f"--config={ROOT}/configs/star_synthetic_demo.py"
     for topology, more, message in (
-        ("v5e:3x5", [], "v5e:3x5 cannot be had"),
+        ("v5e:3x5", [], "v5e:3x5 is not available"),
         ("v5e:4x4", ["--config.data.identities_per_batch=3"], "cannot share 6 pairs"),
     ):
         result = run_compile(config, f"--topology={topology}", *more)
