@@ -82,7 +82,7 @@ def read_index(
       fake_infrared: whether visible frames are those of `FakeIR`, made from the ones of `RGB`.
       findings: collects the wrong lists and lines, which are left out; by default the first one is
         raised. Pairs that are cut, and numbers of frames that differ within a pair or do not
-        ascend, are a warning for each kind, with the first place.
+        ascend, give one warning for each kind, with the first place.
 
     Raises:
       FileNotFoundError: a list or `data_paths.json` is missing.
@@ -129,16 +129,7 @@ def check_golden_counts(
     counts: Mapping[str, Mapping[str, int]], findings: Findings = RAISE_ERRORS
 ) -> None:
     """Reports which of `BuptIndex.counts` differ from the published dataset's, if any."""
-    differences = [
-        f"{split} {name} {count} instead of {GOLDEN_COUNTS[split][name]}"
-        for split, split_counts in counts.items()
-        for name, count in split_counts.items()
-        if count != GOLDEN_COUNTS[split][name]
-    ]
-    if differences:
-        findings.report(
-            f"the lists are not those of BUPTCampus: {', '.join(differences)}; fetch them again"
-        )
+    findings.report_counts(counts, GOLDEN_COUNTS, "the lists are not those of BUPTCampus")
 
 
 def fake_infrared_path(frame: str) -> str:

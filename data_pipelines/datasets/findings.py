@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import InputError
@@ -57,6 +57,22 @@ class Findings:
             log(message)
         else:
             self.report(message, "the warnings")
+
+    def report_counts(
+        self,
+        counts: Mapping[str, Mapping[str, int]],
+        published: Mapping[str, Mapping[str, int]],
+        trouble: str,
+    ) -> None:
+        """Reports which counts of the splits in `counts` are not the published ones, if any."""
+        differences = [
+            f"{split} {name} {count} instead of {published[split][name]}"
+            for split, split_counts in counts.items()
+            for name, count in split_counts.items()
+            if count != published[split][name]
+        ]
+        if differences:
+            self.report(f"{trouble}: {', '.join(differences)}; fetch them again")
 
     @contextlib.contextmanager
     def catch(self, kind: str | None = None) -> Iterator[None]:

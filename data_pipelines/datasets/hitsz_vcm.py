@@ -101,7 +101,7 @@ def read_index(
       root: of the dataset.
       min_frames: shorter tracklets are dropped.
       findings: collects the wrong lines, whose rows are left out; by default the first one is
-        raised. Rows whose names have several track numbers, which nothing else reads, are a
+        raised. Rows whose names have several track numbers, which nothing else reads, give one
         warning for each file.
 
     Raises:
@@ -137,17 +137,7 @@ def check_golden_counts(
     counts: Mapping[str, Mapping[str, int]], findings: Findings = RAISE_ERRORS
 ) -> None:
     """Reports which of `HitszIndex.counts` differ from the published dataset's, if any."""
-    differences = [
-        f"{split} {name} {counts[split][name]} instead of {golden}"
-        for split, golden_split in GOLDEN_COUNTS.items()
-        for name, golden in golden_split.items()
-        if counts[split][name] != golden
-    ]
-    if differences:
-        findings.report(
-            f"the index files are not those of HITSZ-VCM: {', '.join(differences)}; "
-            "fetch them again"
-        )
+    findings.report_counts(counts, GOLDEN_COUNTS, "the index files are not those of HITSZ-VCM")
 
 
 class HitszVcm(packing.TrackletBuilder):

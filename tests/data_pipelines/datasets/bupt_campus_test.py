@@ -111,8 +111,11 @@ def test_the_auxiliary_list_on_request(tmp_path):
     index = bupt_lists.read_index(tmp_path, auxiliary=True)
     assert index.splits["auxiliary"] == pairs_of(AUXILIARY)
     assert index.counts["auxiliary"] == {"pairs": 1, "identities": 1}
+    everything = bupt_campus.all_tracklets(tmp_path)
+    assert everything == [*pairs_of(TRAIN), *pairs_of(AUXILIARY), *index.splits["test"]]
     (tmp_path / "train_auxiliary.txt").unlink()
     assert bupt_lists.read_index(tmp_path).splits["train"] == index.splits["train"]
+    assert bupt_campus.all_tracklets(tmp_path) == [*pairs_of(TRAIN), *index.splits["test"]]
 
 
 def test_fake_infrared_replaces_only_the_visible_frames(tmp_path):

@@ -60,6 +60,17 @@ def test_a_check_collects_warnings_and_logs_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_only_the_counts_that_differ_are_reported():
+    published = {"train": {"rows": 4, "names": 9}, "test": {"rows": 2}}
+    findings = Findings()
+    findings.report_counts({"train": {"rows": 4, "names": 9}}, published, "other lists")
+    assert findings.wrong == []
+    counts = {"train": {"rows": 4, "names": 8}, "test": {"rows": 3}}
+    findings.report_counts(counts, published, "other lists")
+    differences = "train names 8 instead of 9, test rows 3 instead of 2"
+    assert findings.wrong == [f"other lists: {differences}; fetch them again"]
+
+
 @pytest.mark.parametrize(
     ("places", "text"),
     [(["a:1"], "a:1"), (["a:1", "b:2"], "a:1 and 1 more"), ("xyz", "x and 2 more")],
