@@ -1,4 +1,11 @@
-"""What the files of each dataset mean, what is wrong with them, and the datasets by name."""
+"""What the files of each dataset mean, what is wrong with them, and the datasets by name.
+
+A dataset is a module, or any other object, with these functions:
+
+  prepare(source, data_dir, *, keypoints, num_workers)  packs it and returns the directory
+  check(source, *, keypoints, num_workers)              returns `findings.Findings`, packs nothing
+  all_tracklets(source)                                 returns the tracklets of all splits
+"""
 
 import importlib
 from collections.abc import Mapping
@@ -6,10 +13,7 @@ from typing import Any
 
 from data_pipelines.parts import find_part
 
-# Names of modules, since importing them takes a while, which --help should not. A dataset has
-#   prepare(source, data_dir, *, keypoints, num_workers): packs it, returns the directory;
-#   check(source, *, keypoints, num_workers): returns `findings.Findings`, packs nothing;
-#   all_tracklets(source): returns every tracklet of all splits, for a pose model.
+# Names of modules instead of modules, since --help lists the datasets and must not import TFDS.
 DATASETS = {
     "hitsz_vcm": "data_pipelines.datasets.hitsz_vcm",
     "bupt_campus": "data_pipelines.datasets.bupt_campus",
@@ -18,7 +22,7 @@ DATASETS = {
 
 
 def find_dataset(name: str, *, needs: str, datasets: Mapping[str, str] = DATASETS) -> Any:
-    """Returns the dataset of a name: a module, or an object of another package.
+    """Returns the dataset of this name: a module, or an object of another package.
 
     Args:
       name: a key of `datasets`, or `package.module:object`, the value of the flag `--dataset`.

@@ -159,7 +159,7 @@ def _check_coordinates(
     """Reports skeletons whose coordinates are not pixels of their frames, if there are many."""
     misplaced = []
     for tracklet, skeleton in sample:
-        with contextlib.suppress(ValueError, OSError):  # of a frame: reported where all are read
+        with contextlib.suppress(ValueError, OSError):  # broken frames are reported elsewhere
             (pixels,) = frames_lib.read_images(builder.source, tracklet)
             height, width = pixels.shape[:2]
             joints = skeleton[skeleton[:, 2] >= skeleton[:, 2].max() / 2, :2]

@@ -10,7 +10,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.io.tables import aligned
 from data_pipelines.io.terminal import log, printable
 
-_SHOWN = 10  # errors of a kind
+_SHOWN = 10  # errors shown of each kind
 
 
 class Findings:
@@ -28,7 +28,7 @@ class Findings:
         """
         self._raise_errors = raise_errors
         self.tables: list[list[tuple[Any, ...]]] = []
-        self._messages: dict[str, dict[str, None]] = {}  # of each kind, in order, none twice
+        self._messages: dict[str, dict[str, None]] = {}  # by kind, in order, without duplicates
 
     @property
     def wrong(self) -> list[str]:

@@ -25,7 +25,7 @@ from data_pipelines.io import files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv")
-MAX_PIXELS = 1 << 26  # of a frame: a few bytes can claim a size that fills the memory
+MAX_PIXELS = 1 << 26  # per frame, since a few bytes can claim a size that fills the memory
 _MAX_SCANNED = 1 << 30  # pixels times scans of a JPEG: each scan goes over all pixels, in seconds
 _QUALITY = 95
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -306,7 +306,7 @@ def _announced_size(start: bytes) -> int:
     for element in (_EBML, _SEGMENT):
         if not start.startswith(element, end) or len(start) < end + 12:
             return 0
-        length = 9 - start[end + 4].bit_length()  # of the size, by its leading zero bits
+        length = 9 - start[end + 4].bit_length()  # bytes of the size, by its leading zeros
         ones = (1 << 7 * length) - 1
         size = int.from_bytes(start[end + 4 : end + 4 + length], "big") & ones
         if size == ones:

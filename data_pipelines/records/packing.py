@@ -149,7 +149,9 @@ class TrackletBuilder(FileReaderBuilder):
         """Fills the temporary folder, which TFDS renames after adding its own files."""
         del dl_manager, download_config  # the data is licensed: users bring it
         temporary = pathlib.Path(self.data_dir)
-        for stale in {*temporary.parent.glob("incomplete.*")} - {temporary}:  # of a killed process
+        for stale in {*temporary.parent.glob("incomplete.*")} - {
+            temporary
+        }:  # left by a killed process
             shutil.rmtree(stale)
         shards = self._plan_shards()
         with self.open_keypoints() as source:
@@ -443,7 +445,7 @@ def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:
     missing_parents = [path for path in directory.parents if not path.exists()]
     try:
         # TFDS makes a folder for downloads, although there are none, and looks for a packed copy.
-        # It writes its metadata and renames the folder after our part, so the lock is held on.
+        # After our part it writes its metadata and renames the folder; the lock is held until then.
         with _claimed(builder.staging, source), tempfile.TemporaryDirectory() as downloads:
             if not shutil.disk_usage(builder.staging).free:  # TFDS checks it, but names no path
                 raise OSError(f"{builder.staging}: cannot be written, the disk is full")

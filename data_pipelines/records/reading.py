@@ -26,7 +26,7 @@ from data_pipelines.pixels import resize_keypoints
 from data_pipelines.records import copies, origin
 
 _METADATA = "metadata.json"
-_DTYPES = {"identities": str, "queries": bool, "galleries": bool}  # of an index; others are int32
+_DTYPES = {"identities": str, "queries": bool, "galleries": bool}  # columns; others are int32
 # Tracklets are read one at a time. JPEG files hardly compress: records would shrink by 4 %, and
 # writing would be 7 times slower and reading 1.6 times.
 _WRITER_OPTIONS = "group_size:1,uncompressed"

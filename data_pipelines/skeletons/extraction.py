@@ -28,7 +28,7 @@ from data_pipelines.io.progress import with_progress
 from data_pipelines.skeletons import pose, sources
 from data_pipelines.skeletons.formats import new_hdf5
 
-_FRAMES_AT_ONCE = 64  # of a tracklet that are read and warped ahead
+_FRAMES_AT_ONCE = 64  # frames of a tracklet that are read and warped ahead
 
 
 class _Crop(NamedTuple):
