@@ -1,13 +1,13 @@
-"""The input pipeline: packing, opening, reading; against a plain loader of this field.
+"""Benchmarks packing, opening and reading, against a plain PyTorch-style loader.
 
     python -m benchmarks.input_pipeline SOURCE DATASET_DIR
 
 SOURCE has the layout of HITSZ-VCM, with skeletons.h5, and DATASET_DIR is what packing it returned.
-The plain loader does what PyTorch code of this field does in a worker: for every tracklet it opens
-the HDF5 file of the skeletons, and for every frame the JPEG file with Pillow, which it turns into
-normalised float32. The loaders read the same batches on one thread each, in turns, so that a busy
-machine slows all alike; the fastest turn of each counts, in seconds of processor time. Bare
-decoding decodes the same JPEG bytes, held in memory, into one buffer.
+The plain loader does what PyTorch code for this task does in a worker: for every tracklet it opens
+the HDF5 file of the skeletons, and for every frame the JPEG file with Pillow, which it converts to
+normalised float32. The loaders read the same batches on one thread each, interleaved, so that a
+busy machine slows all of them alike; the fastest round of each counts, in seconds of processor
+time. Bare decoding decodes the same JPEG bytes, held in memory, into one buffer.
 """
 
 import argparse
@@ -37,11 +37,13 @@ def main() -> None:
     )
     parser.add_argument("source", type=pathlib.Path, help="root of the dataset")
     parser.add_argument("dataset_dir", type=pathlib.Path, help="the same dataset, packed")
-    parser.add_argument("--steps", type=int, default=8, help="batches a turn (default: 8)")
-    parser.add_argument("--turns", type=int, default=3, help="turns of each (default: 3)")
-    parser.add_argument("--identities", type=int, default=8, help="identities a batch (default: 8)")
+    parser.add_argument("--steps", type=int, default=8, help="batches per round (default: 8)")
+    parser.add_argument("--turns", type=int, default=3, help="rounds of each (default: 3)")
+    parser.add_argument(
+        "--identities", type=int, default=8, help="identities per batch (default: 8)"
+    )
     parser.add_argument("--tracklets", type=int, default=2, help="of each modality (default: 2)")
-    parser.add_argument("--frames", type=int, default=12, help="frames a tracklet (default: 12)")
+    parser.add_argument("--frames", type=int, default=12, help="frames per tracklet (default: 12)")
     parser.add_argument(
         "--size", type=int, nargs=2, default=(288, 144), metavar=("HEIGHT", "WIDTH")
     )
@@ -150,7 +152,7 @@ def plain_batch(
     frame_size: tuple[int, int],
     as_float: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Loads both modalities of a batch as PyTorch code of this field does."""
+    """Loads both modalities of a batch as PyTorch code for this task does."""
     height, width = frame_size
     for modality, positions in enumerate((plan.visible, plan.infrared)):
         clips, skeletons = [], []

@@ -1,12 +1,12 @@
-"""Kills a run again and again, and compares what comes out with an uninterrupted run.
+"""Kills a run repeatedly, and compares its metrics with those of an uninterrupted run.
 
     python -m benchmarks.kill_and_resume --config=CONFIG --folder=FOLDER -- --config.optim.epochs=60
 
 Both runs are launch/train.py with this config; what follows the two dashes is passed on. The
-process is killed (SIGKILL) after random times, of which some fall into its start; the kill in the
+process is killed (SIGKILL) after random times, some of them during its start; the kill in the
 middle waits until a checkpoint is being written. Then the same command is started again. At the end
-every row of metrics must be, but for the speed, that of the uninterrupted run, bit for bit. Prints
-a Markdown table; ends with code 1 if a row differs.
+every row of metrics, except for the speed, must equal that of the uninterrupted run, bit for bit.
+Prints a Markdown table; exits with code 1 if a row differs.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--config", required=True, help="a file in configs/")
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="takes both workdirs")
-    parser.add_argument("--kills", type=int, default=20, help="how many (default: 20)")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills (default: 20)")
     parser.add_argument("--longest", type=float, default=16, help="seconds until a kill, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the times of the kills")
     parser.add_argument("overrides", nargs="*", help="flags for launch/train.py")
@@ -36,14 +36,12 @@ def main() -> None:
     whole, killed = args.folder / "whole", args.folder / "killed"
     if killed.exists():
         parser.error(f"{killed} exists; remove it or name another folder")
-    # Or no start would get further than compiling, where that takes longer than until the kill.
+    # Otherwise no start would get past compiling, if that takes longer than until the kill.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(args.folder / "compiled"))
     subprocess.run([*command, f"--workdir={whole}"], check=True)
 
     times = random.Random(args.seed)
-    print(
-        "| kill | seconds after the start | what was going on | last step written | went on from |"
-    )
+    print("| kill | seconds after the start | killed while | last step written | resumed from |")
     print("| --- | --- | --- | --- | --- |")
     for number in range(1, args.kills + 1):
         before = last_step(killed)
@@ -70,7 +68,7 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
 def kill(
     process: subprocess.Popen[bytes], workdir: pathlib.Path, delay: float, in_a_save: bool
 ) -> tuple[float, bool]:
-    """Kills the process; returns after how many seconds, and whether a checkpoint was under way."""
+    """Kills the process; returns after how many seconds, and whether it was saving."""
     begun = time.monotonic()
     while process.poll() is None:
         saving = any(workdir.glob("checkpoints/*tmp*"))
@@ -83,19 +81,19 @@ def kill(
 
 
 def last_step(workdir: pathlib.Path) -> int:
-    """Returns the step of the last whole row of metrics; 0 if there is none."""
+    """Returns the step of the last complete row of metrics; 0 if there is none."""
     rows = read_rows(workdir)
     return rows[-1]["step"] if rows else 0
 
 
 def newest(workdir: pathlib.Path) -> int:
-    """Returns the step of the last whole checkpoint; 0 if there is none."""
+    """Returns the step of the last complete checkpoint; 0 if there is none."""
     steps = [int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdecimal()]
     return max(steps, default=0)
 
 
 def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of metrics without the speed; a half-written last one is left out."""
+    """Returns the rows of metrics without the speed; leaves out an incomplete last one."""
     path = workdir / "metrics.jsonl"
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:

@@ -1,12 +1,12 @@
-"""How training scales over virtual devices and processes of one machine, and what the host adds.
+"""Measures scaling over virtual devices and processes of one machine, and the host's overhead.
 
     python -m benchmarks.scaling --config=configs/star_synthetic_demo.py
 
-Weak scaling: each device has as many pairs of tracklets, so that on a machine whose cores all
-devices share, frames/s should stay as with one device; their ratio to that is printed. Data is made
-up. Then the bytes of the training state on each device, with and without `config.parallel.fsdp`;
-how long a checkpoint holds up training, and how long it is written behind it; and what the host
-does in a step.
+Weak scaling: each device has the same number of pairs of tracklets. On a machine whose cores all
+devices share, frames/s should stay as with one device; their ratio to that is printed. Data is
+random. Then come the bytes of the training state on each device, with and without
+`config.parallel.fsdp`; how long a checkpoint blocks training, and how long it is written in the
+background; and what the host does in a step.
 """
 
 import json
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 
 def measure(part: str, devices: int, num_processes: int, *extra: str) -> dict[str, Any]:
-    """Runs a part in processes of its own, which share the devices out."""
+    """Runs a part in separate processes, which share the devices."""
     local = pathlib.Path(__file__).parents[1] / "launch" / "local_processes.py"
     command = [
         sys.executable,
@@ -84,7 +84,7 @@ def measure(part: str, devices: int, num_processes: int, *extra: str) -> dict[st
 
 
 def prepare() -> tuple[Any, Any, Any, Any, int]:
-    """Returns config, mesh, model, training step and pairs for the devices there are."""
+    """Returns config, mesh, model, training step and number of pairs for all devices."""
     import jax
 
     from star_jax.config import check_config
@@ -128,7 +128,7 @@ def steps() -> dict[str, Any]:
 
 
 def bytes_of_state() -> dict[str, Any]:
-    """Adds up what the first device holds of the training state."""
+    """Returns how much of the training state the first device holds."""
     import jax
 
     from star_jax.training.steps import initial_state
@@ -140,7 +140,7 @@ def bytes_of_state() -> dict[str, Any]:
 
 
 def host() -> dict[str, float]:
-    """Times what the host does besides the steps."""
+    """Times what the host does in addition to the steps."""
     import jax
 
     from data_pipelines import sampling
@@ -192,10 +192,10 @@ def host() -> dict[str, float]:
         with checkpoint.open_manager(folder, 1) as manager:
             start = time.perf_counter()
             checkpoint.save(manager, state, config.to_dict(), dataset="")
-            found["a checkpoint, until training goes on"] = 1000 * (time.perf_counter() - start)
+            found["a checkpoint, until training continues"] = 1000 * (time.perf_counter() - start)
             start = time.perf_counter()
             checkpoint.finish(manager)
-            found["the same checkpoint, behind the training"] = 1000 * (time.perf_counter() - start)
+            found["the same checkpoint, in the background"] = 1000 * (time.perf_counter() - start)
     return found
 
 

@@ -1,10 +1,10 @@
-"""How much skeletons alone tell of identity: trains STAR's skeleton branch without any frame.
+"""Measures what skeletons alone reveal of identity: trains STAR's skeleton branch without frames.
 
   python -m benchmarks.skeleton_only --config=configs/star_synthetic_demo.py
 
 The branch (edge LSTM, keypoint graph, batch norm, classifier) learns by cross entropy and
 batch-hard triplets, with the config's batches, steps and optimizer, and its descriptor s is the
-embedding. Prints the report of the config's protocol, and the mAP of random embeddings beside it.
+embedding. Prints the report of the config's protocol, and the mAP of random embeddings.
 """
 
 import jax
@@ -35,7 +35,7 @@ flags.mark_flag_as_required("config")
 
 
 def clip_options(config: ml_collections.ConfigDict) -> dict:
-    """What of the config the loader takes."""
+    """Returns the options of the loader, from a config."""
     return {
         "clip_length": config.data.clip_length,
         "frame_size": tuple(config.data.frame_size),
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     params, batch_stats = variables["params"], variables["batch_stats"]
 
     def skeleton_of(variables, keypoints, **options):
-        # Nothing that follows reads what the backbone makes of the frames, so XLA leaves it out.
+        # Nothing below uses the backbone's features, so XLA leaves the backbone out.
         frames = jnp.zeros((*keypoints.shape[:2], *config.data.frame_size, 3))
         return model.apply(variables, frames, keypoints, modality="visible", **options)
 

@@ -1,4 +1,4 @@
-"""Time and memory of a training step on made-up data: no dataset, no loading.
+"""Measures time and memory of a training step on random data: no dataset, no loading.
 
   python -m benchmarks.train_step --config=configs/star_synthetic_demo.py
 

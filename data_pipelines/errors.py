@@ -14,4 +14,4 @@ class MissingPackageError(UserError, ImportError):
 
 
 class DivergedError(UserError, FloatingPointError):
-    """Training arrived at numbers that are not finite."""
+    """Training has produced numbers that are not finite."""

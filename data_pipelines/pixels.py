@@ -1,7 +1,9 @@
-"""Where joints are among the pixels; the centre of the upper left pixel is (0, 0)."""
+"""Where joints are after resizing; the centre of the upper left pixel is (0, 0)."""
 
 import numpy as np
 import numpy.typing as npt
+
+from data_pipelines.coco17 import is_detected
 
 
 def resize_keypoints(
@@ -9,7 +11,7 @@ def resize_keypoints(
 ) -> np.ndarray:
     """Returns the joints of a resized frame: they follow their pixels (see `resize_points`).
 
-    A joint of confidence 0 was not detected and stays as it is.
+    Joints that were not detected stay as they are.
 
     Args:
       keypoints: float32[..., J, 3]: x, y in pixels of the old frame, confidence.
@@ -20,7 +22,7 @@ def resize_keypoints(
       float32[..., J, 3], in pixels of the new frame.
     """
     moved = keypoints.copy()
-    detected = keypoints[..., 2] > 0
+    detected = is_detected(keypoints)
     moved[detected, :2] = resize_points(keypoints[..., :2], old_size, new_size)[detected]
     return moved
 

@@ -1,4 +1,4 @@
-"""What all commands share: errors that a user can fix are one line, not a traceback."""
+"""Shared by all commands: flags, and errors that a user can fix as one line, not a traceback."""
 
 import importlib.machinery
 import logging
@@ -23,16 +23,16 @@ from data_pipelines.io.terminal import printable
 from star_jax import config
 
 STARTED = time.monotonic()  # commands import this module first
-flags.disclaim_key_flags()  # those defined here are of the commands, whose --help shows them
-FIXABLE = (UserError, OSError)  # of anything else, the traceback says where it comes from
+flags.disclaim_key_flags()  # flags defined here belong to the commands, whose --help lists them
+FIXABLE = (UserError, OSError)  # any other error shows its traceback
 
 
 def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
     """Parses the flags and runs `main`; `--verbosity=1` adds the traceback to an error's line.
 
     Args:
-      main: what the command does; takes the arguments that are no flags, if there may be any.
-      takes_arguments: whether there may be.
+      main: what the command does; takes the positional arguments, if there may be any.
+      takes_arguments: whether there may be positional arguments.
     """
 
     def guarded(arguments: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
                 traceback.print_exc()
             fail(" ".join(str(error).split()), 1)
 
-    absl_logging.set_verbosity(absl_logging.WARNING)  # the libraries' news are not the user's
+    absl_logging.set_verbosity(absl_logging.WARNING)  # hides what the libraries log
     logging.getLogger("star_jax").setLevel(logging.INFO)
     absl_logging.get_absl_handler().addFilter(is_for_the_user)
     threading.excepthook = report_thread
@@ -56,7 +56,7 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags; what is wrong with them is one line that names it."""
+    """Parses the flags; an error is one line that names the flag."""
     if "config" in flags.FLAGS:
         check_overrides(arguments)
     try:
@@ -79,7 +79,7 @@ def define_config() -> flags.FlagHolder[ml_collections.ConfigDict]:
 
 
 class ConfigFileParser(flags.ArgumentParser):
-    """Runs the file of `--config`; what is wrong with it ends the command."""
+    """Runs the file of `--config`; an error in it ends the command."""
 
     def parse(self, path: str) -> ml_collections.ConfigDict:
         """Returns the locked config of `FILE`, or of `FILE:ARGUMENT` for `get_config`."""
@@ -92,7 +92,7 @@ class ConfigFileParser(flags.ArgumentParser):
             sys.modules[loader.name] = module
             loader.exec_module(module)
             found = module.get_config(*argument) if hasattr(module, "get_config") else module
-        except Exception as error:  # of the user's own code
+        except Exception as error:  # the user's code may raise anything
             frames = error.__traceback__
             while frames is not None and frames.tb_frame.f_code.co_filename != loader.path:
                 frames = frames.tb_next
@@ -111,7 +111,7 @@ class ConfigFileParser(flags.ArgumentParser):
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Ends the command if a `--config.KEY` names no key."""
+    """Ends the command if a `--config.KEY` names an unknown key."""
     for argument in arguments:
         match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         if match and match[1] not in (*config.KEYS, *config.SECTIONS):
@@ -119,7 +119,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def explain(message: str) -> str:
-    """Returns the first line of an error of the flags' library in the user's words."""
+    """Returns the first line of an error of absl.flags, reworded for the user."""
     if match := re.match(r"flag (--config\.([\w.]+)=.*?): ", message):
         if match[2] in config.KEYS:
             return f"{match[1]}: use {config.KEYS[match[2]].values.text}"
@@ -129,13 +129,13 @@ def explain(message: str) -> str:
 
 
 def is_for_the_user(record: logging.LogRecord) -> bool:
-    """Leaves out what Orbax and asyncio log of a failure, which is raised as well."""
+    """Returns False for what Orbax and asyncio log about a failure, which is raised as well."""
     library = record.name == "asyncio" or f"{os.sep}orbax{os.sep}" in record.pathname
     return not library or record.levelno < logging.ERROR or absl_logging.level_debug()
 
 
 def report_thread(failure: threading.ExceptHookArgs) -> None:
-    """Prints what a thread could not write or read as one line; of other errors the traceback."""
+    """Prints a thread's OSError as one line, and any other error with its traceback."""
     if isinstance(failure.exc_value, OSError) and failure.thread is not None:
         name, error = failure.thread.name, failure.exc_value
         print(f"warning: {name}: {printable(str(error))}", file=sys.stderr)
@@ -144,13 +144,13 @@ def report_thread(failure: threading.ExceptHookArgs) -> None:
 
 
 def report_unraisable(failure: Any) -> None:
-    """Leaves out what TensorStore says to a loop that Orbax has closed after a failure."""
+    """Hides what TensorStore raises about an event loop that Orbax closed after a failure."""
     if str(failure.exc_value) != "Event loop is closed" or absl_logging.level_debug():
         sys.__unraisablehook__(failure)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Ends the command with a message, and without those of threads that it leaves behind."""
+    """Ends the command with a message, and silences the threads that are still running."""
     print(f"error: {printable(message)}", file=sys.stderr)
     if not absl_logging.level_debug():
         logging.disable()

@@ -1,4 +1,4 @@
-"""Embeds a packed dataset with a trained STAR, to search in it with launch/search.py.
+"""Embeds a packed dataset with a trained STAR, for launch/search.py.
 
   python launch/embed.py --workdir=runs/star --source=data/folder/1.0.0 --output=mine
   python launch/embed.py --checkpoint=runs/star/checkpoints/34840 --source=data/folder/1.0.0 \
@@ -16,7 +16,7 @@ from absl import flags
 
 from data_pipelines.errors import InputError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is taken.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
 )
@@ -25,11 +25,11 @@ SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
 CLIPS = flags.DEFINE_enum(
     "clips", None, ["first", "dense"], "First frame of each chunk, or all frames averaged."
 )
-OUTPUT = flags.DEFINE_string("output", None, "Where to write, without an ending.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Path to write, without an extension.", required=True)
 
 
 def main() -> None:
-    """Embeds as the flags say."""
+    """Embeds the dataset that the flags name."""
     from star_jax.distributed import processes
     from star_jax.evaluation import embeddings
     from star_jax.evaluation.embed import embed_dataset, locate_checkpoint, restore_network

@@ -1,4 +1,4 @@
-"""Estimates the skeletons of a dataset with a pose model of yours, for launch/prepare.py.
+"""Estimates the skeletons of a dataset with your pose model, for launch/prepare.py.
 
   python launch/extract_skeletons.py --model=rtmpose.onnx --dataset=hitsz_vcm \
     --source=/datasets/HITSZ-VCM
@@ -6,56 +6,29 @@
     --dataset=hitsz_vcm --source=/datasets/HITSZ-VCM --output=skeletons.h5
 
 The model is a top-down one for the 17 joints of COCO, in ONNX: RTMPose or another with SimCC
-outputs, HRNet, ViTPose or another with heatmaps. Each frame is taken as one person's box. After an
-interruption the same command continues. Needs onnxruntime: pip install -e ".[pose]".
+outputs, HRNet, ViTPose or another with heatmaps. Each frame is treated as the box of one person.
+After an interruption the same command resumes. Needs onnxruntime: pip install -e ".[pose]".
 """
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import command
 from absl import flags
 
+from data_pipelines.datasets import DATASETS, find_dataset
 from data_pipelines.errors import InputError
 
-
-def hitsz_vcm(source: Path) -> Sequence[Any]:
-    """Returns the tracklets of HITSZ-VCM, the short ones, too."""
-    from data_pipelines.datasets.hitsz_vcm import read_index
-
-    index = read_index(source, min_frames=1)
-    return [*index.train, *index.test]
-
-
-def bupt_campus(source: Path) -> Sequence[Any]:
-    """Returns the tracklets of BUPTCampus, those of the auxiliary list, too."""
-    from data_pipelines.datasets.bupt_lists import LISTS, read_index
-
-    auxiliary = all((source / name).exists() for name in LISTS["auxiliary"])
-    splits = read_index(source, auxiliary=auxiliary).splits
-    return [tracklet for tracklets in splits.values() for tracklet in tracklets]
-
-
-def folder(source: Path) -> Sequence[Any]:
-    """Returns the tracklets of one's own footage, every frame of them."""
-    from data_pipelines.datasets.folder import read_index
-
-    return read_index(source)
-
-
-READERS: dict[str, Callable[[Path], Sequence[Any]]] = {
-    "hitsz_vcm": hitsz_vcm,
-    "bupt_campus": bupt_campus,
-    "folder": folder,
-}
-
 MODEL = flags.DEFINE_string("model", None, "The pose model, an .onnx file.", required=True)
-DATASET = flags.DEFINE_enum("dataset", None, list(READERS), "Which dataset.", required=True)
+DATASET = flags.DEFINE_string(
+    "dataset",
+    None,
+    f"{', '.join(DATASETS)}, or package.module:object for one of your own.",
+    required=True,
+)
 SOURCE = flags.DEFINE_string("source", None, "Root of the dataset.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "File to write; <source>/skeletons.h5 if not given.")
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 32, "Frames at a time, unless the model says it.", lower_bound=1
+    "batch_size", 32, "Frames at a time, for a model that leaves it open.", lower_bound=1
 )
 INPUT_SIZE = flags.DEFINE_string(
     "input_size", None, "HEIGHTxWIDTH such as 256x192, for a model that leaves it open."
@@ -65,9 +38,10 @@ DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "cuda"], "Where the model ru
 
 
 def main() -> None:
-    """Extracts as the flags say."""
+    """Extracts the skeletons of the dataset that the flags name."""
     from data_pipelines.skeletons import extraction, pose
 
+    dataset = find_dataset(DATASET.value, needs="all_tracklets")
     model = pose.load_model(
         MODEL.value,
         batch_size=BATCH_SIZE.value,
@@ -77,12 +51,12 @@ def main() -> None:
     )
     source = Path(SOURCE.value)
     output = Path(OUTPUT.value or source / "skeletons.h5")
-    num_frames = extraction.extract(model, source, READERS[DATASET.value](source), output)
+    num_frames = extraction.extract(model, source, dataset.all_tracklets(source), output)
     print(f"skeletons of {num_frames} frames: {output}")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Returns height and width of a text such as 256x192."""
+    """Returns height and width from a text such as 256x192."""
     if text is None:
         return None
     height, cross, width = text.partition("x")

@@ -1,10 +1,10 @@
-"""Runs a command in several processes of this machine that train together.
+"""Runs a command in several processes on this machine that train together.
 
   python launch/local_processes.py -n 2 --devices=2 -- launch/train.py --config=... --workdir=...
 
-The command is a Python file and its flags, after two dashes. Each process gets virtual CPU devices
-of its own, unless --devices=0. If one ends with an error, the others are stopped. Each line of
-output begins with the number of its process.
+The command is a Python file and its flags, after two dashes. Each process gets its own
+virtual CPU devices, unless --devices=0. If one exits with an error, the others are stopped. Each
+line of output begins with the number of its process.
 """
 
 import os
@@ -22,7 +22,7 @@ from absl import flags
 from data_pipelines.errors import InputError
 
 NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", 2, "How many processes.", short_name="n", lower_bound=1
+    "num_processes", 2, "Number of processes.", short_name="n", lower_bound=1
 )
 DEVICES = flags.DEFINE_integer(
     "devices", 1, "Virtual CPU devices of each process; 0 for the real ones.", lower_bound=0
@@ -33,7 +33,7 @@ STOP_SECONDS = flags.DEFINE_integer(
 
 
 def main(*arguments: str) -> None:
-    """Runs the command in all processes and ends with the first code that is not 0."""
+    """Runs the command in all processes and exits with the first code that is not 0."""
     if not arguments:
         raise InputError("name the command after two dashes, for instance -- launch/train.py ...")
     coordinator = f"localhost:{free_port()}"
@@ -52,7 +52,7 @@ def main(*arguments: str) -> None:
 
 
 def free_port() -> int:
-    """Returns a port that nobody listens on."""
+    """Returns a free local port."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
@@ -61,7 +61,7 @@ def free_port() -> int:
 def start(
     number: int, coordinator: str, arguments: list[str]
 ) -> tuple[subprocess.Popen[str], threading.Thread]:
-    """Starts a process, and a thread that passes its output on."""
+    """Starts a process, and a thread that prints its output."""
     environment = {
         **os.environ,
         "JAX_COORDINATOR_ADDRESS": coordinator,
@@ -70,8 +70,8 @@ def start(
     }
     if DEVICES.value:
         environment["JAX_PLATFORMS"] = "cpu"
-        # Devices of a process wait 40 seconds for each other by default, and while one of them
-        # waits for another process: too short where all of them share few cores.
+        # By default a device waits 40 seconds for the others of its process, also while one of them
+        # waits for another process: too short if all of them share a few cores.
         environment["XLA_FLAGS"] = (
             f"{os.environ.get('XLA_FLAGS', '')} "
             f"--xla_force_host_platform_device_count={DEVICES.value} "
@@ -86,7 +86,7 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        process_group=0,  # or Ctrl-C would reach it twice: from the terminal and from here
+        process_group=0,  # otherwise Ctrl-C would reach it twice, from the terminal and from here
     )
     assert process.stdout is not None
     printer = threading.Thread(target=pass_on, args=(number, process.stdout), daemon=True)
@@ -95,14 +95,18 @@ def start(
 
 
 def pass_on(number: int, lines: IO[str]) -> None:
-    """Prints the lines of a process, its number before each."""
+    """Prints the lines of a process, each after the number of the process."""
     for line in lines:
         sys.stdout.write(f"[{number}] {line}")
         sys.stdout.flush()
 
 
 def wait(running: list[subprocess.Popen[str]]) -> int:
-    """Waits for all; once one has failed, the others have some time before they are killed."""
+    """Waits for all processes; after a failure, kills those that do not stop in time.
+
+    Returns:
+      The first exit code that is not 0, or 0.
+    """
     failed_at: float | None = None
     code = 0
     while any(process.poll() is None for process in running):

@@ -5,13 +5,15 @@
   python launch/prepare.py --dataset=bupt_campus --source=/datasets/BUPTCampus
   python launch/prepare.py --dataset=folder --source=/footage --every=5
   python launch/prepare.py --dataset=synthetic_vcm --size=demo
+  python launch/prepare.py --dataset=my_package.my_module:MY_DATASET --source=/datasets/mine
 
 The records go to <data_dir>/<dataset>/<version>. Of a folder of your own footage, images or videos
 are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>. The generated dataset is drawn to
 <data_dir>/synthetic_vcm_<size>/source, with a contact sheet to look at, and packed beside it;
---layout gives it the files of another dataset. What is drawn or packed already is not done again,
-and packing that was interrupted goes on where it stopped. --check reads everything, packs nothing,
-tells what is wrong and ends with code 1 if anything is.
+--layout gives it the files of another dataset. docs/architecture.md ("How to add") says what a
+dataset of your own package needs. What is already drawn or packed is not done again, and
+interrupted packing resumes. --check reads everything, packs nothing, prints what is wrong, and
+exits with code 1 if anything is.
 """
 
 import sys
@@ -21,12 +23,14 @@ from typing import Any
 import command
 from absl import flags
 
+from data_pipelines.datasets import DATASETS, find_dataset
 from data_pipelines.errors import InputError
 
-DATASETS = ("hitsz_vcm", "bupt_campus", "folder")
-
-DATASET = flags.DEFINE_enum(
-    "dataset", None, [*DATASETS, "synthetic_vcm"], "Which dataset.", required=True
+DATASET = flags.DEFINE_string(
+    "dataset",
+    None,
+    f"{', '.join(DATASETS)}, synthetic_vcm, or package.module:object for one of your own.",
+    required=True,
 )
 SOURCE = flags.DEFINE_string("source", None, "Root of the dataset; not for synthetic_vcm.")
 KEYPOINTS = flags.DEFINE_string(
@@ -40,19 +44,19 @@ AUXILIARY = flags.DEFINE_bool("auxiliary", False, "bupt_campus: pack the auxilia
 FAKE_INFRARED = flags.DEFINE_bool(
     "fake_infrared", False, "bupt_campus: FakeIR frames in place of the visible ones."
 )
-EVERY = flags.DEFINE_integer("every", 1, "folder: take each so-many-th frame.", lower_bound=1)
+EVERY = flags.DEFINE_integer("every", 1, "folder: N takes every N-th frame.", lower_bound=1)
 WITHOUT_SKELETONS = flags.DEFINE_bool(
     "without_skeletons", False, "folder: pack no skeletons, for a network without guidance."
 )
 SIZE = flags.DEFINE_enum("size", "demo", ["tiny", "demo", "full"], "Size of synthetic_vcm.")
 LAYOUT = flags.DEFINE_enum(
-    "layout", "hitsz_vcm", DATASETS, "The dataset whose files synthetic_vcm is drawn as."
+    "layout", "hitsz_vcm", list(DATASETS), "The dataset whose files synthetic_vcm is drawn as."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of synthetic_vcm.", lower_bound=0)
 NUM_WORKERS = flags.DEFINE_integer(
     "num_workers",
     None,
-    "Processes that draw and threads that pack; one a core if not given.",
+    "Processes that draw and threads that pack; one per core if not given.",
     lower_bound=1,
 )
 
@@ -64,40 +68,38 @@ OPTIONS: dict[str, dict[str, Any]] = {  # flags that belong to one dataset
 
 
 def main() -> None:
-    """Prepares as the flags say."""
-    from data_pipelines.datasets import bupt_campus, folder, hitsz_vcm
-
+    """Packs or checks the dataset that the flags name."""
     drawn = DATASET.value == "synthetic_vcm"
-    dataset, data_dir = LAYOUT.value if drawn else DATASET.value, Path(DATA_DIR.value)
-    options = {
-        "keypoints": KEYPOINTS.value,
-        "num_workers": NUM_WORKERS.value,
-        **options_of(dataset),
-    }
+    name, data_dir = LAYOUT.value if drawn else DATASET.value, Path(DATA_DIR.value)
+    options = {"keypoints": KEYPOINTS.value, "num_workers": NUM_WORKERS.value, **options_of(name)}
+    dataset = find_dataset(
+        DATASET.value,
+        needs="check" if CHECK.value else "prepare",
+        datasets={**DATASETS, "synthetic_vcm": DATASETS[LAYOUT.value]},
+    )
     if drawn:
         if SOURCE.value is not None or KEYPOINTS.value is not None:
             raise InputError(
                 "--dataset=synthetic_vcm is drawn here: leave out --source, --keypoints"
             )
         data_dir = data_dir / f"synthetic_vcm_{SIZE.value}"
-        if dataset != "hitsz_vcm":
-            data_dir = data_dir.with_name(f"{data_dir.name}_{dataset}")
+        if name != "hitsz_vcm":
+            data_dir = data_dir.with_name(f"{data_dir.name}_{name}")
         source = data_dir / "source"
         draw(source, data_dir / "contact_sheet.png")
     elif SOURCE.value is None:
-        raise InputError(f"--dataset={dataset} needs --source, the root of the dataset")
+        raise InputError(f"--dataset={name} needs --source, the root of the dataset")
     else:
         source = Path(SOURCE.value)
-    module: Any = {"hitsz_vcm": hitsz_vcm, "bupt_campus": bupt_campus, "folder": folder}[dataset]
     if CHECK.value:
-        if dataset != "folder":
-            options["published"] = not drawn
-        findings = module.check(source, **options)
+        if drawn and name != "folder":
+            options["published"] = False
+        findings = dataset.check(source, **options)
         print(findings)
         sys.exit(1 if findings.wrong else 0)
-    packed = module.prepare(source, data_dir, **options)
+    packed = dataset.prepare(source, data_dir, **options)
     print(f"packed dataset: {packed}")
-    if dataset == "folder":
+    if name == "folder":
         print(f"embed it with launch/embed.py --source={packed}")
     else:
         print(f"train on it with --config.data.dir={packed}")
@@ -113,7 +115,7 @@ def options_of(dataset: str) -> dict[str, Any]:
 
 
 def draw(source: Path, picture: Path) -> None:
-    """Draws the generated dataset and a picture to judge it by."""
+    """Draws the generated dataset, and a contact sheet of it unless it is videos."""
     from data_pipelines.datasets import bupt_lists, hitsz_vcm
     from data_pipelines.synthetic import generate, videos
     from data_pipelines.synthetic.contact_sheet import contact_sheet

@@ -1,15 +1,14 @@
-"""Searches tracklets among others by the embeddings of launch/embed.py.
+"""Finds the tracklets that match others best, by the embeddings of launch/embed.py.
 
   python launch/search.py --query=mine.npz --gallery=mine.npz --query_modality=infrared \
     --gallery_modality=visible --output=matches
 
 Prints the best matches of the first queries and writes <output>/matches.png and
 <output>/matches.html, pictures of them, and <output>/matches.csv. The PNG file shows the first
-50 queries only. A frame is green where query and match have the same identity, red where they have
-not, grey where one is "unknown". A tracklet does not find itself.
+50 queries only. A frame is green if query and match have the same identity, red if they do not,
+grey if one of them is "unknown". A tracklet never matches itself.
 """
 
-import sys
 from pathlib import Path
 
 import command
@@ -20,17 +19,17 @@ GALLERY = flags.DEFINE_string("gallery", None, "Embeddings to search in, .npz.",
 MODALITIES = ["any", "visible", "infrared"]
 QUERY_MODALITY = flags.DEFINE_enum("query_modality", "any", MODALITIES, "Which queries.")
 GALLERY_MODALITY = flags.DEFINE_enum("gallery_modality", "any", MODALITIES, "Which of the gallery.")
-TOP = flags.DEFINE_integer("top", 10, "How many matches of a query.", lower_bound=1)
+TOP = flags.DEFINE_integer("top", 10, "Number of matches per query.", lower_bound=1)
 MAX_QUERIES = flags.DEFINE_integer(
-    "max_queries", 20, "The first so many are searched with.", lower_bound=1
+    "max_queries", 20, "Number of queries, the first ones.", lower_bound=1
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder for pictures and table.", required=True)
 
 
 def main() -> None:
-    """Searches as the flags say."""
+    """Searches with the embeddings that the flags name."""
     from data_pipelines.io.files import write_file
-    from data_pipelines.io.terminal import printable
+    from data_pipelines.io.terminal import log
     from star_jax.evaluation import embeddings, match_sheet
     from star_jax.evaluation.search import format_result, matches_csv, search
 
@@ -46,10 +45,7 @@ def main() -> None:
     for result in results:
         print(format_result(query, gallery, result), end="\n\n")
 
-    def tell(message: str) -> None:
-        print(printable(message), file=sys.stderr)
-
-    pictures = (match_sheet.thumbnails(query, tell), match_sheet.thumbnails(gallery, tell))
+    pictures = (match_sheet.thumbnails(query, log), match_sheet.thumbnails(gallery, log))
     output = Path(OUTPUT.value)
     found = (query, gallery, results)
     write_file(output / "matches.csv", matches_csv(*found))

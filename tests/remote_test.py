@@ -72,7 +72,7 @@ def stored(packed, bucket):
 
 
 def change_origin(stored, **changes):
-    """Changes what origin.json says, and its checksum with it."""
+    """Changes what origin.json says, and updates its checksum."""
     content = json.loads((stored / "origin.json").read_bytes()) | changes
     content.pop("checksum")
     files.write_json(stored / "origin.json", origin.sealed(content))
@@ -82,7 +82,7 @@ def shards(folder):
     return sorted(path.name for path in folder.iterdir() if "array_record" in path.name)
 
 
-def test_addresses_and_local_paths_are_told_apart(tmp_path):
+def test_addresses_and_local_paths_are_distinguished(tmp_path):
     for address in ("gs://bucket", "gs://bucket/run", "gs://bucket/run.v1/checkpoints/7"):
         assert remote.is_remote(address) and remote.is_remote(remote.locate(address))
         assert str(remote.locate(address)) == address
@@ -190,7 +190,7 @@ def test_rows_come_with_each_upload_and_at_the_end(bucket):
     assert not writer._folder.exists()
 
 
-def test_a_run_that_was_killed_goes_on_with_its_rows(bucket):
+def test_a_run_that_was_killed_resumes_with_its_rows(bucket):
     workdir = bucket / "run"
     killed = MetricsWriter(workdir)
     for step in range(1, 6):
@@ -216,7 +216,7 @@ def test_processes_that_do_not_write_leave_no_trace(bucket):
     assert not Bucket.store
 
 
-def test_a_damaged_checkpoint_is_put_aside(bucket):
+def test_a_damaged_checkpoint_is_renamed(bucket):
     directory = bucket / "run" / "checkpoints"
     for name in ("2/config/metadata", "2/d/0", "1/d/0", "2.damaged/old"):
         files.write_file(directory / name, name.encode())
@@ -230,7 +230,7 @@ def test_a_damaged_checkpoint_is_put_aside(bucket):
     assert reloaded
 
 
-def test_a_dataset_is_read_where_it_is_not(packed, stored):
+def test_a_dataset_at_an_address_is_read_from_a_copy(packed, stored):
     for split in ("train", "test"):
         index, expected = reading.open_index(ADDRESS, split), reading.open_index(packed, split)
         for name, column in vars(expected).items():
@@ -258,7 +258,7 @@ def test_a_copy_is_used_again_until_the_dataset_changes(packed, stored):
     assert copy.is_dir()
 
 
-def test_several_that_start_together_make_one_copy(packed, stored):
+def test_concurrent_starts_make_one_copy(packed, stored):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:  # a lock keeps threads apart, too
         made = {*pool.map(lambda _: copies.local_copy.__wrapped__(ADDRESS), range(4))}
     assert len(made) == 1
@@ -266,7 +266,7 @@ def test_several_that_start_together_make_one_copy(packed, stored):
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[::-1]])
-def test_damaged_records_are_refused_and_the_next_attempt_goes_on(packed, stored, damage):
+def test_damaged_records_are_refused_and_the_next_attempt_resumes(packed, stored, damage):
     first, last = shards(packed)
     files.write_file(stored / last, damage((packed / last).read_bytes()))
     for _ in range(2):
@@ -288,7 +288,7 @@ def test_missing_records_are_named(packed, stored):
 @pytest.mark.parametrize("name", ["../up", "a/b", "/etc/x", "..", ".lock", "", "origin.json", "é"])
 def test_names_that_lead_out_of_the_folder_are_refused(stored, tmp_path, name):
     change_origin(stored, files={name: {"bytes": 1, "sha256": "0"}})
-    with pytest.raises(ValueError, match=re.escape(f"{name!r} is no name")):
+    with pytest.raises(ValueError, match=re.escape(f"{name!r} is not a file name")):
         copies.local_copy(ADDRESS)
     assert not list(tmp_path.iterdir())
 
@@ -331,7 +331,7 @@ def test_an_address_without_a_dataset_is_named():
         reading.open_index("gs://bucket/none", "train")
 
 
-def test_a_full_disk_is_seen_before(stored, monkeypatch):
+def test_a_full_disk_is_detected_before_copying(stored, monkeypatch):
     monkeypatch.setattr(copies.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match=r"needs 0\.0 GB, but 0\.0 GB are free.*XDG_CACHE_HOME"):
         copies.local_copy(ADDRESS)
@@ -340,7 +340,7 @@ def test_a_full_disk_is_seen_before(stored, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_run_continues(stored, bucket, tmp_path, monkeypatch):
-    """All but the arrays of the checkpoints, which TensorStore writes without fsspec."""
+    """All except the arrays of the checkpoints, which TensorStore writes without fsspec."""
     opened = []
 
     def open_manager(workdir, keep):

@@ -1,4 +1,4 @@
-"""BUPTCampus: the builders that pack its tracklets, and the check before.
+"""BUPTCampus: packs its tracklets, and checks it before.
 
 The dataset: Du et al., "Video-based Visible-Infrared Person Re-Identification with Auxiliary
 Samples", IEEE Transactions on Information Forensics and Security, 2023. It is licensed, so users
@@ -16,11 +16,13 @@ from data_pipelines import schema
 from data_pipelines.datasets import checks
 from data_pipelines.datasets.bupt_lists import (
     GOLDEN_COUNTS,
+    LISTS,
     check_golden_counts,
     read_index,
     renamed,
     visible_path,
 )
+from data_pipelines.datasets.findings import Findings
 from data_pipelines.records import packing
 from data_pipelines.skeletons import sources
 
@@ -32,7 +34,7 @@ class BuptCampus(packing.TrackletBuilder):
     fake_infrared = False
 
     def __init__(self, *, auxiliary: bool = False, **kwargs: Any):
-        """Names the source; nothing is read before `prepare`.
+        """Stores where the source is; nothing is read before `prepare`.
 
         Args:
           auxiliary: whether to pack the auxiliary training list as split "auxiliary".
@@ -54,7 +56,7 @@ class BuptCampusFakeInfrared(BuptCampus):
     fake_infrared = True
 
     def open_keypoints(self) -> sources.Keypoints:
-        """Opens the skeletons: those of a FakeIR frame are those of its visible one."""
+        """Opens the skeletons: a FakeIR frame has that of its visible frame."""
         return _VisibleKeypoints(super().open_keypoints())
 
 
@@ -69,7 +71,7 @@ def prepare(
 ) -> pathlib.Path:
     """Packs BUPTCampus into `<data_dir>/bupt_campus/1.0.0`, all of it or nothing.
 
-    Over a finished dataset of the same source it returns at once.
+    If the same source is already packed there, it returns at once.
 
     Args:
       source: the dataset's root, the folder that holds `DATA` and the lists.
@@ -107,7 +109,7 @@ def check(
     fake_infrared: bool = False,
     published: bool = True,
     num_workers: int | None = None,
-) -> checks.Findings:
+) -> Findings:
     """Reads all that packing would read, and packs nothing.
 
     Checked are the lists, their counts, every frame, the skeletons, and that every identity has
@@ -121,17 +123,16 @@ def check(
       published: whether the counts must be those of the published dataset.
       num_workers: see `prepare`.
     """
-    findings = checks.Findings()
+    findings = Findings()
     with findings.catch():
         index = read_index(
             source,
             auxiliary=auxiliary,
             fake_infrared=fake_infrared,
-            report=findings.report_file,
-            doubt=findings.report,
+            findings=findings,
         )
         if published:
-            check_golden_counts(index.counts, findings.report_file)
+            check_golden_counts(index.counts, findings)
         findings.tables.append(
             [
                 ("lists", "found", "published"),
@@ -148,6 +149,16 @@ def check(
     return findings
 
 
+def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
+    """Returns the tracklets of all splits, of the auxiliary one if its list is there.
+
+    Raises as `read_index` does.
+    """
+    auxiliary = all((pathlib.Path(source) / name).exists() for name in LISTS["auxiliary"])
+    splits = read_index(source, auxiliary=auxiliary).splits
+    return [tracklet for tracklets in splits.values() for tracklet in tracklets]
+
+
 class _VisibleKeypoints:
     """The skeletons of the visible frames, for the FakeIR frames made from them."""
 
@@ -162,5 +173,5 @@ class _VisibleKeypoints:
         self._source.__exit__(*error)
 
     def read(self, tracklet: schema.Tracklet) -> Any:
-        """See `keypoints.Keypoints.read`."""
+        """Returns float32[n, 17, 3]; see `sources.Keypoints.read`."""
         return self._source.read(renamed(tracklet, visible_path))

@@ -1,23 +1,22 @@
-"""The lists of BUPTCampus and its `data_paths.json`, read and checked.
+"""Reads and checks the lists of BUPTCampus and its `data_paths.json`.
 
 The dataset: Du et al., "Video-based Visible-Infrared Person Re-Identification with Auxiliary
 Samples", IEEE Transactions on Information Forensics and Security, 2023.
 """
 
 import collections
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipelines import schema
+from data_pipelines.datasets.findings import RAISE_ERRORS, Findings, first_of
 from data_pipelines.errors import InputError
 from data_pipelines.io import files
-from data_pipelines.records import packing
 
 CAMERAS = ("LS3", "G25", "CQ1", "W4", "TSG1", "TSG2")  # records number them 1 to 6, in this order
 FOLDERS = {schema.VISIBLE: "RGB", schema.INFRARED: "IR"}
@@ -45,8 +44,7 @@ _LINE = re.compile(r"([0-9]{1,9})[ \t]+(RGB/IR|RGB|IR)[ \t]+(\S+)[ \t]+([\w-]+)"
 _FRAME = re.compile(r"[\w.-]+\.jpg", re.ASCII)
 _MOMENT = re.compile(r".*_([0-9]{1,18})\.jpg")  # the number of a frame, if its name has one
 
-_Report = Callable[[str], None] | None
-_Doubts = dict[str, list[str]]  # what is doubtful, and of which lines
+_Warnings = dict[str, list[str]]  # what may be wrong: places of each kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +56,7 @@ class BuptIndex:
         tracklets, the visible one first, whose `row` is their line. The test split holds what is
         query only, in the order of query.txt, and then the gallery in the order of gallery.txt;
         `row` is the line in query.txt of a query, even one that is in the gallery too, and the
-        line in gallery.txt of the others. So both lists' orders can be told.
+        line in gallery.txt of the others, so that both lists' orders are known.
       counts: what was counted in each split, by the names of GOLDEN_COUNTS.
     """
 
@@ -71,8 +69,7 @@ def read_index(
     *,
     auxiliary: bool = False,
     fake_infrared: bool = False,
-    report: Callable[[str], None] | None = None,
-    doubt: Callable[[str], None] = packing.tell,
+    findings: Findings = RAISE_ERRORS,
 ) -> BuptIndex:
     """Reads and checks the lists of BUPTCampus and its `data_paths.json`; opens no image.
 
@@ -83,10 +80,9 @@ def read_index(
       root: of the dataset: the folder that holds `DATA` and the lists.
       auxiliary: whether to read the auxiliary training list, too.
       fake_infrared: whether visible frames are those of `FakeIR`, made from the ones of `RGB`.
-      report: is told of each list or line that is wrong; by default the first is raised. If it
-        returns, what cannot be read is left out.
-      doubt: is told of what may be wrong, in one line for each kind and the first place of it:
-        pairs that are cut, and numbers of frames that differ within a pair or do not ascend.
+      findings: collects the wrong lists and lines, which are left out; by default the first one is
+        raised. Pairs that are cut, and numbers of frames that differ within a pair or do not
+        ascend, give one warning for each kind, with the first place.
 
     Raises:
       FileNotFoundError: a list or `data_paths.json` is missing.
@@ -103,25 +99,24 @@ def read_index(
         )
     lines: dict[str, list[_Line]] = {name: [] for name in names}
     for name in names:
-        with _telling(report):
-            lines[name] = _read_list(root, name, pairs="train" in name, report=report)
-    _check_identities_of_one_split(splits, lines, report)
+        with findings.catch():
+            lines[name] = _read_list(root, name, pairs="train" in name, findings=findings)
+    _check_identities_of_one_split(splits, lines, findings)
     paths = _read_paths(root)
-    doubts: _Doubts = collections.defaultdict(list)
+    warnings: _Warnings = collections.defaultdict(list)
     tracklets = {
-        split: _pairs(paths, lines[LISTS[split][0]], doubts, report)
+        split: _pairs(paths, lines[LISTS[split][0]], warnings, findings)
         for split in splits
         if split != "test"
     }
     tracklets["test"] = _queries_and_gallery(
-        paths, lines["query.txt"], lines["gallery.txt"], doubts, report
+        paths, lines["query.txt"], lines["gallery.txt"], warnings, findings
     )
-    for trouble, places in doubts.items():
-        others = f" and {len(places) - 1} more" if len(places) > 1 else ""
-        doubt(f"{places[0]}{others}: {trouble}")
+    for trouble, places in warnings.items():
+        findings.warn(f"{first_of(places)}: {trouble}")
     counts = {split: _count(tracklets[split], split) for split in splits}
     if all(_length(counts[split]) == _length(GOLDEN_COUNTS[split]) for split in splits):
-        check_golden_counts(counts, report)
+        check_golden_counts(counts, findings)
     if fake_infrared:
         tracklets = {
             split: [renamed(tracklet, fake_infrared_path) for tracklet in rows]
@@ -131,25 +126,10 @@ def read_index(
 
 
 def check_golden_counts(
-    counts: Mapping[str, Mapping[str, int]], report: Callable[[str], None] | None = None
+    counts: Mapping[str, Mapping[str, int]], findings: Findings = RAISE_ERRORS
 ) -> None:
-    """Checks `BuptIndex.counts` against the published dataset's.
-
-    Args:
-      counts: of the splits that were read.
-      report: is told which counts differ, if any do; by default this is raised as a ValueError.
-    """
-    differences = [
-        f"{split} {name} {count} instead of {GOLDEN_COUNTS[split][name]}"
-        for split, split_counts in counts.items()
-        for name, count in split_counts.items()
-        if count != GOLDEN_COUNTS[split][name]
-    ]
-    with _telling(report):
-        if differences:
-            raise InputError(
-                f"the lists are not those of BUPTCampus: {', '.join(differences)}; fetch them again"
-            )
+    """Reports which of `BuptIndex.counts` differ from the published dataset's, if any."""
+    findings.report_counts(counts, GOLDEN_COUNTS, "the lists are not those of BUPTCampus")
 
 
 def fake_infrared_path(frame: str) -> str:
@@ -163,7 +143,7 @@ def visible_path(frame: str) -> str:
 
 
 class _Line(NamedTuple):
-    """A line of a list, and where it stands."""
+    """A line of a list, and its place."""
 
     place: str
     row: int
@@ -173,18 +153,7 @@ class _Line(NamedTuple):
     tracklet: str
 
 
-@contextlib.contextmanager
-def _telling(report: _Report) -> Iterator[None]:
-    """Tells `report` of an error, if there is one to tell; what follows the error is left out."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if report is None:
-            raise
-        report(str(error))
-
-
-def _read_list(root: pathlib.Path, name: str, pairs: bool, report: _Report) -> list[_Line]:
+def _read_list(root: pathlib.Path, name: str, pairs: bool, findings: Findings) -> list[_Line]:
     modalities = (
         {"RGB/IR": (schema.VISIBLE, schema.INFRARED)}
         if pairs
@@ -193,7 +162,7 @@ def _read_list(root: pathlib.Path, name: str, pairs: bool, report: _Report) -> l
     lines: dict[tuple[str, ...], _Line] = {}
     for row, text in enumerate(files.read_lines(root, name), start=1):
         place = f"{name}:{row}"
-        with _telling(report):
+        with findings.catch():
             match = _LINE.fullmatch(text)
             if match is None or match[2] not in modalities:
                 raise InputError(
@@ -207,9 +176,7 @@ def _read_list(root: pathlib.Path, name: str, pairs: bool, report: _Report) -> l
                 )
             key = match.groups()
             if key in lines:
-                raise InputError(
-                    f"{place}: {text!r} stands in {lines[key].place} already; delete one"
-                )
+                raise InputError(f"{place}: {text!r} is already in {lines[key].place}; delete one")
             lines[key] = _Line(place, row, match[1], modalities[match[2]], match[3], match[4])
     return list(lines.values())
 
@@ -217,18 +184,16 @@ def _read_list(root: pathlib.Path, name: str, pairs: bool, report: _Report) -> l
 def _check_identities_of_one_split(
     splits: Sequence[str],
     lines: Mapping[str, Sequence[_Line]],
-    report: _Report,
+    findings: Findings,
 ) -> None:
     seen: dict[str, tuple[str, str]] = {}  # split and place of an identity
     for split in splits:
         for line in (line for name in LISTS[split] for line in lines[name]):
             other, place = seen.setdefault(line.identity, (split, line.place))
-            with _telling(report):
-                if other != split:
-                    raise InputError(
-                        f"{line.place}: identity {line.identity} belongs to another split, see "
-                        f"{place}"
-                    )
+            if other != split:
+                findings.report(
+                    f"{line.place}: identity {line.identity} belongs to another split, see {place}"
+                )
 
 
 def _read_paths(root: pathlib.Path) -> Any:
@@ -239,7 +204,7 @@ def _read_paths(root: pathlib.Path) -> Any:
         raise InputError(f"{PATHS_FILE}: not a readable JSON file ({error})") from error
 
 
-def _tracklet(paths: Any, line: _Line, modality: int, doubts: _Doubts) -> schema.Tracklet:
+def _tracklet(paths: Any, line: _Line, modality: int, warnings: _Warnings) -> schema.Tracklet:
     """Looks up the frames of a line's tracklet of one modality."""
     folder = FOLDERS[modality]
     node, place = paths, PATHS_FILE
@@ -257,7 +222,7 @@ def _tracklet(paths: Any, line: _Line, modality: int, doubts: _Doubts) -> schema
         raise InputError(f"{place}: found {_kind(node)}, expected a list of paths")
     prefix = f"{line.identity}/{folder}/{line.camera}/"
     for path in node:
-        # Nothing else is a path below DATA: none that is absolute or climbs out.
+        # Anything else could be absolute or lead out of DATA.
         if not (
             isinstance(path, str)
             and path.startswith(prefix)
@@ -269,8 +234,8 @@ def _tracklet(paths: Any, line: _Line, modality: int, doubts: _Doubts) -> schema
         raise InputError(f"{place}: lists {path} {times} times; list it once")
     moments = _moments(node)
     if moments != sorted(moments):
-        trouble = f"the numbers of the {folder} frames do not ascend, as they should in time"
-        doubts[trouble].append(line.place)
+        trouble = f"the numbers of the {folder} frames are not in ascending order"
+        warnings[trouble].append(line.place)
     return schema.Tracklet(
         modality=modality,
         identity=line.identity,
@@ -281,7 +246,7 @@ def _tracklet(paths: Any, line: _Line, modality: int, doubts: _Doubts) -> schema
 
 
 def _moments(frames: Sequence[str]) -> list[int]:
-    """Returns the numbers that the names of frames end with; none if one does not."""
+    """Returns the numbers at the ends of the frames' names; none if a name has no number."""
     matches = [_MOMENT.fullmatch(frame) for frame in frames]
     return [int(match[1]) for match in matches if match] if all(matches) else []
 
@@ -295,26 +260,26 @@ def _kind(node: Any) -> str:
 
 
 def _pairs(
-    paths: Any, lines: Sequence[_Line], doubts: _Doubts, report: _Report
+    paths: Any, lines: Sequence[_Line], warnings: _Warnings, findings: Findings
 ) -> list[schema.Tracklet]:
     """Returns the two tracklets of each line, the visible one first."""
     tracklets = []
     for line in lines:
-        with _telling(report):
-            visible, infrared = (_tracklet(paths, line, m, doubts) for m in line.modalities)
+        with findings.catch():
+            visible, infrared = (_tracklet(paths, line, m, warnings) for m in line.modalities)
             length = len(infrared.frames)
             if len(visible.frames) < length:
                 raise InputError(
                     f"{line.place}: {PATHS_FILE} lists {len(visible.frames)} RGB and {length} IR "
-                    "frames, a pair must have as many of each"
+                    "frames, a pair needs as many of each"
                 )
             if len(visible.frames) > length:
-                doubts["more RGB than IR frames, so the last are left out"].append(line.place)
+                warnings["more RGB than IR frames, so the last are left out"].append(line.place)
                 visible = dataclasses.replace(visible, frames=visible.frames[:length])
             moments = [_moments(tracklet.frames) for tracklet in (visible, infrared)]
             if all(moments) and moments[0] != moments[1]:
-                trouble = "the numbers of RGB and IR frames differ, as may their moments"
-                doubts[trouble].append(line.place)
+                trouble = "the numbers of RGB and IR frames differ, so their times may, too"
+                warnings[trouble].append(line.place)
             tracklets += [visible, infrared]
     return tracklets
 
@@ -323,16 +288,16 @@ def _queries_and_gallery(
     paths: Any,
     query_lines: Sequence[_Line],
     gallery_lines: Sequence[_Line],
-    doubts: _Doubts,
-    report: _Report,
+    warnings: _Warnings,
+    findings: Findings,
 ) -> list[schema.Tracklet]:
     queries = {line[2:]: line for line in query_lines}
     gallery = {line[2:]: line for line in gallery_lines}
     tracklets = []
     for key in [*(key for key in queries if key not in gallery), *gallery]:
         line = queries.get(key) or gallery[key]
-        with _telling(report):
-            tracklet = _tracklet(paths, line, line.modalities[0], doubts)
+        with findings.catch():
+            tracklet = _tracklet(paths, line, line.modalities[0], warnings)
             tracklets.append(
                 dataclasses.replace(tracklet, query=key in queries, gallery=key in gallery)
             )
@@ -340,7 +305,7 @@ def _queries_and_gallery(
 
 
 def _length(counts: Mapping[str, int]) -> int:
-    """Returns how many lines the lists of a split have, by its counts."""
+    """Returns the number of lines in the lists of a split, from its counts."""
     return sum(count for name, count in counts.items() if name != "identities")
 
 

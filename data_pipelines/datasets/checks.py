@@ -1,71 +1,26 @@
-"""What is wrong with a dataset, found before it is packed."""
+"""Checks a dataset before it is packed."""
 
 import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import itertools
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data_pipelines import schema
+from data_pipelines.datasets.findings import Findings
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.progress import with_progress
-from data_pipelines.io.tables import aligned
-from data_pipelines.io.terminal import printable
+from data_pipelines.io.terminal import log
 from data_pipelines.records import packing
 from data_pipelines.skeletons import sources
 
-_SHOWN = 10  # of the things of one kind that are wrong
-_SAMPLE = 200  # tracklets of a split, of each of which one skeleton is held against its frame
+_SAMPLE = 200  # tracklets of a split; one skeleton of each is compared with its frame
 _CORNER = 1.5  # pixels; coordinates that are shares of width and height hardly exceed 1
-
-
-class Findings:
-    """What a check has found.
-
-    Attributes:
-      tables: rows of cells, the first row a header.
-    """
-
-    def __init__(self) -> None:
-        self.tables: list[list[tuple[Any, ...]]] = []
-        self._messages: dict[str, dict[str, None]] = {}  # of each kind, in order, none twice
-
-    @property
-    def wrong(self) -> list[str]:
-        """One line for each thing that is wrong, kind by kind; empty if all is well."""
-        return [message for messages in self._messages.values() for message in messages]
-
-    def report(self, message: str, kind: str = "these") -> None:
-        """Notes one thing that is wrong; of each kind, only the first are shown."""
-        self._messages.setdefault(kind, {})[message] = None
-
-    def report_file(self, message: str) -> None:
-        """Notes what is wrong with an index; its kind is the file that the message begins with."""
-        self.report(message, re.split(r"[:\[]", message, maxsplit=1)[0])
-
-    @contextlib.contextmanager
-    def catch(self, kind: str = "these") -> Iterator[None]:
-        """Notes an error of reading as a thing that is wrong; what follows it is not checked."""
-        try:
-            yield
-        except (ValueError, OSError) as error:
-            self.report(str(error), kind)
-
-    def __str__(self) -> str:
-        tables = [aligned([[str(cell) for cell in row] for row in table]) for table in self.tables]
-        lines = [f"wrong ({len(self.wrong)}):" if self.wrong else "nothing is wrong"]
-        for kind, messages in self._messages.items():
-            lines += [f"- {message}" for message in itertools.islice(messages, _SHOWN)]
-            if len(messages) > _SHOWN:
-                lines.append(f"- ... and {len(messages) - _SHOWN} more of {kind}")
-        return "\n".join(["\n\n".join(tables), "", *map(printable, lines)])
 
 
 def check_tracklets(
@@ -80,10 +35,10 @@ def check_tracklets(
     """Checks frames, skeletons, identities and cameras of a dataset.
 
     Args:
-      findings: is told what is wrong, and gets a table.
+      findings: collects what is wrong, and gets a table.
       builder: knows where frames and skeletons are.
-      splits: the tracklets, also those that are too short to be packed.
-      min_frames: identities and cameras are judged by tracklets of so many frames.
+      splits: the tracklets, including those that are too short to be packed.
+      min_frames: only tracklets with at least this many frames count for identities and cameras.
       both_modalities: whether an identity must have tracklets of both modalities.
       own_cameras: whether a camera may show a test identity in one modality only; otherwise the
         rule that removes gallery entries of the query's camera removes some.
@@ -135,7 +90,7 @@ def _check_frames(
     split: str,
     tracklets: Sequence[schema.Tracklet],
 ) -> int:
-    """Decodes every frame; returns how many cannot be."""
+    """Decodes every frame; returns how many are unreadable."""
     unreadable = 0
     start = time.monotonic()
     errors_of = functools.partial(frames_lib.frame_errors, builder.source)
@@ -146,7 +101,7 @@ def _check_frames(
             for error in errors:
                 findings.report(error, f"the frames of {split}")
     rate = _count_frames(tracklets) / (time.monotonic() - start)
-    packing.tell(f"{split}: read {rate:.0f} frames/s")
+    log(f"{split}: read {rate:.0f} frames/s")
     return unreadable
 
 
@@ -163,8 +118,8 @@ def _check_skeletons(
             missing[split] = _check_skeletons_of_split(findings, builder, source, split, tracklets)
             if missing[split] == frames > 0 and not builder.without_skeletons:
                 findings.report(
-                    f"{split}: no frame has a skeleton; make skeletons of these very frames with "
-                    "launch/extract_skeletons.py",
+                    f"{split}: no frame has a skeleton; make skeletons of exactly these frames "
+                    "with launch/extract_skeletons.py",
                     "the skeletons",
                 )
     return missing
@@ -177,10 +132,10 @@ def _check_skeletons_of_split(
     split: str,
     tracklets: Sequence[schema.Tracklet],
 ) -> int:
-    """Reads a split's skeletons, holds some against their frames; returns how many are missing."""
+    """Reads a split's skeletons, compares some with their frames; returns how many are missing."""
     missing = 0
     sample: list[tuple[schema.Tracklet, np.ndarray]] = []  # one frame of a tracklet, its skeleton
-    step = -(-len(tracklets) // _SAMPLE) | 1  # odd, since modalities may take turns
+    step = -(-len(tracklets) // _SAMPLE) | 1  # odd, since modalities may alternate
     passing = with_progress(tracklets, len(tracklets), f"{split}: skeletons")
     for number, tracklet in enumerate(passing):
         with findings.catch(f"the skeletons of {split}"):
@@ -201,10 +156,10 @@ def _check_coordinates(
     split: str,
     sample: Sequence[tuple[schema.Tracklet, np.ndarray]],
 ) -> None:
-    """Reports skeletons whose coordinates are no pixels of their frames, if they are many."""
+    """Reports skeletons whose coordinates are not pixels of their frames, if there are many."""
     misplaced = []
     for tracklet, skeleton in sample:
-        with contextlib.suppress(ValueError, OSError):  # of a frame, told where all are read
+        with contextlib.suppress(ValueError, OSError):  # broken frames are reported elsewhere
             (pixels,) = frames_lib.read_images(builder.source, tracklet)
             height, width = pixels.shape[:2]
             joints = skeleton[skeleton[:, 2] >= skeleton[:, 2].max() / 2, :2]
@@ -218,7 +173,7 @@ def _check_coordinates(
                 )
     if 3 * len(misplaced) > len(sample):  # half of them, if one modality is wrong
         findings.report(
-            f"{split}: {len(misplaced)} of {len(sample)} skeletons looked at do not lie in their "
+            f"{split}: {len(misplaced)} of {len(sample)} skeletons of a sample do not lie in their "
             f"frames, such as {misplaced[0]}; give x and y in pixels of the frame",
             "the skeletons",
         )

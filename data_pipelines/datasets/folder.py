@@ -2,24 +2,26 @@
 
 Pictures are `<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg` (.jpeg, .png), videos
 are `<identity>/<visible|infrared>/<camera>/<tracklet>.mp4` (.m4v, .mov, .avi, .mkv). A tracklet
-shows one person, cut out. Who is not known goes under the identity `unknown`. All of it is one
-split, `test`.
+shows one person, cropped. Unknown people go under the identity `unknown`. Everything is one split,
+`test`.
 """
 
 import concurrent.futures
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
 from data_pipelines import schema
 from data_pipelines.datasets import checks
+from data_pipelines.datasets.findings import RAISE_ERRORS, Findings
 from data_pipelines.errors import InputError
 from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames
 from data_pipelines.io.progress import with_progress
+from data_pipelines.io.terminal import log
 from data_pipelines.records import packing
 
 SPLIT = "test"
@@ -27,8 +29,8 @@ LAYOUT = (
     "<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg (.jpeg, .png) or "
     "<identity>/<visible|infrared>/<camera>/<tracklet>.mp4 (.m4v, .mov, .avi, .mkv)"
 )
-SKELETONS = "skeletons"  # the folder in the root that is no identity (see keypoints.find_keypoints)
-_UNREAD_SUFFIXES = (  # footage all the same
+SKELETONS = "skeletons"  # a folder in the root, not an identity (see sources.find_keypoints)
+_UNREAD_SUFFIXES = (  # footage that is not read
     *(".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
     *(".3gp", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
 )
@@ -54,20 +56,20 @@ def read_index(
     root: str | os.PathLike[str],
     every: int = 1,
     *,
-    report: Callable[[str], None] | None = None,
+    findings: Findings = RAISE_ERRORS,
 ) -> list[schema.Tracklet]:
     """Finds the tracklets of a folder.
 
     Pictures are not opened, but videos are decoded to count their frames. Frames are in natural
     order, 2 before 10. Cameras keep their numbers if all are different whole numbers, and are
-    numbered from 1 in the order of their names otherwise. Hidden files and others that are no
-    footage are skipped, and told of.
+    numbered from 1 in the order of their names otherwise. Hidden files and others that are not
+    footage are skipped with a log message.
 
     Args:
       root: of the dataset.
-      every: take each so-many-th frame of every tracklet, the first one included.
-      report: is told of each broken video, which is left out, and of footage in forms that are not
-        read; by default the former is raised and the latter skipped like other files.
+      every: N takes every N-th frame of a tracklet, the first one included.
+      findings: collects the broken videos, which are left out; by default the first one is raised.
+        Footage in formats that are not read is a warning.
 
     Raises:
       FileNotFoundError: there is no such folder.
@@ -75,26 +77,24 @@ def read_index(
         there is no tracklet. The message names it.
     """
     if every < 1:
-        raise InputError(f"every {every}: take every frame (1), every second (2) or so")
+        raise InputError(f"every is {every}: use 1 for every frame, 2 for every second one, ...")
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{root}: no such folder; expected {LAYOUT} below it")
     skipped: list[str] = []
     found = list(_find(root, skipped))
     unread = [path for path in skipped if _is_unread_footage(path)]
     if unread:
-        (report or packing.tell)(
-            f"{root}: left out {len(unread)} files of footage in forms that are not read "
+        findings.warn(
+            f"{root}: left out {len(unread)} files of footage in formats that are not read "
             f"({_examples(unread)}); convert them to .jpg, .png or .mp4"
         )
     if others := [path for path in skipped if not _is_unread_footage(path)]:
-        packing.tell(
-            f"{root}: skipped {len(others)} files that are no footage ({_examples(others)})"
-        )
+        log(f"{root}: skipped {len(others)} files that are not footage ({_examples(others)})")
     if not found:
         raise InputError(f"{root}: no tracklet; expected {LAYOUT}")
     cameras = _number_cameras({tracklet.camera for tracklet in found})
     videos = [tracklet.path for tracklet in found if not tracklet.images]
-    counts = _count_frames(root, videos, report)
+    counts = _count_frames(root, videos, findings)
     tracklets = []
     for row, (identity, modality, camera, path, images) in enumerate(found, start=1):
         if images:
@@ -115,7 +115,7 @@ class Folder(packing.TrackletBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, every: int = 1, **kwargs: Any):
-        """Names the source; nothing is read before `prepare`.
+        """Stores where the source is; nothing is read before `prepare`.
 
         Args:
           every: see `read_index`.
@@ -139,7 +139,7 @@ def prepare(
 ) -> pathlib.Path:
     """Packs a folder into `<data_dir>/folder/1.0.0`, all of it or nothing.
 
-    Over a finished dataset of the same source it returns at once.
+    If the same source is already packed there, it returns at once.
 
     Args:
       source: the folder, laid out as `LAYOUT` says.
@@ -147,7 +147,7 @@ def prepare(
       keypoints: the skeletons (see `sources.open_keypoints`); None looks in the folder. Frame 12
         of `alice/visible/1/walk.mp4` is known as `alice/visible/1/walk/12`.
       without_skeletons: pack none, for a network without guidance.
-      every: take each so-many-th frame.
+      every: N takes every N-th frame.
       num_workers: threads that read and check frames; None takes one a core.
 
     Returns:
@@ -183,11 +183,11 @@ def check(
     without_skeletons: bool = False,
     every: int = 1,
     num_workers: int | None = None,
-) -> checks.Findings:
+) -> Findings:
     """Reads all that packing would read and packs nothing; see `prepare` for the arguments."""
-    findings = checks.Findings()
+    findings = Findings()
     with findings.catch():
-        tracklets = read_index(source, every, report=findings.report)
+        tracklets = read_index(source, every, findings=findings)
         builder = Folder(
             source=source,
             keypoints=keypoints,
@@ -200,14 +200,19 @@ def check(
     return findings
 
 
+def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
+    """Returns the tracklets with every frame of them; raises as `read_index` does."""
+    return read_index(source)
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """A key that sorts numbers within names by their value: `2` before `10`."""
-    parts = re.split("([0-9]+)", name)  # names and numbers take turns
+    """Returns a key that sorts numbers within names by their value: `2` before `10`."""
+    parts = re.split("([0-9]+)", name)  # text and numbers alternate
     return [int(part) if position % 2 else part for position, part in enumerate(parts)], name
 
 
 def _find(root: str | os.PathLike[str], skipped: list[str]) -> Iterator[_Found]:
-    """Yields the tracklets in the order of their paths; notes the files that are skipped."""
+    """Yields the tracklets in the order of their paths; appends skipped files to `skipped`."""
     for identity in _folders(root, "", skipped):
         if identity == SKELETONS:
             continue
@@ -228,7 +233,7 @@ def _folders(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> l
     """Returns the folders in a folder that may hold no footage itself."""
     entries = _list(root, folder, skipped)
     for name in entries.images + entries.videos:
-        raise InputError(f"{os.path.join(folder, name)}: not its place; expected {LAYOUT}")
+        raise InputError(f"{os.path.join(folder, name)}: is in the wrong place; expected {LAYOUT}")
     return entries.folders
 
 
@@ -250,7 +255,7 @@ def _tracklets(
             continue
         inside = _list(root, f"{camera}/{name}", skipped)
         for stray in inside.folders + inside.videos:
-            raise InputError(f"{camera}/{name}/{stray}: not its place; expected {LAYOUT}")
+            raise InputError(f"{camera}/{name}/{stray}: is in the wrong place; expected {LAYOUT}")
         if not inside.images:
             raise InputError(
                 f"{camera}/{name}: a tracklet without a picture ({', '.join(IMAGE_SUFFIXES)}); "
@@ -263,18 +268,18 @@ def _tracklets(
 
 
 def _require_different(folder: str, stems: Mapping[str, str]) -> None:
-    """Skeletons are found by names without endings, so these must not be shared."""
+    """Raises an error if two names share a stem, since skeletons are found by the stems."""
     names: dict[str, str] = {}
     for name, stem in stems.items():
         if stem in names:
             raise InputError(
-                f"{folder}: {names[stem]} and {name} differ in their ending only; rename one"
+                f"{folder}: {names[stem]} and {name} differ only in their extension; rename one"
             )
         names[stem] = name
 
 
 def _list(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> _Entries:
-    """Lists a folder in natural order; notes the files that are skipped, but for skeletons."""
+    """Lists a folder in natural order; appends skipped files, except skeletons, to `skipped`."""
     entries = _Entries([], [], [])
     real_root = os.path.realpath(root)
     with os.scandir(os.path.join(root, folder)) as scan:
@@ -315,17 +320,15 @@ def _number_cameras(names: Iterable[str]) -> dict[str, int]:
 
 
 def _count_frames(
-    root: str | os.PathLike[str], videos: Sequence[str], report: Callable[[str], None] | None
+    root: str | os.PathLike[str], videos: Sequence[str], findings: Findings
 ) -> dict[str, int]:
-    """Counts the frames of videos; those of which a problem was reported are left out."""
+    """Counts the frames of videos; leaves broken ones out if their errors are collected."""
 
-    def count(video: str) -> int | str:
+    def count(video: str) -> int | Exception:
         try:
             return count_frames(root, video)
         except (ValueError, OSError) as error:
-            if report is None:
-                raise
-            return str(error)
+            return error
 
     counts = {}
     threads = os.cpu_count() or 1
@@ -333,10 +336,10 @@ def _count_frames(
         found = packing.map_ahead(pool, count, videos, ahead=2 * threads)
         found = with_progress(found, len(videos), "counting frames")
         for video, frames in zip(videos, found, strict=True):
-            if isinstance(frames, int):
+            with findings.catch("the videos"):
+                if isinstance(frames, Exception):
+                    raise frames
                 counts[video] = frames
-            elif report:
-                report(frames)
     return counts
 
 

@@ -1,4 +1,4 @@
-"""HITSZ-VCM: its five index files, checked, and the builder that packs its tracklets.
+"""HITSZ-VCM: reads and checks its five index files, and packs its tracklets.
 
 The dataset: Lin et al., "Learning Modal-Invariant and Temporal-Memory for Video-based
 Visible-Infrared Person Re-Identification", CVPR 2022. It is licensed, so users bring it themselves.
@@ -8,12 +8,13 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
 from data_pipelines import schema
 from data_pipelines.datasets import checks
+from data_pipelines.datasets.findings import RAISE_ERRORS, Findings, first_of
 from data_pipelines.errors import InputError
 from data_pipelines.io import files
 from data_pipelines.records import packing
@@ -85,33 +86,27 @@ class HitszIndex:
     counts: Mapping[str, Mapping[str, int]]
 
 
-def _refuse(message: str) -> None:
-    raise InputError(message)
-
-
 def read_index(
     root: str | os.PathLike[str],
     min_frames: int = MIN_FRAMES,
     *,
-    report: Callable[[str], None] = _refuse,
-    doubt: Callable[[str], None] = packing.tell,
+    findings: Findings = RAISE_ERRORS,
 ) -> HitszIndex:
     """Reads and checks the five index files of HITSZ-VCM; opens no image.
 
     The text files may lie in the root or in `info`; the folders of identities in the root, in
-    `Train` and `Test`, or in `Train/Train` and `Test/Test`: where most of them are is taken.
+    `Train` and `Test`, or in `Train/Train` and `Test/Test`, whichever has most of them.
 
     Args:
       root: of the dataset.
       min_frames: shorter tracklets are dropped.
-      report: is told of each line that is wrong; by default the first is raised. If it returns,
-        rows that are wrong are left out.
-      doubt: is told of what may be wrong, in one line for each file: rows whose names have several
-        track numbers, which nothing else reads.
+      findings: collects the wrong lines, whose rows are left out; by default the first one is
+        raised. Rows whose names have several track numbers, which nothing else reads, give one
+        warning for each file.
 
     Raises:
       FileNotFoundError: an index file is missing.
-      ValueError: a file is empty or no text, a line is malformed or contradicts another file (the
+      ValueError: a file is empty or not text, a line is malformed or contradicts another file (the
         message names file and line), or the index has the length of the published one but not its
         counts.
     """
@@ -121,13 +116,13 @@ def read_index(
     for split in SPLITS:
         names_file = f"{info}{split}_name.txt"
         rows_file = f"{info}track_{split}_info.txt"
-        names = _read_names(root, names_file, report)
+        names = _read_names(root, names_file, findings)
         frames_folder = _frames_folder(root, split, names)
-        splits[split] = _read_rows(root, rows_file, names, names_file, frames_folder, report, doubt)
+        splits[split] = _read_rows(root, rows_file, names, names_file, frames_folder, findings)
         counts[split] = _count(splits[split], len(names))
-    _check_queries(root, f"{info}query_IDX.txt", splits["test"], report)
+    _check_queries(root, f"{info}query_IDX.txt", splits["test"], findings)
     if all(counts[split]["names"] == GOLDEN_COUNTS[split]["names"] for split in SPLITS):
-        check_golden_counts(counts, report)
+        check_golden_counts(counts, findings)
     kept = {
         split: [tracklet for tracklet in tracklets if len(tracklet.frames) >= min_frames]
         for split, tracklets in splits.items()
@@ -139,20 +134,10 @@ def read_index(
 
 
 def check_golden_counts(
-    counts: Mapping[str, Mapping[str, int]], report: Callable[[str], None] = _refuse
+    counts: Mapping[str, Mapping[str, int]], findings: Findings = RAISE_ERRORS
 ) -> None:
-    """Tells `report` which of `HitszIndex.counts` differ from the published dataset's, if any."""
-    differences = [
-        f"{split} {name} {counts[split][name]} instead of {golden}"
-        for split, golden_split in GOLDEN_COUNTS.items()
-        for name, golden in golden_split.items()
-        if counts[split][name] != golden
-    ]
-    if differences:
-        report(
-            f"the index files are not those of HITSZ-VCM: {', '.join(differences)}; "
-            "fetch them again"
-        )
+    """Reports which of `HitszIndex.counts` differ from the published dataset's, if any."""
+    findings.report_counts(counts, GOLDEN_COUNTS, "the index files are not those of HITSZ-VCM")
 
 
 class HitszVcm(packing.TrackletBuilder):
@@ -175,10 +160,10 @@ def prepare(
 ) -> pathlib.Path:
     """Packs HITSZ-VCM into `<data_dir>/hitsz_vcm/2.0.0`, all of it or nothing.
 
-    Over a finished dataset of the same source it returns at once.
+    If the same source is already packed there, it returns at once.
 
     Args:
-      source: the dataset's root, in any layout that `read_index` knows.
+      source: the dataset's root, in any layout that `read_index` reads.
       data_dir: where packed datasets are kept.
       keypoints: the skeletons (see `sources.open_keypoints`); None takes `skeletons.h5` in the
         root, else the only HDF5 file there.
@@ -202,7 +187,7 @@ def check(
     keypoints: str | os.PathLike[str] | None = None,
     published: bool = True,
     num_workers: int | None = None,
-) -> checks.Findings:
+) -> Findings:
     """Reads all that packing would read, and more, and packs nothing.
 
     Checked are the index, its counts, every frame that a tracklet of any length has, the skeletons,
@@ -215,13 +200,11 @@ def check(
       published: whether the counts must be those of the published dataset.
       num_workers: see `prepare`.
     """
-    findings = checks.Findings()
+    findings = Findings()
     with findings.catch():
-        index = read_index(
-            source, min_frames=1, report=findings.report_file, doubt=findings.report_file
-        )
+        index = read_index(source, min_frames=1, findings=findings)
         if published:
-            check_golden_counts(index.counts, findings.report_file)
+            check_golden_counts(index.counts, findings)
         findings.tables.append(
             [
                 ("index", *SPLITS, *(f"{split}, published" for split in SPLITS)),
@@ -245,6 +228,12 @@ def check(
     return findings
 
 
+def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
+    """Returns the tracklets of all splits, also the short ones; raises as `read_index` does."""
+    index = read_index(source, min_frames=1)
+    return [*index.train, *index.test]
+
+
 def _info_folder(root: str | os.PathLike[str]) -> str:
     root = pathlib.Path(root)
     if not root.is_dir():
@@ -265,8 +254,8 @@ def _frames_folder(
 ) -> str:
     """Returns the folder, with a slash, that holds the folders of identities.
 
-    It is the one that has most of the places of frames, of which one an identity is looked for. An
-    index without frames can be read, too; packing will name the first missing one.
+    It is the one with most of the places of frames, judged by one place for each identity. An index
+    without frames can be read, too; packing names the first missing frame.
     """
     examples = {name[0]: _place(name) for name in names if name}.values()
     split_folder = split.capitalize()
@@ -283,14 +272,16 @@ def _place(name: tuple[str, ...]) -> str:
 
 
 def _read_names(
-    root: str | os.PathLike[str], file: str, report: Callable[[str], None]
+    root: str | os.PathLike[str], file: str, findings: Findings
 ) -> list[tuple[str, ...]]:
-    """Returns the groups of _NAME as they are written; an empty tuple for a bad line."""
+    """Returns the groups of _NAME as written; an empty tuple for a bad line."""
     names: list[tuple[str, ...]] = []
     for number, line in enumerate(files.read_lines(root, file), start=1):
         match = _NAME.fullmatch(line)
         if match is None:
-            report(f"{file}:{number}: found {line!r}, expected a name like 0001M2D3T1F1.jpg")
+            findings.report(
+                f"{file}:{number}: found {line!r}, expected a name like 0001M2D3T1F1.jpg"
+            )
         names.append(match.groups() if match else ())
     return names
 
@@ -301,30 +292,29 @@ def _read_rows(
     names: Sequence[tuple[str, ...]],
     names_file: str,
     frames_folder: str,
-    report: Callable[[str], None],
-    doubt: Callable[[str], None],
+    findings: Findings,
 ) -> list[schema.Tracklet]:
     """Returns all tracklets of a split."""
-    several: list[int] = []  # rows of several tracks
+    several: list[str] = []  # rows of several tracks
     tracklets: list[schema.Tracklet] = []
     last_used = 0  # no name is in two rows
     for number, line in enumerate(files.read_lines(root, file), start=1):
         match = _ROW.fullmatch(line)
         if match is None:
-            report(
+            findings.report(
                 f"{file}:{number}: found {line!r}, expected modality (1 or 2), first and last "
                 "frame, identity and camera, such as '2 1 24 0001 3'"
             )
             continue
         first, last = int(match[2]), int(match[3])
         if not 1 <= first <= last <= len(names):
-            report(
-                f"{file}:{number}: frames {first} to {last} are no range within the "
+            findings.report(
+                f"{file}:{number}: frames {first} to {last} are not a range within the "
                 f"{len(names)} lines of {names_file}"
             )
             continue
         if first <= last_used:
-            report(
+            findings.report(
                 f"{file}:{number}: frames {first} to {last} do not follow those of the rows "
                 f"before, which reach to {last_used}; fetch the index files again"
             )
@@ -332,24 +322,23 @@ def _read_rows(
         modality, identity, camera = _MODALITIES[match[1]], match[4].zfill(4), int(match[5])
         frames: list[str] = []
         for line_number, name in enumerate(names[first - 1 : last], start=first):
-            if not name:  # told already
+            if not name:  # reported above
                 break
             pid, code, device, track, frame = name
             if (pid, code, int(device)) != (identity, match[1], camera):
-                report(
+                findings.report(
                     f"{file}:{number}: identity {identity}, modality {match[1]}, camera {camera} "
                     f"contradicts {names_file}:{line_number}, which has {pid}, {code}, {device}"
                 )
                 break
-            if track != names[first - 1][3] and several[-1:] != [number]:
-                several.append(number)
+            if track != names[first - 1][3] and several[-1:] != [f"{file}:{number}"]:
+                several.append(f"{file}:{number}")
             frames.append(f"{frames_folder}{_place(name)}/{frame}.jpg")
         else:
             tracklets.append(schema.Tracklet(modality, identity, camera, tuple(frames), number))
             last_used = last
     if several:
-        others = f" and {len(several) - 1} more" if len(several) > 1 else ""
-        doubt(f"{file}:{several[0]}{others}: the names have several track numbers in one row")
+        findings.warn(f"{first_of(several)}: the names have several track numbers in one row")
     return tracklets
 
 
@@ -357,18 +346,18 @@ def _check_queries(
     root: str | os.PathLike[str],
     file: str,
     tracklets: Sequence[schema.Tracklet],
-    report: Callable[[str], None],
+    findings: Findings,
 ) -> None:
     words = " ".join(files.read_lines(root, file)).split()
     if not all(re.fullmatch("[0-9]+", word) for word in words):
-        report(f"{file}: expected row numbers of track_test_info.txt and nothing else")
+        findings.report(f"{file}: expected row numbers of track_test_info.txt and nothing else")
         return
     queries = [int(word) for word in words]
     infrared = [tracklet.row for tracklet in tracklets if tracklet.modality == schema.INFRARED]
     if queries != infrared:
         strays = sorted(set(queries) ^ set(infrared))
         detail = f"they differ in row {strays[0]}" if strays else "they are not in ascending order"
-        report(
+        findings.report(
             f"{file}: the {len(queries)} queries are not exactly the {len(infrared)} infrared rows "
             f"of track_test_info.txt: {detail}"
         )

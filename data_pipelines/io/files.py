@@ -1,6 +1,6 @@
-"""Reading files that somebody else made, never outside their root; writing whole files; locks.
+"""Reads other people's files, never outside their root; writes whole files; locks files.
 
-What is written may be at an address (`remote`), what is read of others may not.
+Files are also written to addresses (`remote`); other people's files are read from local paths only.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from data_pipelines.io import remote
 
 
 def resolve_inside(root: str | os.PathLike[str], relative: str) -> pathlib.Path:
-    """Returns the file at `root/relative`, links resolved.
+    """Returns the path of the file at `root/relative`, with links resolved.
 
     Args:
       root: the dataset's root, which may itself be a link.
       relative: a path below the root, with forward slashes.
 
     Raises:
-      ValueError: the path or a link on it leads out of the root, or it is no regular file.
+      ValueError: the path or a link on it leads out of the root, or it is not a regular file.
       FileNotFoundError: there is no such file.
     """
     real_root = os.path.realpath(root)
@@ -42,11 +42,11 @@ def resolve_inside(root: str | os.PathLike[str], relative: str) -> pathlib.Path:
 
 
 def require_regular(path: str | os.PathLike[str], name: str | None = None) -> None:
-    """Refuses what is there but is no file: to open a pipe that nobody writes to waits forever.
+    """Raises an error if a path is not a regular file: opening a pipe could block forever.
 
     Args:
-      path: of a file to be read.
-      name: by which the error calls it, if not by its path.
+      path: of the file to read; it may be missing.
+      name: what the error calls the file; its path by default.
 
     Raises:
       ValueError: it is a folder, a pipe, a socket or a device.
@@ -64,13 +64,13 @@ def read_inside(root: str | os.PathLike[str], relative: str) -> bytes:
 
 
 def read_lines(root: str | os.PathLike[str], relative: str) -> list[str]:
-    """Returns the lines of the text file at `root/relative`, without blanks around them.
+    """Returns the lines of the text file at `root/relative`, stripped of whitespace.
 
-    A byte order mark, Windows line ends and blank lines at the end are tolerated.
+    A byte order mark, Windows line ends and trailing blank lines are accepted.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is empty or no text, or its path leads out of the root.
+      ValueError: the file is empty or not text, or its path leads out of the root.
     """
     content = read_inside(root, relative)
     try:
@@ -84,10 +84,10 @@ def read_lines(root: str | os.PathLike[str], relative: str) -> list[str]:
 
 
 def hold(file: IO[Any], refusal: str) -> None:
-    """Keeps an open local file to this process until it is closed.
+    """Locks an open local file for this process until it is closed.
 
     Raises:
-      ValueError: another process holds it; `refusal` says so.
+      ValueError: another process holds the lock; `refusal` is the message.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +97,7 @@ def hold(file: IO[Any], refusal: str) -> None:
 
 @contextlib.contextmanager
 def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Names the path where an OSError says that a disk is full, which it does without one."""
+    """Adds the path to an OSError about a full disk, which comes without one."""
     try:
         yield
     except OSError as error:
@@ -108,12 +108,12 @@ def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file, whole or not at all; makes its folder.
+    """Writes a file, all of it or nothing, and creates its folder.
 
-    Of several writers of one file the last one counts.
+    If several processes write the same file, the last one wins.
 
     Raises:
-      OSError: it cannot be written, for instance as the disk is full; the old file is as it was.
+      OSError: it cannot be written, for instance because the disk is full; the old file is kept.
     """
     if remote.is_remote(path):
         with remote.naming_failures(path):
@@ -121,7 +121,7 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
         return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # each writer its own
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # one for each writer
     try:
         with naming_full_disk(path), open(partial, "xb") as file:
             file.write(content)
@@ -134,5 +134,5 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes a JSON file, whole or not at all; makes its folder."""
+    """Writes a JSON file, all of it or nothing, and creates its folder."""
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,8 +1,8 @@
 """The frames of a tracklet, read from the files that a dataset holds: JPEG, PNG or one video.
 
-Frames are kept as JPEG. A JPEG file stays as it is; frames of other files are encoded once, at a
-quality that hardly costs anything. EXIF's orientation of a picture is not applied, that of a video
-is.
+Frames are stored as JPEG. JPEG files are kept unchanged; frames of other files are encoded once, at
+a quality with hardly any loss. The orientation in a picture's EXIF data is not applied, that of a
+video is.
 """
 
 import collections
@@ -25,13 +25,13 @@ from data_pipelines.io import files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv")
-MAX_PIXELS = 1 << 26  # of a frame: a few bytes can claim a size that fills the memory
+MAX_PIXELS = 1 << 26  # per frame, since a few bytes can claim a size that fills the memory
 _MAX_SCANNED = 1 << 30  # pixels times scans of a JPEG: each scan goes over all pixels, in seconds
 _QUALITY = 95
 _PNG = b"\x89PNG\r\n\x1a\n"
 _RIFF = b"RIFF"
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # the elements of a Matroska file
-# FFmpeg tells formats by content and knows some that name other files or addresses to read.
+# FFmpeg detects formats by content, and some formats name other files or addresses to read.
 _VIDEO_START = re.compile(
     rb"....(ftyp|moov|mdat|wide|free|skip)|RIFF....AVI |\x1a\x45\xdf\xa3", re.DOTALL
 )
@@ -40,7 +40,7 @@ _VIDEO_FRAME = re.compile(
 )
 _LEAST_SHARE = 0.9  # of the frames that MP4 lists: those at its ends may be trimmed off
 
-# What OpenCV and FFmpeg dislike about a file, the errors below say once and with its name.
+# The errors below name the file; what OpenCV and FFmpeg log about it would repeat them.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -96,11 +96,7 @@ def iterate_images(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> I
 
 
 def frame_errors(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> list[str]:
-    """Says of each frame that cannot be read why; of a video, once.
-
-    Returns:
-      One message a frame or video, empty if all is well.
-    """
+    """Returns one message for each frame, or video, that cannot be read; none if all can."""
     errors = []
     for video, names in _by_video(tracklet.frames):
         for part in [names] if video else [[name] for name in names]:
@@ -112,7 +108,7 @@ def frame_errors(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> lis
 
 
 def count_frames(root: str | os.PathLike[str], video: str) -> int:
-    """Counts the frames of a video by decoding it, since what files announce may be wrong.
+    """Counts the frames of a video by decoding it, since the number in its header may be wrong.
 
     Args:
       root: of the dataset.
@@ -120,7 +116,7 @@ def count_frames(root: str | os.PathLike[str], video: str) -> int:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no video, has no frame or ends early, or its path leads out of the root.
+      ValueError: it is not a video, has no frames or ends early, or its path leads out of the root.
     """
     with _open_video(root, video) as (capture, lists_frames):
         count = 0
@@ -132,16 +128,17 @@ def count_frames(root: str | os.PathLike[str], video: str) -> int:
     if lists_frames and count < _LEAST_SHARE * announced:
         raise InputError(
             f"{video}: the video ends early, {count} of {announced} frames can be decoded; replace "
-            f"it by a good copy or, if it was trimmed, encode it anew (ffmpeg -i {video} new.mp4)"
+            "it with a good copy or, if it was trimmed, encode it again "
+            f"(ffmpeg -i {video} new.mp4)"
         )
     return count
 
 
 def hash_sizes(root: str | os.PathLike[str], tracklets: Iterable[schema.Tracklet]) -> str:
-    """Hashes how many bytes the files of tracklets have, which tells other files of these names.
+    """Hashes the sizes of the tracklets' files, to detect that files were replaced.
 
-    Times would tell more, but differ in a copy. Paths are not checked and files may be missing,
-    which reading them tells.
+    Modification times would detect more, but differ in a copy. Paths are not checked and files may
+    be missing: reading them raises the error.
     """
     digest = hashlib.sha256()
     for tracklet in tracklets:
@@ -154,7 +151,7 @@ def hash_sizes(root: str | os.PathLike[str], tracklets: Iterable[schema.Tracklet
 
 
 def _file_of(frame: str) -> str:
-    """Returns the path of the file that holds a frame: a picture, or a video for all its frames."""
+    """Returns the path of the file that holds a frame: a picture or a video."""
     match = _VIDEO_FRAME.fullmatch(frame) if "#" in frame else None
     return match[1] if match else frame
 
@@ -173,7 +170,7 @@ def _decoded(
 
 
 def _by_video(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Groups the names of frames by the video they are of, "" if of none."""
+    """Groups the names of frames by their video; the video of pictures is ""."""
 
     def video_of(name: str) -> str:
         file = _file_of(name)
@@ -186,7 +183,7 @@ def _by_video(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 def _read_still(root: str | os.PathLike[str], name: str) -> tuple[bytes | None, np.ndarray]:
     content = files.read_inside(root, name)
     if not content:
-        raise InputError(f"{name}: the file is empty; replace it by a good copy")
+        raise InputError(f"{name}: the file is empty; replace it with a good copy")
     if content.startswith(_PNG):
         return None, _decode_png(content, name)
     return content, _decode_jpeg(content, name)
@@ -196,14 +193,14 @@ def _decode_jpeg(content: bytes, name: str) -> np.ndarray:
     with _intact_jpeg(name):
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     _check_size(height, width, name)
-    scans = content.count(b"\xff\xda")  # a few more where metadata holds a picture
+    scans = content.count(b"\xff\xda")  # a few too many if the metadata holds a picture
     if scans * height * width > _MAX_SCANNED:
         raise InputError(
             f"{name}: {scans} scans of {width} x {height} pixels take too long to decode; save the "
             "picture again as an ordinary JPEG"
         )
     if colours in ("CMYK", "YCCK"):
-        raise InputError(f"{name}: its colours are {colours}, those of print; convert it to RGB")
+        raise InputError(f"{name}: its colours are {colours}, for printing; convert it to RGB")
     with _intact_jpeg(name):
         return simplejpeg.decode_jpeg(content)
 
@@ -214,7 +211,7 @@ def _intact_jpeg(name: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise InputError(
-            f"{name}: not an intact JPEG ({error}); replace it by a good copy"
+            f"{name}: not an intact JPEG ({error}); replace it with a good copy"
         ) from error
 
 
@@ -228,7 +225,7 @@ def _decode_png(content: bytes, name: str) -> np.ndarray:
     except cv2.error:
         pixels = None
     if pixels is None:
-        raise InputError(f"{name}: not an intact PNG; replace it by a good copy")
+        raise InputError(f"{name}: not an intact PNG; replace it with a good copy")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
@@ -236,19 +233,19 @@ def _check_size(height: int, width: int, name: str) -> None:
     if height * width > MAX_PIXELS:
         raise InputError(
             f"{name}: {width} x {height} pixels are more than a frame can have ({MAX_PIXELS}); "
-            "frames are expected to show a person cut out"
+            "a frame is expected to be a crop of one person"
         )
 
 
 def _read_video(
     root: str | os.PathLike[str], video: str, numbers: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Yields the frames of these ascending numbers, uint8[H, W, 3], RGB."""
+    """Yields the frames with these ascending numbers, uint8[H, W, 3], RGB."""
     with _open_video(root, video) as (capture, _):
         grabbed = 0
         for number in numbers:
             if number < grabbed:
-                raise InputError(f"{video}: frame {number} is asked for after frame {grabbed - 1}")
+                raise InputError(f"{video}: frame {number} is requested after frame {grabbed - 1}")
             for _ in range(number + 1 - grabbed):
                 if not capture.grab():
                     raise InputError(
@@ -266,30 +263,30 @@ def _read_video(
 def _open_video(
     root: str | os.PathLike[str], video: str
 ) -> Iterator[tuple[cv2.VideoCapture, bool]]:
-    """Opens a video that is as long as it says; tells whether its form lists its frames.
+    """Opens a video that is not truncated; yields it and whether its format lists the frames.
 
-    MP4 does. The others tell how long they last, and a rate that frames need not keep.
+    MP4 does. The other formats give a duration, and a rate that frames need not keep.
     """
     path = files.resolve_inside(root, video)
     with open(path, "rb") as file:
         start = file.read(4096)
     if not _VIDEO_START.match(start):
         raise InputError(
-            f"{video}: not a video in MP4, QuickTime, AVI or Matroska form; replace it by a good "
-            "copy"
+            f"{video}: not a video in MP4, QuickTime, AVI or Matroska format; replace it with a "
+            "good copy"
         )
     size, announced = path.stat().st_size, _announced_size(start)
     if size < announced:
         raise InputError(
-            f"{video}: the video ends early, at {size} of {announced} bytes; replace it by a good "
-            "copy"
+            f"{video}: the video ends early, at {size} of {announced} bytes; replace it with a "
+            "good copy"
         )
-    # Tracklets are read in parallel, so one thread a video is enough.
+    # Tracklets are read in parallel, so one thread per video is enough.
     capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
         if not capture.isOpened():
             raise InputError(
-                f"{video}: not an intact video, it cannot be opened; replace it by a good copy"
+                f"{video}: not an intact video, it cannot be opened; replace it with a good copy"
             )
         height, width = cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH
         _check_size(int(capture.get(height)), int(capture.get(width)), video)
@@ -301,15 +298,15 @@ def _open_video(
 
 
 def _announced_size(start: bytes) -> int:
-    """Returns how many bytes an AVI or Matroska file has by its own account; 0 if it gives none."""
+    """Returns the bytes of an AVI or Matroska file by its header; 0 if it does not say."""
     if start.startswith(_RIFF):
         size = int.from_bytes(start[4:8], "little")
-        return 0 if size == 0xFFFFFFFF else 8 + size  # all ones: written as it was recorded
+        return 0 if size == 0xFFFFFFFF else 8 + size  # all ones: unknown
     end = 0
     for element in (_EBML, _SEGMENT):
         if not start.startswith(element, end) or len(start) < end + 12:
             return 0
-        length = 9 - start[end + 4].bit_length()  # of the size: its leading zeros tell, and a one
+        length = 9 - start[end + 4].bit_length()  # bytes of the size, by its leading zeros
         ones = (1 << 7 * length) - 1
         size = int.from_bytes(start[end + 4 : end + 4 + length], "big") & ones
         if size == ones:

@@ -1,4 +1,4 @@
-"""How far a long pass over tracklets or frames is."""
+"""Progress of long passes over tracklets or frames."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import tqdm
 
-from data_pipelines.io.terminal import printable
+from data_pipelines.io.terminal import log, printable
 
 Item = TypeVar("Item")
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 def with_progress(
     items: Iterable[Item], total: int, label: str, unit: str = "tracklets"
 ) -> Iterator[Item]:
-    """Passes the items on and tells of them: a bar on a terminal, a line each tenth elsewhere."""
+    """Yields the items and reports progress: a bar on a terminal, a line every tenth elsewhere."""
     label = printable(label)
     if sys.stderr.isatty():
         yield from tqdm.tqdm(items, label, total, unit=f" {unit}")
@@ -22,4 +22,4 @@ def with_progress(
     for done, item in enumerate(items, start=1):
         yield item
         if done * 10 // total > (done - 1) * 10 // total:
-            print(f"{label}: {done} of {total} {unit}", file=sys.stderr, flush=True)
+            log(f"{label}: {done} of {total} {unit}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from data_pipelines.io.terminal import printable
 
-_CELL = 200  # characters of a cell that are shown
+_CELL = 200  # characters shown of a cell
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

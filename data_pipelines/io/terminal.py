@@ -1,15 +1,17 @@
-"""Names and lines that others wrote, as a terminal may show them."""
+"""Shows text of other people's files without letting it control the terminal."""
+
+import sys
 
 
 def printable(text: str, limit: int = 2000) -> str:
-    r"""Returns a text on one line, its middle cut if it is long, that cannot steer a terminal.
+    r"""Returns a text as one line that cannot control a terminal, without the middle if it is long.
 
-    Control characters, ends of lines and marks that reverse the direction of writing are escaped as
-    Python does: `\x1b`, `\n`, `\u202e`.
+    Control characters, line ends and marks that reverse the writing direction are escaped as in
+    Python: `\x1b`, `\n`, `\u202e`.
 
     Args:
       text: any text.
-      limit: characters of it that are shown.
+      limit: number of characters shown.
     """
     if len(text) > limit:
         head, tail = text[: limit * 3 // 4], text[-(limit // 4) :]
@@ -18,3 +20,8 @@ def printable(text: str, limit: int = 2000) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def log(message: str) -> None:
+    """Prints a line to stderr at once, escaped by `printable`."""
+    print(printable(message), file=sys.stderr, flush=True)

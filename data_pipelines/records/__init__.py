@@ -1,1 +1,1 @@
-"""Packing tracklets and reading what is packed."""
+"""Packs tracklets and reads packed ones."""

@@ -1,4 +1,4 @@
-"""Local copies of packed datasets that are at an address, since ArrayRecord reads local files."""
+"""Makes local copies of packed datasets at an address, since ArrayRecord reads local files only."""
 
 import concurrent.futures
 import fcntl
@@ -16,17 +16,16 @@ from data_pipelines.io.progress import with_progress
 from data_pipelines.io.remote import locate, naming_failures
 from data_pipelines.records import origin
 
-NUM_THREADS = 8  # files that are copied at a time
+NUM_THREADS = 8  # files copied at a time
 
 
 @functools.cache  # a run sees one dataset, even if another one is put at its address
 def local_copy(address: str) -> pathlib.Path:
-    """Returns a local copy of a packed dataset; the first to ask for it makes it.
+    """Returns a local copy of a packed dataset; the first caller makes it.
 
-    ArrayRecord reads local files. Copies lie in `$XDG_CACHE_HOME/star_jax`, or
-    `~/.cache/star_jax`, in folders named after the checksum of `origin.json`, which holds those of
-    the other files. Other processes of this machine wait for the first. What an interrupted copy
-    has finished is not copied again.
+    Copies are in `$XDG_CACHE_HOME/star_jax`, or `~/.cache/star_jax`, in folders named after the
+    checksum of `origin.json`, which holds the checksums of the other files. Other processes on this
+    machine wait for the first one. An interrupted copy resumes after its last finished file.
 
     Raises:
       FileNotFoundError: there is no packed dataset at the address.
@@ -40,7 +39,7 @@ def local_copy(address: str) -> pathlib.Path:
             listing = (source / origin.NAME).read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{address}: no packed dataset here; copy all files of the directory to it that "
+            f"{address}: no packed dataset here; copy to it all files of the directory that "
             "preparing the dataset returned"
         ) from error
     files = origin.parse_files(listing, f"{source}/{origin.NAME}")
@@ -59,13 +58,13 @@ def local_copy(address: str) -> pathlib.Path:
 
 
 def _copy_files(source: epath.Path, files: Mapping[str, origin.File], folder: pathlib.Path) -> None:
-    """Copies the files that are not in the folder yet."""
+    """Copies the files that are not yet in the folder."""
     missing = [name for name in files if not (folder / name).exists()]
     needed, free = sum(files[name].bytes for name in missing), shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
             f"{folder.parent}: the copy of {source} needs {needed / 1e9:.1f} GB, but "
-            f"{free / 1e9:.1f} GB are free; choose another place by the variable XDG_CACHE_HOME"
+            f"{free / 1e9:.1f} GB are free; set XDG_CACHE_HOME to another place"
         )
     with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
         copied = pool.map(

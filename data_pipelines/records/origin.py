@@ -1,6 +1,6 @@
 """`origin.json`: the files of a packed dataset, their checksums, and where they come from.
 
-Its own checksum is part of it, so that one changed digit anywhere in a packed dataset is noticed.
+It includes its own checksum, so that one changed digit anywhere in a packed dataset is detected.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ class File(NamedTuple):
     Attributes:
       bytes: its size.
       sha256: of its content.
-      split: whose tracklets it holds; None if it is no file of records.
-      records: how many tracklets.
+      split: the split whose tracklets it holds; None if it holds no records.
+      records: number of tracklets.
     """
 
     bytes: int
@@ -43,10 +43,10 @@ def parse_files(content: bytes, path: str) -> dict[str, File]:
 
     Args:
       content: of the file.
-      path: names it in errors.
+      path: of the file, for errors.
 
     Raises:
-      ValueError: it is damaged, or of a version of star_jax that kept no checksums.
+      ValueError: it is damaged, or of a version of star_jax without checksums.
     """
     origin = parse_object(content, path)
     checksum = origin.pop("checksum", None)
@@ -62,10 +62,10 @@ def parse_files(content: bytes, path: str) -> dict[str, File]:
         ) from error
     for name, file in files.items():
         if not _NAME_OF_A_FILE.fullmatch(name) or name == NAME:
-            raise InputError(f"{path}: {name[:100]!r} is no name of a file; {AGAIN}")
+            raise InputError(f"{path}: {name[:100]!r} is not a file name; {AGAIN}")
         types = [type(fact) for fact in file]
         if types not in ([int, str, str, int], [int, str, type(None), int]) or file.records < 0:
-            raise InputError(f"{path}: does not list {name[:100]} as it should; {AGAIN}")
+            raise InputError(f"{path}: lists {name[:100]} with wrong types; {AGAIN}")
     return files
 
 
@@ -73,14 +73,14 @@ def parse_object(content: bytes, path: str | pathlib.Path) -> dict[str, Any]:
     """Returns the JSON object that a file holds.
 
     Raises:
-      ValueError: it holds none.
+      ValueError: it holds something else.
     """
     try:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is damaged, no readable JSON ({error}); {AGAIN}") from error
+        raise InputError(f"{path}: is damaged, not readable JSON ({error}); {AGAIN}") from error
     if not isinstance(parsed, dict):
-        raise InputError(f"{path}: is damaged, no JSON object; {AGAIN}")
+        raise InputError(f"{path}: is damaged, not a JSON object; {AGAIN}")
     return parsed
 
 

@@ -1,4 +1,4 @@
-"""Packs tracklets: one ArrayRecord a tracklet, written with TFDS but without TensorFlow.
+"""Packs tracklets, one record each, into ArrayRecord files, with TFDS but without TensorFlow.
 
 `TrackletBuilder` packs what a dataset's index lists; `reading` reads it back.
 """
@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -30,7 +29,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.files import hold, naming_full_disk, write_json
 from data_pipelines.io.progress import with_progress
-from data_pipelines.io.terminal import printable
+from data_pipelines.io.terminal import log
 from data_pipelines.records import origin, reading
 from data_pipelines.skeletons import sources
 
@@ -38,7 +37,7 @@ TRACKLETS_PER_SHARD = 512
 
 
 class _LocalDatasetInfo(tfds.core.DatasetInfo):
-    """Knows nothing beyond what is packed here."""
+    """TFDS' description of what is packed, without what it would look up online."""
 
     def __init__(self, *, builder: "TrackletBuilder", **kwargs: Any):
         super().__init__(builder=builder, **kwargs)
@@ -62,10 +61,10 @@ class _Shard(NamedTuple):
 
 
 class TrackletBuilder(FileReaderBuilder):
-    """Packs the tracklets of a dataset; a subclass says how its index is read.
+    """Packs the tracklets of a dataset; a subclass reads its index.
 
-    Shards are packed in `.<version>.packing` beside the place where the dataset will be, and kept
-    there when packing stops, so that the next attempt goes on after the last finished one.
+    Shards are packed in `.<version>.packing`, beside the place where the dataset will be, and kept
+    there when packing is interrupted, so that the next attempt resumes after the last finished one.
     """
 
     def __init__(
@@ -77,12 +76,12 @@ class TrackletBuilder(FileReaderBuilder):
         num_workers: int | None = None,
         **kwargs: Any,
     ):
-        """Names the source; nothing is read before `prepare`.
+        """Stores where the source is; nothing is read before `prepare`.
 
         Args:
           source: the dataset's root.
           keypoints: the skeletons (see `sources.open_keypoints`); None looks in the root.
-          without_skeletons: pack no skeletons, for a network that does without.
+          without_skeletons: pack no skeletons, for a network that uses none.
           num_workers: threads that read and check frames; None takes one a core.
           **kwargs: of `tfds.core.DatasetBuilder`, for instance `data_dir`.
         """
@@ -110,7 +109,7 @@ class TrackletBuilder(FileReaderBuilder):
 
     @functools.cached_property
     def tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
-        """The tracklets of every split, as the source's index has them."""
+        """The tracklets of every split, as the source's index lists them."""
         return self._read_tracklets()
 
     def _all_tracklets(self) -> Iterator[schema.Tracklet]:
@@ -128,7 +127,7 @@ class TrackletBuilder(FileReaderBuilder):
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of index, skeletons and sizes of files, which tell one source from another."""
+        """SHA-256 of the index, the skeletons and the sizes of files, to distinguish sources."""
         digest = hashlib.sha256()
         for split, tracklets in self.tracklets.items():
             for tracklet in tracklets:
@@ -142,15 +141,17 @@ class TrackletBuilder(FileReaderBuilder):
         }
 
     def _log_download_bytes(self) -> None:
-        """Nothing is downloaded, so nothing is said of it."""
+        """Logs nothing, since nothing is downloaded."""
 
     _log_download_done = _log_download_bytes
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        """Fills the temporary folder that TFDS renames once this and its own files are there."""
+        """Fills the temporary folder, which TFDS renames after adding its own files."""
         del dl_manager, download_config  # the data is licensed: users bring it
         temporary = pathlib.Path(self.data_dir)
-        for stale in {*temporary.parent.glob("incomplete.*")} - {temporary}:  # of a killed process
+        for stale in {*temporary.parent.glob("incomplete.*")} - {
+            temporary
+        }:  # left by a killed process
             shutil.rmtree(stale)
         shards = self._plan_shards()
         with self.open_keypoints() as source:
@@ -163,7 +164,7 @@ class TrackletBuilder(FileReaderBuilder):
         shards: Sequence[_Shard],
         facts: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        """Moves finished shards to a directory and says in TFDS' metadata what they hold."""
+        """Moves finished shards to a directory and describes them in TFDS' metadata."""
         split_infos = []
         self.info.metadata["fingerprint"] = self.fingerprint
         for split in self.tracklets:
@@ -198,7 +199,7 @@ class TrackletBuilder(FileReaderBuilder):
                 return
         raise InputError(
             f"{self._keypoints_path}: no frame of the dataset has a skeleton in it, not even "
-            f"{tracklet.frames[0]}; make skeletons of these very frames with "
+            f"{tracklet.frames[0]}; make skeletons of exactly these frames with "
             "launch/extract_skeletons.py"
         )
 
@@ -225,7 +226,7 @@ class TrackletBuilder(FileReaderBuilder):
     def _pack(
         self, shards: Sequence[_Shard], source: sources.Keypoints
     ) -> dict[str, dict[str, Any]]:
-        """Packs the shards that are not in the staging folder yet; returns the facts of all."""
+        """Packs the shards that are not yet in the staging folder; returns the facts of all."""
         facts = {}
         for shard in shards:
             known = _read_facts(self.staging / shard.name)
@@ -233,7 +234,7 @@ class TrackletBuilder(FileReaderBuilder):
                 facts[shard.name] = known
         missing = [shard for shard in shards if shard.name not in facts]
         if len(missing) < len(shards):
-            tell(f"{len(shards) - len(missing)} of {len(shards)} shards are packed already")
+            log(f"{len(shards) - len(missing)} of {len(shards)} shards are packed already")
         tracklets = [tracklet for shard in missing for tracklet in shard.tracklets]
         read = functools.partial(frames_lib.read_frames, self.source)
         with concurrent.futures.ThreadPoolExecutor(self.num_workers) as pool:
@@ -241,7 +242,7 @@ class TrackletBuilder(FileReaderBuilder):
             frames = with_progress(frames_ahead, len(tracklets), "packing")
             for shard in missing:
                 facts[shard.name] = self._write_shard(shard, frames, source)
-            next(frames, None)  # there are no more; it brings the progress to its end
+            next(frames, None)  # there are none left; this ends the progress
         return facts
 
     def _write_shard(
@@ -250,7 +251,7 @@ class TrackletBuilder(FileReaderBuilder):
         frames: Iterator[frames_lib.Frames],
         source: sources.Keypoints,
     ) -> dict[str, Any]:
-        """Writes the facts of a shard and then the shard, which is there if it is whole."""
+        """Writes the facts of a shard, then the shard, which exists only when it is complete."""
         columns: dict[str, list[Any]] = collections.defaultdict(list)
         path = self.staging / shard.name
         partial = path.with_name(f"{shard.name}.partial")
@@ -276,7 +277,7 @@ class TrackletBuilder(FileReaderBuilder):
         splits = {split: _counts(self.info.metadata[split]) for split in self.tracklets}
         for split, counts in splits.items():
             missing, frames = counts["frames_without_skeleton"], counts["frames"]
-            tell(f"{split}: {missing} of {frames} frames have no skeleton")
+            log(f"{split}: {missing} of {frames} frames have no skeleton")
         described = {
             path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             for path in sorted({*directory.iterdir()} - {directory / name for name in self._shards})
@@ -329,7 +330,7 @@ def _record(
 
 
 def _serialized(record: schema.Record) -> bytes:
-    """Returns a record as TFDS stores it, in the same bytes each time: their checksums count."""
+    """Returns a record as TFDS stores it, the same bytes each time, so that checksums agree."""
     example = _serializer().get_tf_example(reading.features().encode_example(record))
     return example.SerializeToString(deterministic=True)
 
@@ -340,7 +341,7 @@ def _serializer() -> ExampleSerializer:
 
 
 def _columns(tracklet: schema.Tracklet, record: schema.Record) -> dict[str, Any]:
-    """What `schema.Index` says of a tracklet."""
+    """Returns the entries of `schema.Index` for a tracklet."""
     return {
         "identities": record["identity"],
         "labels": record["label"],
@@ -373,15 +374,15 @@ def _counts(columns: Mapping[str, list]) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]:
-    """Makes the staging folder this process' own; empties it if it is that of another source.
+    """Locks the staging folder, and empties it first if it belongs to another source.
 
-    Afterwards nothing is left of it but, after an error, finished shards to go on with.
+    Removes it at the end; after an error it keeps finished shards, if any, to resume from.
     """
     staging.mkdir(parents=True, exist_ok=True)
     with open(staging / "lock", "w") as lock:
-        refusal = f"{staging}: another process packs this dataset; let it finish"
+        refusal = f"{staging}: another process is packing this dataset; let it finish"
         hold(lock, refusal)
-        if not os.fstat(lock.fileno()).st_nlink:  # the other one ended and removed it just now
+        if not os.fstat(lock.fileno()).st_nlink:  # the other one has just finished and removed it
             raise InputError(refusal)
         claim = staging / "fingerprint.json"
         try:
@@ -409,15 +410,10 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tell(message: str) -> None:
-    """Prints a line of news for the user."""
-    print(printable(message), file=sys.stderr, flush=True)
-
-
 def prepare(builder: TrackletBuilder) -> pathlib.Path:
     """Packs a dataset, all of it or nothing; returns at once if it is already packed.
 
-    An interrupted packing goes on where it stopped.
+    Interrupted packing resumes where it stopped.
 
     Returns:
       The directory of the packed dataset, `<data_dir>/<name>/<version>`. Beside the records it
@@ -435,7 +431,7 @@ def prepare(builder: TrackletBuilder) -> pathlib.Path:
         _fill(directory, builder)
     packed = reading.open_packed(directory).metadata.get("fingerprint", {})
     changed = [name for name in fingerprint if packed.get(name) != fingerprint[name]]
-    if changed:  # the first says it: of another index the files differ, too
+    if changed:  # the first is enough: with another index the files differ, too
         raise InputError(
             f"{directory}: already packed from another source (its {changed[0]} differ); choose "
             "another data_dir or remove the directory"
@@ -444,12 +440,12 @@ def prepare(builder: TrackletBuilder) -> pathlib.Path:
 
 
 def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:
-    # Files of other sizes spoil only the shards that they are in, which know of them.
+    # Files of other sizes invalidate only their own shards, whose facts record the sizes.
     source = {name: digest for name, digest in builder.fingerprint.items() if name != "files"}
     missing_parents = [path for path in directory.parents if not path.exists()]
     try:
-        # TFDS makes a folder for downloads, of which there are none, and looks for a packed copy.
-        # After our part it writes its metadata and renames the folder, so the claim goes on.
+        # TFDS makes a folder for downloads, although there are none, and looks for a packed copy.
+        # After our part it writes its metadata and renames the folder; the lock is held until then.
         with _claimed(builder.staging, source), tempfile.TemporaryDirectory() as downloads:
             if not shutil.disk_usage(builder.staging).free:  # TFDS checks it, but names no path
                 raise OSError(f"{builder.staging}: cannot be written, the disk is full")

@@ -1,4 +1,4 @@
-"""Packed tracklets: what a record holds, and how it is read with TFDS but without TensorFlow.
+"""Reads packed tracklets with TFDS but without TensorFlow, and defines what a record holds.
 
 `packing` writes them. Frames stay JPEG files, so that a reader decodes only those it needs.
 """
@@ -26,9 +26,9 @@ from data_pipelines.pixels import resize_keypoints
 from data_pipelines.records import copies, origin
 
 _METADATA = "metadata.json"
-_DTYPES = {"identities": str, "queries": bool, "galleries": bool}  # of an index; others are int32
-# One tracklet at a time is read. JPEG files do not compress: records would shrink by 4 %, and be
-# written 7 times more slowly and read 1.6 times more slowly.
+_DTYPES = {"identities": str, "queries": bool, "galleries": bool}  # columns; others are int32
+# Tracklets are read one at a time. JPEG files hardly compress: records would shrink by 4 %, and
+# writing would be 7 times slower and reading 1.6 times.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -55,12 +55,12 @@ def features() -> tfds.features.FeaturesDict:
 
 
 class Packed(NamedTuple):
-    """An opened dataset: whole, as its checksums and sizes say.
+    """An opened dataset, complete by its checksums and sizes.
 
     Attributes:
-      directory: where it is; of a dataset at an address, its local copy.
+      directory: where it is; for a dataset at an address, its local copy.
       files: of the directory, by name.
-      metadata: what the builder said of its splits and its source.
+      metadata: what the builder wrote about splits and source.
     """
 
     directory: pathlib.Path
@@ -69,17 +69,17 @@ class Packed(NamedTuple):
 
 
 def open_packed(dataset_dir: str | os.PathLike[str]) -> Packed:
-    """Opens a packed dataset and checks that it is whole.
+    """Opens a packed dataset and checks that it is complete.
 
-    Checksums of the small files and sizes of the others are compared with `origin.json`; checksums
-    of all would take a minute, and each record has one, which reading it checks.
+    Checksums of the small files and sizes of the others are compared with `origin.json`. Checksums
+    of all files would take a minute, and each record has its own, which is checked on reading.
 
     Args:
       dataset_dir: what `prepare` returned, or an address to which it was copied.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: a file is missing or damaged, or the version of star_jax kept no checksums.
+      ValueError: a file is missing or damaged, or was packed by a version without checksums.
       OSError, ImportError: as `copies.local_copy` does.
     """
     directory = pathlib.Path(remote.locate(dataset_dir))
@@ -110,9 +110,9 @@ def open_packed(dataset_dir: str | os.PathLike[str]) -> Packed:
 
 
 def fingerprint(dataset_dir: str | os.PathLike[str]) -> str:
-    """Returns the SHA-256 that tells a packed dataset from others by its tracklets.
+    """Returns the SHA-256 that identifies a packed dataset by its tracklets.
 
-    It is the same wherever the dataset lies and whenever it was packed.
+    It does not depend on where the dataset is and when it was packed.
 
     Raises:
       FileNotFoundError, ValueError, OSError, ImportError: as `open_packed` does.
@@ -124,11 +124,11 @@ def fingerprint(dataset_dir: str | os.PathLike[str]) -> str:
 
 
 def open_index(dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
-    """Returns what is known of the tracklets of a split, reading no record.
+    """Returns what is known of the tracklets of a split, without reading a record.
 
     Args:
       dataset_dir: what `prepare` returned, or an address to which it was copied.
-      split: "train", "test" or what else was packed.
+      split: "train", "test" or another that was packed.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
@@ -166,7 +166,7 @@ def _read_index(packed: Packed, dataset_dir: str | os.PathLike[str], split: str)
 
 
 def _column(values: Any, dtype: type, size: int) -> np.ndarray:
-    """Returns a column of an index; raises one of many errors if it is not `size` values."""
+    """Returns a column of an index; raises several kinds of errors unless it has `size` values."""
     found = np.array(values)
     column: np.ndarray = found.astype(dtype)
     if found.dtype.kind != column.dtype.kind or column.shape != (size,) or (column != found).any():
@@ -176,10 +176,10 @@ def _column(values: Any, dtype: type, size: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def open_writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
-    """Opens a file of records; gives the function that adds one.
+    """Opens a file of records; yields the function that adds one.
 
     Raises:
-      OSError: it cannot be written, for instance as the disk is full.
+      OSError: it cannot be written, for instance because the disk is full.
     """
 
     def naming_failures(act: Callable[..., Any], *args: Any) -> Any:
@@ -196,14 +196,14 @@ def open_writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
 
 
 class _KeepJpegs(tfds.decode.SkipDecoding):
-    """Hands back the JPEG files of a sequence of images."""
+    """Returns a sequence of images as JPEG files, not decoded."""
 
     def decode_batch_example_np(self, batch: Iterable[bytes]) -> list[bytes]:
         return list(batch)
 
 
 class _DecodeText(tfds.decode.SkipDecoding):
-    """Hands back str where TFDS gives bytes."""
+    """Returns str where TFDS would return bytes."""
 
     def decode_example_np(self, text: bytes) -> str:
         return text.decode()
@@ -214,7 +214,7 @@ class _DecodeText(tfds.decode.SkipDecoding):
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """All records of a file, for ArrayRecord."""
+    """A file with all of its records, for ArrayRecord."""
 
     filename: str
     take: int
@@ -226,7 +226,7 @@ class _Shard:
 
 
 class _Records(Sequence):
-    """What ArrayRecord and TFDS read; damage, of which they tell in many ways, is named."""
+    """The records of a split; the many errors of ArrayRecord and TFDS about damage become one."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class _Records(Sequence):
         self._dataset_dir = dataset_dir
         self._stored = stored
         self._index = index
-        # The features are ours: those that a file names could be of any Python module.
+        # Not the features that TFDS wrote to a file, which could name any Python module.
         self._features = features()
         self._decoders = {
             "frames": _KeepJpegs(),
@@ -287,12 +287,12 @@ def open_records(dataset_dir: str | os.PathLike[str], split: str) -> Sequence[sc
 
     Args:
       dataset_dir: what `prepare` returned, or an address to which it was copied.
-      split: "train", "test" or what else was packed.
+      split: "train", "test" or another that was packed.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: there is no such split, the dataset is damaged or of another version; of a damaged
-        record, as it is read.
+      ValueError: there is no such split, the dataset is damaged or of another version. A damaged
+        record raises it when it is read.
     """
     packed = open_packed(dataset_dir)
     index = _read_index(packed, dataset_dir, split)

@@ -1,1 +1,1 @@
-"""Every source of skeletons, pose models, and extraction with them."""
+"""Sources of skeletons, pose models, and the extraction of skeletons with them."""

@@ -1,8 +1,8 @@
-"""Skeletons of a whole dataset, estimated by a pose model and kept in one HDF5 file.
+"""Estimates the skeletons of a whole dataset with a pose model, into one HDF5 file.
 
-What is estimated goes to a journal, `<output>.partial`, a line for each batch, which a kill can
-leave with half a last line and no worse. The HDF5 file, which it could ruin, is written from that
-at the end, under another name until it is whole.
+Estimates go to a journal, `<output>.partial`, one line for each batch; a kill leaves at worst an
+incomplete last line. The HDF5 file, which a kill could corrupt, is written from the journal at the
+end, under another name until it is complete.
 """
 
 import base64
@@ -28,12 +28,12 @@ from data_pipelines.io.progress import with_progress
 from data_pipelines.skeletons import pose, sources
 from data_pipelines.skeletons.formats import new_hdf5
 
-_FRAMES_AT_ONCE = 64  # of a tracklet are read and warped ahead
+_FRAMES_AT_ONCE = 64  # frames of a tracklet that are read and warped ahead
 
 
 class _Crop(NamedTuple):
     frame: str
-    image: np.ndarray  # uint8[H, W, 3], as the model wants it
+    image: np.ndarray  # uint8[H, W, 3], the input of the model
     matrix: np.ndarray  # from the frame to the image
 
 
@@ -47,8 +47,8 @@ def extract(
 ) -> int:
     """Estimates the skeletons of all frames; writes the HDF5 tree that `open_keypoints` reads.
 
-    Each frame is a crop of one person. What an interrupted call had done is not done again, and
-    over a finished file of the same model and frames the call returns at once.
+    Each frame is a crop of one person. An interrupted extraction resumes, and if the output is a
+    finished file of the same model and frames, the call returns at once.
 
     Args:
       model: the pose model.
@@ -62,8 +62,8 @@ def extract(
 
     Raises:
       FileNotFoundError: a frame is missing.
-      ValueError: a frame is broken, two frames have one key, the model returns what is not finite,
-        or the output is one of another model or other frames, or of another process.
+      ValueError: a frame is broken, two frames have one key, the model returns numbers that are not
+        finite, or the output is of another model or other frames, or of another process.
     """
     output = pathlib.Path(output)
     if output.suffix not in sources.HDF5_SUFFIXES:
@@ -95,10 +95,10 @@ def _require_distinct_keys(frames: Collection[str]) -> None:
     for frame in frames:
         other = keys.setdefault(sources.key_of(frame), frame)
         if other != frame:
-            raise InputError(f"{frame} and {other} would have one skeleton; rename one of them")
+            raise InputError(f"{frame} and {other} would share one skeleton; rename one of them")
     folders = {key[:depth] for key in {key[:-1] for key in keys} for depth in range(len(key) + 1)}
     for folder in folders & keys.keys():
-        raise InputError(f"{keys[folder]}: is called as a folder of frames is; rename one of them")
+        raise InputError(f"{keys[folder]}: has the name of a folder of frames; rename one of them")
 
 
 def _read_origin(output: pathlib.Path) -> dict[str, Any]:
@@ -117,14 +117,14 @@ def _require_same_origin(
     changed = [name for name in expected if found.get(name) != expected[name]]
     if changed:
         raise InputError(
-            f"{path}: holds skeletons made otherwise (another {' and '.join(changed)}); "
+            f"{path}: holds other skeletons ({' and '.join(changed)} changed); "
             "choose another output or remove it"
         )
 
 
 def _take_up(journal: BinaryIO, path: pathlib.Path, origin: Mapping[str, str]) -> set[str]:
-    """Makes a journal this process' own; returns the frames that are done in it."""
-    hold(journal, f"{path}: another process writes it; let it finish")
+    """Locks a journal for this process; returns the frames that it holds."""
+    hold(journal, f"{path}: another process is writing it; let it finish")
     journal.seek(0)
     header = journal.readline()
     if header.endswith(b"\n"):
@@ -142,7 +142,7 @@ def _take_up(journal: BinaryIO, path: pathlib.Path, origin: Mapping[str, str]) -
     for frames, _ in _entries(journal):
         done.update(frames)
         whole = journal.tell()
-    journal.truncate(whole)  # half a line may follow
+    journal.truncate(whole)  # an incomplete line may follow
     return done
 
 
@@ -159,7 +159,7 @@ def _entries(journal: BinaryIO) -> Iterator[tuple[list[str], np.ndarray]]:
 
 
 def _remaining(tracklets: Sequence[schema.Tracklet], done: set[str]) -> list[schema.Tracklet]:
-    """Returns tracklets of the frames that are left to do, each frame once."""
+    """Returns tracklets of the frames that remain to be done, each frame once."""
     seen = set(done)
     remaining = []
     for tracklet in tracklets:
@@ -187,7 +187,7 @@ def _estimate(
             skeletons = model.predict([crop.image for crop in batch])
             for crop, skeleton in zip(batch, skeletons, strict=True):
                 if not np.isfinite(skeleton).all():
-                    raise InputError(f"{crop.frame}: the pose model returns what is not finite")
+                    raise InputError(f"{crop.frame}: the pose model returns non-finite numbers")
                 skeleton[:] = pose.to_crop(skeleton, crop.matrix)
             content = base64.b64encode(skeletons.astype("<f4").tobytes()).decode()
             line = json.dumps([[crop.frame for crop in batch], content])
@@ -200,8 +200,8 @@ def _read_ahead(
 ) -> Iterator[_Crop]:
     """Yields what the readers yield, one reader after the other.
 
-    The first `ahead` of them are read at the same time, each a few frames at a time, so that a
-    video is decoded once and is never in memory as a whole.
+    The first `ahead` of them are read concurrently, a few frames at a time, so that a video is
+    decoded once and never in memory as a whole.
     """
 
     def read_on(reader: Iterator[_Crop]) -> tuple[Iterator[_Crop], concurrent.futures.Future]:

@@ -1,8 +1,8 @@
-"""The files that skeletons come in: HDF5, one `.npy` a frame, and COCO's JSON.
+"""The file formats of skeletons: HDF5, one `.npy` per frame, and COCO's JSON.
 
-All of them name a skeleton by a frame's path, and `SkeletonFile` says how the two are matched: by
-the longest end of the frame's path, of four parts or more, that the file knows. The folders further
-up may differ from copy to copy of a dataset; fewer parts would not tell the frames apart.
+All of them name a skeleton by a frame's path. `SkeletonFile` matches it by the longest end of the
+frame's path, of four parts or more, that the file has. The folders further up may differ between
+copies of a dataset; fewer parts would not distinguish the frames.
 """
 
 import abc
@@ -27,9 +27,9 @@ from data_pipelines.io import files
 from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 MIN_PARTS = 4  # <identity>/<modality>/<camera>/<frame>
-MAX_NPY_BYTES = 4096  # 17 x 3 numbers of 8 bytes, and ample room for the header
+MAX_NPY_BYTES = 4096  # 17 x 3 numbers of 8 bytes, with ample room for the header
 _SHAPE = (schema.NUM_JOINTS, 3)
-# A name may have other dots, so only what is known to be an ending is cut off.
+# A name may have other dots, so only known extensions are cut off.
 _PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")
 _VIDEO_FRAME = re.compile(
     rf"(.*[^/](?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))#([0-9]+)", re.DOTALL | re.IGNORECASE
@@ -40,10 +40,10 @@ Lookup = Callable[[str], np.ndarray | None]
 
 @contextlib.contextmanager
 def new_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """Opens a new HDF5 file, which is written when it is whole.
+    """Opens a new HDF5 file in memory and writes it at the end.
 
-    Until then it is in memory (660 bytes a skeleton): h5py can crash the process when it closes a
-    file on a full disk.
+    A skeleton takes 660 bytes. h5py itself can crash the process when it closes a file on a full
+    disk.
 
     Raises:
       OSError: it cannot be written.
@@ -58,7 +58,7 @@ def new_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
 def key_of(frame: str) -> tuple[str, ...]:
     """Returns the parts by which files of skeletons name a frame.
 
-    They are those of its path, without the ending of a picture or video: `1/IR/CQ1/8535.jpg` is
+    They are those of its path, without the extension of a picture or video: `1/IR/CQ1/8535.jpg` is
     known as `("1", "IR", "CQ1", "8535")`, and `alice/visible/1/walk.mp4#12`, a frame of a video, as
     `("alice", "visible", "1", "walk", "12")`.
     """
@@ -72,9 +72,9 @@ def _without_ending(name: str) -> str:
 
 
 def _split(frame: str) -> tuple[str, str]:
-    """Returns the folder or, with its ending, the video that holds a frame; and the frame's name.
+    """Returns the folder, or the video with its extension, of a frame; and the frame's name.
 
-    A folder ends with a slash, which tells it from a video.
+    A folder ends with a slash, which distinguishes it from a video.
     """
     if match := _VIDEO_FRAME.fullmatch(frame):
         return match[1], match[2]
@@ -98,7 +98,7 @@ class SkeletonFile(abc.ABC):
 
     def __init__(self, path: pathlib.Path):
         self._path = path
-        self._users: dict[str, str] = {}  # which folder of frames takes which of the file's
+        self._users: dict[str, str] = {}  # place in the file: folder of frames that uses it
 
     def __enter__(self) -> Self:
         return self
@@ -108,17 +108,17 @@ class SkeletonFile(abc.ABC):
 
     @abc.abstractmethod
     def _places(self, folders: tuple[str, ...]) -> Iterator[tuple[str, Lookup]]:
-        """Yields where skeletons of frames in these folders may be, the best place first.
+        """Yields the places where skeletons of frames in these folders may be, the best first.
 
-        Each is a name, and a function that finds a skeleton there by the name of its frame.
+        A place is a name, and a function that finds a skeleton there by the name of its frame.
         """
 
     def read(self, tracklet: schema.Tracklet) -> np.ndarray:
-        """Returns float32[n, 17, 3]; see `keypoints.Keypoints.read`.
+        """Returns float32[n, 17, 3]; see `sources.Keypoints.read`.
 
         Raises:
           ValueError: a skeleton is not of shape [17, 3], not finite, of negative confidence or kept
-            in another file, or it is not clear whose it is.
+            in another file, or its frame is ambiguous.
         """
         keypoints = np.zeros((len(tracklet.frames), *_SHAPE), np.float32)
         split = [(position, *_split(frame)) for position, frame in enumerate(tracklet.frames)]
@@ -157,9 +157,9 @@ class SkeletonFile(abc.ABC):
 
 
 class Hdf5Skeletons(SkeletonFile):
-    """One HDF5 file: a tree of groups as the folders are, or flat with `/` replaced by `_`.
+    """One HDF5 file: a tree of groups like the folders, or flat with `/` replaced by `_`.
 
-    The low-level calls of h5py are several times as fast as indexing, for arrays as small as these.
+    The low-level calls of h5py are several times as fast as indexing for arrays as small as these.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -235,7 +235,7 @@ class Hdf5Skeletons(SkeletonFile):
 
 
 class NpySkeletons(SkeletonFile):
-    """A directory with one `.npy` a frame, beside the images or in folders of the same names."""
+    """A directory with one `.npy` per frame, beside the images or in folders of the same names."""
 
     def _places(self, folders: tuple[str, ...]) -> Iterator[tuple[str, Lookup]]:
         for end in _ends(folders):
@@ -268,21 +268,21 @@ def _read_npy(path: pathlib.Path) -> np.ndarray:
         shape, _, dtype = read_header(content)
     except Exception as error:  # NumPy evaluates the header as Python, which fails in many ways
         raise InputError(f"not a .npy file of version 1 or 2 ({error})") from error
-    # The header is believed only now: it might claim any size, or pickled objects.
+    # Checked before the array is read: a header may claim any size, or pickled objects.
     if shape != _SHAPE or dtype.kind not in "fiu":
         raise InputError(f"found {dtype}{list(shape)}, a skeleton is float[17, 3]")
     content.seek(0)
     skeleton = np.load(content, allow_pickle=False)
-    with np.errstate(over="ignore"):  # what overflows is not finite, and refused for that
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused
         return skeleton.astype(np.float32)
 
 
 class JsonSkeletons(SkeletonFile):
     """COCO's JSON, as pose estimators write it: a list of skeletons, or images and annotations.
 
-    The file's paths may also be longer than the frames', from further up. Of several skeletons of
-    one frame the one with the highest `score` is taken, or with the highest mean confidence where
-    there is no score.
+    The file's paths may also begin further up than the frames'. Of several skeletons of one frame
+    the one with the highest `score` is taken, or with the highest mean confidence if there is no
+    score.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -355,14 +355,14 @@ class JsonSkeletons(SkeletonFile):
     def _refuse(self, folders: tuple[str, ...], end: tuple[str, ...], name: str) -> None:
         if name in self._skeletons[end]:
             raise InputError(
-                f"{self._path}: names a frame {'/'.join((*end, name))}, which many may be called; "
-                f"write more of the path, {'/'.join((*folders[1 - MIN_PARTS :], name))} at least"
+                f"{self._path}: names a frame {'/'.join((*end, name))}, which is ambiguous; "
+                f"write more of the path, at least {'/'.join((*folders[1 - MIN_PARTS :], name))}"
             )
 
 
 def _parse(path: pathlib.Path) -> Any:
     try:
-        # Of hundreds of megabytes no second copy is wanted; a mapped file needs none.
+        # The file may have hundreds of megabytes; mapping it avoids a second copy.
         with (
             open(path, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -374,7 +374,7 @@ def _parse(path: pathlib.Path) -> Any:
 
 
 def _slim(content: dict[str, Any]) -> dict[str, Any]:
-    """Keeps what is needed of an object, skeletons as small arrays, while the file is parsed."""
+    """Returns what is needed of a JSON object, with its skeleton as a small array."""
     kept: dict[str, Any] = {
         name: content[name]
         for name in ("images", "annotations", "id", "image_id", "file_name", "keypoints", "score")
@@ -399,7 +399,7 @@ def _is_number(value: Any) -> bool:
 def _to_float(number: int | float) -> float:
     try:
         return float(number)
-    except OverflowError:  # an integer beyond all floats
+    except OverflowError:  # an integer larger than any float
         return float("inf")
 
 

@@ -6,7 +6,7 @@ SimpleBaseline and ViTPose follow:
 - The box is the whole crop, enlarged by 1.25 about its centre (width / 2, height / 2), and then in
   one direction to the aspect ratio of the model's input; what lies outside the crop is black.
 - Pixels are RGB, minus the mean and divided by the standard deviation of ImageNet; a model with
-  uint8 input is given them as they are.
+  uint8 input gets them unchanged.
 - Coordinates count pixels from the middle of the upper left one. The box fills the input, W pixels
   for its width, and a heatmap of width w has one column each W / w of them. Models trained with
   unbiased data processing (UDP, https://arxiv.org/abs/1911.07524; ViTPose is one) count intervals
@@ -16,8 +16,8 @@ SimpleBaseline and ViTPose follow:
 - Heatmap models return a map for each joint. The joint is at the maximum, moved a quarter of a
   pixel towards the higher neighbour in x and in y; its confidence is the maximum.
 
-A joint always has a position. It is as good as its confidence, which is 0 where the model's score
-is 0 or less; such a joint counts as not detected.
+Every joint gets a position. Its confidence is 0 where the model's score is 0 or less; such a joint
+counts as not detected.
 """
 
 import dataclasses
@@ -47,13 +47,13 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 @dataclasses.dataclass(frozen=True)
 class PoseModel:
-    """A model, loaded.
+    """A loaded model.
 
     Attributes:
       sha256: of its file.
       input_size: height and width of its input.
       batch_size: images at a time, at most.
-      fixed_batch: whether it wants exactly so many.
+      fixed_batch: whether it needs exactly `batch_size` images.
       udp: whether it counts intervals (see above).
     """
 
@@ -122,7 +122,7 @@ def load_model(
     udp: bool = False,
     device: str = "cpu",
 ) -> PoseModel:
-    """Loads a model and tries it on black images.
+    """Loads a model and runs it once, on black images.
 
     Args:
       path: of the `.onnx` file, which must hold all weights itself.
@@ -134,7 +134,7 @@ def load_model(
     Raises:
       FileNotFoundError: there is no such file.
       ImportError: onnxruntime is not installed, or not for this device.
-      ValueError: it is no such model; the message says what was found and what is expected.
+      ValueError: it is not such a model; the message says what was found and what is expected.
     """
     files.require_regular(path)
     content = pathlib.Path(path).read_bytes()
@@ -183,9 +183,9 @@ def _open_session(path: str | os.PathLike[str], content: bytes, device: str) -> 
             f"this onnxruntime has no {provider}; install onnxruntime-gpu in place of onnxruntime"
         )
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised instead
     with tempfile.TemporaryDirectory() as nothing:
-        # A model may name other files as its weights, anywhere; there it finds none.
+        # A model may name any files as its weights; in an empty folder it finds none.
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", nothing
         )
@@ -206,7 +206,7 @@ def _open_session(path: str | os.PathLike[str], content: bytes, device: str) -> 
 def input_matrix(
     crop_size: tuple[int, int], input_size: tuple[int, int], *, udp: bool = False
 ) -> np.ndarray:
-    """Returns float64[2, 3], which takes x, y in a crop to x, y in the model's input.
+    """Returns float64[2, 3], which maps x, y in a crop to x, y in the model's input.
 
     Args:
       crop_size: height and width of the crop.
@@ -227,7 +227,7 @@ def warp(image: np.ndarray, matrix: np.ndarray, input_size: tuple[int, int]) -> 
 
 
 def to_crop(keypoints: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Takes float32[17, 3] from pixels of the input to pixels of the crop; undoes `matrix`."""
+    """Maps float32[17, 3] from pixels of the input to pixels of the crop: inverts `matrix`."""
     xy = (keypoints[:, :2] - matrix[:, 2]) / np.diag(matrix)
     return np.column_stack([xy, keypoints[:, 2]]).astype(np.float32)
 
@@ -254,7 +254,7 @@ def decode_heatmaps(
 ) -> np.ndarray:
     """Returns float32[B, 17, 3], joints in pixels of the input.
 
-    At a border, where one neighbour is missing, and between equal ones nothing is moved.
+    A maximum at the border, which has one neighbour, or between equal ones is not moved.
 
     Args:
       heatmaps: float32[B, 17, h, w].

@@ -16,6 +16,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from data_pipelines import schema
+from data_pipelines.coco17 import is_detected
 from data_pipelines.errors import InputError
 from data_pipelines.io import files
 from data_pipelines.skeletons import formats
@@ -54,14 +55,14 @@ def open_keypoints(path: str | os.PathLike[str]) -> Keypoints:
     """Opens a source of skeletons; use the result in a `with` statement.
 
     A skeleton is found by the longest end of its frame's path, of four parts or more, that the
-    source knows (all parts if the path has fewer). The frame's ending does not count, and frame 12
-    of `walk.mp4` is `walk/12` (see `key_of`).
+    source has (all parts if the path has fewer). Extensions do not count, and frame 12 of
+    `walk.mp4` is `walk/12` (see `key_of`).
 
     Args:
       path: one of
-        - an HDF5 file (.h5, .hdf5), either a tree, `file[pid][ir|rgb][D<camera>][<frame>]` and its
-          like, or flat, with `/` replaced by `_`; the arrays are float[17, 3];
-        - a directory with one `.npy` a frame, float[17, 3], in the folders of the images or in
+        - an HDF5 file (.h5, .hdf5), either a tree, such as `file[pid][ir|rgb][D<camera>][<frame>]`,
+          or flat, with `/` replaced by `_`; the arrays are float[17, 3];
+        - a directory with one `.npy` per frame, float[17, 3], in the folders of the images or in
           folders of the same names;
         - a JSON file (.json) of COCO's keypoint results: a list of {`image_id` or `file_name`,
           `keypoints`: 51 numbers, `score`}, or an object of `images` and `annotations`. Of several
@@ -69,7 +70,7 @@ def open_keypoints(path: str | os.PathLike[str]) -> Keypoints:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is of no known format, broken or empty.
+      ValueError: the file has an unknown format, is broken or empty.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -88,11 +89,10 @@ def open_keypoints(path: str | os.PathLike[str]) -> Keypoints:
 
 
 def find_keypoints(root: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the skeletons that lie in a dataset's root.
+    """Returns the path of the skeletons in a dataset's root.
 
-    They are, in this order, `skeletons.h5` or `skeletons.hdf5`, the only HDF5 file, else
-    `skeletons.json`, a directory `skeletons`, or the root itself if there are `.npy` files in the
-    first folders below it.
+    It is the first of `skeletons.h5` or `skeletons.hdf5`, the only HDF5 file, `skeletons.json`, a
+    directory `skeletons`, and the root itself if there are `.npy` files in the first folders below.
 
     Raises:
       FileNotFoundError: there are none.
@@ -122,9 +122,9 @@ def find_keypoints(root: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """Returns the SHA-256 of a source's content, to tell one source from another.
+    """Returns the SHA-256 of a source's content, to distinguish sources.
 
-    Of a directory these are the names and contents of its `.npy` files.
+    The content of a directory is the names and contents of its `.npy` files.
     """
     if not os.path.isdir(path):
         files.require_regular(path)
@@ -141,11 +141,11 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
             size = os.stat(file_path).st_size
             files.require_regular(file_path, relative)
             digest.update(f"{relative}\0{size}\0".encode(errors="surrogateescape"))
-            if size <= formats.MAX_NPY_BYTES:  # else it is no skeleton
+            if size <= formats.MAX_NPY_BYTES:  # a larger file is not a skeleton
                 digest.update(pathlib.Path(file_path).read_bytes())
     return digest.hexdigest()
 
 
 def without_skeleton(keypoints: np.ndarray) -> np.ndarray:
-    """Returns bool[n]: which frames of float32[n, 17, 3] show no joint (all confidences zero)."""
-    return (keypoints[..., 2] == 0).all(axis=-1)
+    """Returns bool[n]: in which frames of float32[n, 17, 3] no joint was detected."""
+    return ~is_detected(keypoints).any(axis=-1)

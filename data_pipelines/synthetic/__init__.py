@@ -1,1 +1,1 @@
-"""The generated dataset: people who do not exist."""
+"""Generates a dataset of people who do not exist."""

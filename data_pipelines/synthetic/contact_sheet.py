@@ -1,4 +1,4 @@
-"""One picture that shows what a dataset holds."""
+"""A picture that gives an overview of a dataset."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import schema
-from data_pipelines.coco17 import EDGES
+from data_pipelines.coco17 import EDGES, is_detected
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.files import write_file
 from data_pipelines.skeletons import sources
@@ -32,11 +32,11 @@ def contact_sheet(
 
     Args:
       root: of a dataset whose frames have one size and whose skeletons lie in the root.
-      tracklets: of one of its splits.
+      tracklets: those of one of its splits.
       path: of the PNG.
-      identities: how many.
-      rows: tracklets of each modality.
-      frames: of each tracklet, spread evenly.
+      identities: number of identities.
+      rows: number of tracklets of each modality.
+      frames: number of frames of each tracklet, spread evenly.
 
     Raises:
       FileNotFoundError: a frame or the skeletons are missing.
@@ -54,7 +54,7 @@ def contact_sheet(
                         for picture, skeleton in zip(
                             pictures, keypoints.read(tracklet), strict=True
                         ):
-                            if skeleton[:, 2].any():
+                            if is_detected(skeleton).any():
                                 _draw_skeleton(picture, skeleton)
                     chosen = np.linspace(0, len(pictures) - 1, frames).round().astype(int)
                     strips.append(np.hstack([pictures[frame] for frame in chosen]))

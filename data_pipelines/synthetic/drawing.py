@@ -1,7 +1,7 @@
-"""How a person, a scene and a camera become a picture: textured shapes, painted back to front.
+"""Draws people as textured shapes, painted from back to front.
 
 Pictures are uint8[H, W, 3] in RGB, also the infrared ones (three equal channels). Everything is
-drawn at SUPERSAMPLING times the stored size, which smooths the edges when a camera shrinks it.
+drawn at SUPERSAMPLING times the stored size, so that edges are smooth after a camera shrinks it.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def paint(canvas: np.ndarray, outline: np.ndarray, quad: np.ndarray, texture: np
 def capsule(
     start: np.ndarray, end: np.ndarray, start_radius: float, end_radius: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Outline and texture quadrangle of a limb that tapers between two round ends."""
+    """Returns outline and texture quadrangle of a limb that tapers between two round ends."""
     axis = end - start
     length = np.hypot(*axis)
     axis = axis / length if length > 1e-6 else np.array([0.0, 1.0])
@@ -73,7 +73,7 @@ def capsule(
 
 
 def ellipse(centre: np.ndarray, across: float, down: float) -> tuple[np.ndarray, np.ndarray]:
-    """Outline and texture quadrangle of an upright ellipse of the given half axes."""
+    """Returns outline and texture quadrangle of an upright ellipse with the given half axes."""
     size = np.array([across, down])
     outline = centre + size * np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
     return outline, centre + size * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
@@ -83,7 +83,7 @@ def ellipse(centre: np.ndarray, across: float, down: float) -> tuple[np.ndarray,
 
 
 def _pattern(garment: Garment, u: np.ndarray, v: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
-    """Where the accent shows, bool: u and v in body heights around and down, azimuth in radians."""
+    """Returns where the accent shows: u, v in body heights around and down, azimuth in radians."""
     across, down = u / garment.scale + garment.phase, v / garment.scale + garment.phase
     match garment.pattern:
         case "plain":
@@ -122,7 +122,7 @@ class Outfit:
 def _cloth(
     garment: Garment, modality: int, azimuth: np.ndarray, start: float, end: float, radius: float
 ) -> np.ndarray:
-    """Colours float64[V, U, 3] of cloth that runs from start to end around a limb of a radius."""
+    """Returns float64[V, U, 3], cloth from start to end around a limb of the given radius."""
     v = np.linspace(start, end, max(int((end - start) / 0.006), 4))[:, None]
     accent = _pattern(garment, radius * azimuth[None], v, azimuth[None])[..., None]
     return np.where(accent, garment.accent.paint(modality), garment.base.paint(modality))
@@ -162,7 +162,7 @@ def _head(person: Person, modality: int, azimuth: np.ndarray) -> np.ndarray:
 
 
 def _limb(cover: np.ndarray, share: float, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A limb's upper and lower half: covered down to a share of its length, `below` from there."""
+    """Returns a limb's two halves: covered down to a share of its length, `below` from there."""
     down = np.linspace(0, 1, len(cover))[:, None, None]
     upper, lower = np.array_split(np.where(down <= share, cover, below), 2)
     return upper, lower
@@ -306,7 +306,7 @@ def draw_figure(
         place((np.stack(outline), quad), "torso")
 
     def hang(reach: float, width: float, texture: str) -> None:
-        """Cloth that hangs from the hips around both legs, down to a share of the leg."""
+        """Draws cloth from the hips around both legs, down to a share of the leg."""
         hips, knees, ankles = (
             np.stack([joint(name, number) for number in (0, 1)])
             for name in ("hip", "knee", "ankle")

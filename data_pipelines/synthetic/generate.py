@@ -1,8 +1,8 @@
-"""A generated stand-in for the public datasets: drawn people who walk, in exactly their layouts.
+"""Generates a stand-in for the public datasets: drawn people who walk, in exactly their layouts.
 
 Neither HITSZ-VCM nor BUPTCampus may be redistributed, so the tests and the demo draw their own. The
-knobs are the fields of `SyntheticConfig` and the presets `SIZES`, both in `plan`; how
-files are laid out is in `layouts`.
+parameters are the fields of `SyntheticConfig` and the presets `SIZES`, both in `plan`; the file
+layouts are in `layouts`.
 """
 
 import concurrent.futures
@@ -32,9 +32,8 @@ from data_pipelines.synthetic import drawing, people, scenes
 from data_pipelines.synthetic.layouts import LAYOUTS, Layout
 from data_pipelines.synthetic.plan import SIZES, SPLITS, PlannedTracklet, SyntheticConfig, generator
 
-VERSION = (
-    2  # of the drawings: raise it whenever the same config and seed give other pixels or joints
-)
+# Of the drawings: raise it whenever the same config and seed give other pixels or joints.
+VERSION = 2
 _MARKER = "generator.json"
 _MODALITIES = ("rgb", "ir")  # by number, in attributes.csv
 _JPEG_QUALITY = 92
@@ -50,10 +49,10 @@ class DrawnTracklet:
     Attributes:
       frames: uint8[n, H, W, 3], RGB.
       joints: float64[n, 17, 2], where the joints were drawn, pixels of the frame.
-      covered: bool[n, 17], which of them something in front hides.
-      keypoints: float32[n, 17, 3], what the pose estimator says: x, y in pixels, confidence.
+      covered: bool[n, 17], which joints something in front hides.
+      keypoints: float32[n, 17, 3], what the pose estimator returns: x, y in pixels, confidence.
       detected: bool[n], False where the estimator found nobody.
-      attributes: what was done to the tracklet, one row of attributes.csv.
+      attributes: properties of the tracklet, a row of attributes.csv.
     """
 
     frames: np.ndarray
@@ -120,7 +119,7 @@ def draw_tracklet(config: SyntheticConfig, seed: int, planned: PlannedTracklet) 
     left = (np.abs((pan + 1) % 2 - 1) * (scene.shape[1] - width)).astype(int)
     lift = rng.integers(scene.shape[0] - height + 1)
 
-    if planned.paired:  # up to here all is the pair's; sensors and pose estimates err on their own
+    if planned.paired:  # what follows, noise and pose errors, differs within a pair
         rng = generator(
             seed, "errors", SPLITS.index(planned.split), planned.identity, planned.row, modality
         )
@@ -176,7 +175,7 @@ def draw_tracklet(config: SyntheticConfig, seed: int, planned: PlannedTracklet) 
 
 
 def _smooth_noise(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Three slow wanderings of standard deviation 1 over n frames, float64[n, 3]."""
+    """Returns float64[n, 3]: three slowly varying noises of standard deviation 1 over n frames."""
     noise = np.empty((n, 3))
     noise[0] = rng.standard_normal(3)
     for t in range(1, n):
@@ -194,17 +193,17 @@ def generate(
     processes: int | None = None,
     layout: str = "hitsz_vcm",
 ) -> None:
-    """Draws a dataset laid out as a public one is, with skeletons.h5 and attributes.csv beside it.
+    """Draws a dataset in the layout of a public one, with skeletons.h5 and attributes.csv.
 
-    The root appears only when everything is written. A root that already holds this very dataset is
-    left as it is.
+    The root appears only when everything is written. A root that already holds this dataset is left
+    unchanged.
 
     Args:
       root: the folder to make.
-      size: a key of SIZES, or a config of one's own.
+      size: a key of SIZES, or a config.
       seed: the same config and seed give the same files, whatever the number of processes.
-      processes: how many draw; all cores if None.
-      layout: a key of LAYOUTS: whose files the dataset has. The people are the same in all.
+      processes: number of processes that draw; None takes one a core.
+      layout: a key of LAYOUTS, which decides on the files. The people are the same in all.
 
     Raises:
       ValueError: the size or the layout is unknown.
@@ -222,7 +221,7 @@ def generate(
         "seed": seed,
         "config": dataclasses.asdict(size),
     }
-    if layout != "hitsz_vcm":  # which is the layout where none is named
+    if layout != "hitsz_vcm":  # the layout of markers that name none
         facts["layout"] = layout
     with new_root(pathlib.Path(root), facts) as drawn:
         if drawn is None:
@@ -235,11 +234,11 @@ def generate(
 
 @contextlib.contextmanager
 def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.Path | None]:
-    """Yields a folder to draw in that becomes `root` at the end; None if root holds all of it.
+    """Yields a folder to draw in that becomes `root` at the end; None if `root` is complete.
 
     Args:
       root: the folder to make.
-      facts: what is drawn; written beside it, to be known again.
+      facts: describe what is drawn; written beside it, to recognise it later.
 
     Raises:
       FileExistsError: the root holds anything else.
@@ -276,7 +275,7 @@ def _write_tracklets(
         if processes == 1:
             results: Iterator[tuple[dict[str, np.ndarray], dict[str, Any]]] = map(draw, planned)
         else:
-            # Spawned, since forking a process that has started JAX's threads may hang it.
+            # Spawned, since forking a process that has started JAX's threads may hang.
             pool = concurrent.futures.ProcessPoolExecutor(
                 processes, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)
             )

@@ -1,4 +1,4 @@
-"""How the files of the generated dataset are laid out: as HITSZ-VCM or as BUPTCampus has them."""
+"""File layouts of the generated dataset: those of HITSZ-VCM and of BUPTCampus."""
 
 import collections
 import json
@@ -18,11 +18,11 @@ class Layout(NamedTuple):
     """How a dataset's files are laid out.
 
     Attributes:
-      plan: config and seed to the tracklets.
-      frame_path: a tracklet and the number of one of its frames to the path below the root; its
-        last four parts, without `.jpg`, are the key of the skeleton.
-      pictures: path and frame uint8[H, W, 3] to all that is stored of it, paths and pictures.
-      write_index: root and tracklets; writes the files that list them.
+      plan: takes config and seed, returns the tracklets.
+      frame_path: takes a tracklet and the number of one of its frames, returns the path below the
+        root; its last four parts, without `.jpg`, are the key of the skeleton.
+      pictures: takes path and frame, uint8[H, W, 3], returns the paths and pictures to store.
+      write_index: takes root and tracklets, writes the files that list them.
     """
 
     plan: Callable[[SyntheticConfig, int], list[PlannedTracklet]]
@@ -86,7 +86,7 @@ def _bupt_words(tracklet: PlannedTracklet) -> tuple[str, str, str, str]:
 
 
 def _bupt_pictures(path: str, frame: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """A visible frame has a FakeIR one: just its luminance, where the real ones are translated."""
+    """Returns the frame and, of a visible one, FakeIR: its luminance instead of a translation."""
     fake = bupt_lists.fake_infrared_path(path)
     if fake == path:
         return [(path, frame)]
@@ -111,7 +111,7 @@ def _write_bupt_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) ->
         frames = [_bupt_frame(tracklet, number) for number in tracklet.frames]
         paths[pid][modality][camera][track] = [frame.removeprefix("DATA/") for frame in frames]
         if tracklet.split != "test":
-            if tracklet.modality == VISIBLE:  # its pair's infrared one follows
+            if tracklet.modality == VISIBLE:  # the infrared one of the pair follows
                 name = bupt_lists.LISTS[tracklet.split][0]
                 lines[name].append(f"{pid} RGB/IR {camera} {track}")
             continue

@@ -1,7 +1,7 @@
-"""Who walks through the synthetic dataset: bodies, gaits and clothes, and where joints are seen.
+"""The people of the synthetic dataset: bodies, gaits, clothes, and where their joints are seen.
 
 Body coordinates: x forward, y up, z to the person's left; one unit is the height of an average
-person. A yaw of 0 faces the camera, of 90 degrees walks to the right of the picture.
+person. A person with a yaw of 0 faces the camera, with 90 degrees walks to the right.
 """
 
 import colorsys
@@ -13,7 +13,7 @@ import numpy as np
 from data_pipelines.coco17 import JOINTS, MIRROR
 from data_pipelines.schema import INFRARED, NUM_JOINTS
 
-# Points of the figure behind the 17 joints.
+# Points of the figure after the 17 joints.
 HEAD, NECK, PELVIS, LEFT_TOE, RIGHT_TOE, LEFT_HAND, RIGHT_HAND = range(NUM_JOINTS, NUM_JOINTS + 7)
 NUM_POINTS = NUM_JOINTS + 7
 SIDES = ("left", "right")
@@ -77,7 +77,7 @@ class Body:
 
 @dataclasses.dataclass(frozen=True)
 class Gait:
-    """How somebody walks: radians per frame, then amplitudes and angles in radians."""
+    """How a person walks: radians per frame, then amplitudes and angles in radians."""
 
     cadence: float = 0.45
     stride: float = 0.42
@@ -89,7 +89,7 @@ class Gait:
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """Everything that stays with an identity, whatever the camera."""
+    """What is constant for an identity, whatever the camera."""
 
     body: Body
     gait: Gait
@@ -121,7 +121,7 @@ class Person:
 def draw_material(
     rng: np.random.Generator, luminance: float | None = None, saturation: float | None = None
 ) -> Material:
-    """Draws a colour of the given luminance, whose infrared reflectance follows it only by half."""
+    """Draws a colour of the given luminance, which decides on half of its infrared reflectance."""
     if luminance is None:
         luminance = rng.uniform(0.05, 0.95)
     if saturation is None:
@@ -137,7 +137,7 @@ def draw_material(
 
 
 def draw_garment(rng: np.random.Generator, patterns: tuple[str, ...]) -> Garment:
-    """Draws a garment whose two materials stand apart in visible light and in infrared."""
+    """Draws a garment whose two materials differ clearly, in visible light and in infrared."""
     while True:
         luminance = rng.uniform(0.0, 0.9)
         base = draw_material(rng, 0.05 + luminance)
@@ -158,7 +158,7 @@ def vary(measures: Measures, rng: np.random.Generator, spread: float) -> Measure
 
 
 def draw_person(rng: np.random.Generator) -> Person:
-    """Draws an identity: each attribute on its own, so that their combinations are many."""
+    """Draws an identity: each attribute independently, so that there are many combinations."""
     skirt, bottom_length, bottom_width = BOTTOMS[rng.integers(len(BOTTOMS))]
     skin_tone = rng.uniform(0.25, 0.85)
     return Person(
@@ -191,7 +191,7 @@ def draw_person(rng: np.random.Generator) -> Person:
 
 
 def walk(body: Body, gait: Gait, phase: np.ndarray) -> np.ndarray:
-    """Poses a walking body.
+    """Returns the poses of a walking body.
 
     Args:
       body: lengths.
@@ -205,7 +205,7 @@ def walk(body: Body, gait: Gait, phase: np.ndarray) -> np.ndarray:
     points = np.zeros((len(phase), NUM_POINTS, 3))
 
     def swing(start: np.ndarray, length: float, angle: np.ndarray, out: float = 0.0) -> np.ndarray:
-        """Follows a bone that hangs down, turned forwards by `angle` and sidewards by `out`."""
+        """Returns the end of a bone that hangs down, turned forward by `angle` and out by `out`."""
         x, y = np.sin(angle) * np.cos(out), -np.cos(angle) * np.cos(out)
         return start + length * np.stack([x, y, np.full_like(x, np.sin(out))], axis=-1)
 
@@ -292,11 +292,11 @@ _BONES = (
 
 
 def self_occluded(xy: np.ndarray, nearness: np.ndarray) -> np.ndarray:
-    """Says which joints the person's own limbs, torso and head hide.
+    """Returns which joints the person's own limbs, torso and head hide.
 
     Args:
-      xy: float64[T, NUM_POINTS, 2] and
-      nearness: float64[T, NUM_POINTS], both as `project` returns them.
+      xy: float64[T, NUM_POINTS, 2], as `project` returns it.
+      nearness: float64[T, NUM_POINTS], likewise.
 
     Returns:
       bool[T, 17].
@@ -323,15 +323,15 @@ def estimate_keypoints(
     error: float,
     swapped_share: float,
 ) -> np.ndarray:
-    """Sees joints as a pose estimator does: with errors, doubts, and left taken for right.
+    """Returns joints as a pose estimator does: with errors, confidences, left and right swapped.
 
     Args:
-      rng: where the errors come from.
+      rng: of the errors.
       truth: float64[T, 17, 2], pixels.
       hidden: bool[T, 17], joints behind the person's own body: error x2.5, confidence about 0.5.
       covered: bool[T, 17], joints behind something else: error x5, confidence about 0.2.
-      error: standard deviation, in pixels, of a joint in plain sight; confidence about 0.9.
-      swapped_share: share of the frames in which the legs, and of those in which the arms, swap.
+      error: standard deviation, in pixels, of a visible joint; confidence about 0.9.
+      swapped_share: share of the frames in which the legs swap; independently, the arms.
 
     Returns:
       float32[T, 17, 3]: x, y, confidence.

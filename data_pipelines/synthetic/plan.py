@@ -1,4 +1,4 @@
-"""The synthetic dataset's knobs and sizes, and the plan: who is seen where and for how long."""
+"""Parameters and sizes of the synthetic dataset, and the plan: who is seen where, how long."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from data_pipelines.schema import INFRARED, VISIBLE
 
 SPLITS = ("train", "test", "auxiliary")  # a split's position seeds its drawings
 PAIR_CAMERAS = 6  # pairs are seen by cameras 1 to this number
-TRACKLET_FRAMES = 24  # a walk is cut into tracklets of so many frames, the last one shorter
+TRACKLET_FRAMES = 24  # a walk is cut into tracklets of this length, the last one shorter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +17,12 @@ class SplitConfig:
     """How much is drawn for one split.
 
     Attributes:
-      identities: how many.
+      identities: number of identities.
       cameras: the cameras are 1 to this number.
-      visible_tracklets: least and most visible tracklets of an identity.
+      visible_tracklets: minimum and maximum number of visible tracklets of an identity.
       infrared_tracklets: likewise.
-      cameras_per_modality: how many cameras see an identity in each modality, at most half of all.
-      long_tracklets: so many tracklets per identity and modality have 12 frames or more for sure.
+      cameras_per_modality: cameras that see an identity in each modality, at most half of all.
+      long_tracklets: how many tracklets per identity and modality surely have 12 frames or more.
     """
 
     identities: int
@@ -35,7 +35,7 @@ class SplitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
-    """All knobs of the generated dataset.
+    """All parameters of the generated dataset.
 
     Attributes:
       train: how much training data.
@@ -44,17 +44,17 @@ class SyntheticConfig:
       width: of a stored frame, pixels.
       difficulty: scales what makes pictures hard: noise, blur, darkness, the shares below, the
         spread of viewpoints, the background's contrast. 0 is a studio; 1 the default.
-      skeleton_variation: scales what makes skeletons tell little of the identity: how bones'
-        apparent lengths, gait and the box's aspect vary from tracklet to tracklet.
+      skeleton_variation: scales what makes skeletons less specific to an identity: how much the
+        bones' apparent lengths, the gait and the box's aspect vary between tracklets.
       occluded_share: share of the tracklets that something passes in front of, at difficulty 1.
       low_light_share: share of the dark tracklets, at difficulty 1.
       low_resolution_share: share of the coarse tracklets, at difficulty 1.
       motion_blur_share: share of the smeared tracklets, at difficulty 1.
       box_jitter: how far the detector's box strays, as a share of the frame, at difficulty 1.
-      keypoint_error: standard deviation of a joint in plain sight, as a share of the height.
+      keypoint_error: standard deviation of a visible joint, as a share of the height.
       swapped_share: share of the frames in which the pose estimator swaps left and right legs
-        (and, drawn apart, arms).
-      missed_share: share of the frames without a skeleton; of those half hidden, ten times as many.
+        (and, independently, arms).
+      missed_share: share of the frames without a skeleton; ten times as large if half hidden.
     """
 
     train: SplitConfig
@@ -83,8 +83,9 @@ SIZES = {
     "demo": SyntheticConfig(
         train=SplitConfig(300, 6, (2, 3), (2, 3), 2, 2),
         test=SplitConfig(60, 12, (2, 3), (2, 3), 2, 1),
-        # Viewpoints, noise and blur are mild, so that a small network learns within minutes; what a
-        # skeleton could tell of, it meets about half as often as at difficulty 1.
+        # Viewpoints, noise and blur are mild, so that a small network learns within minutes.
+        # Occlusion, darkness, low resolution and motion blur, where skeletons could help, are about
+        # half as frequent as at difficulty 1.
         difficulty=0.3,
         occluded_share=0.5,
         low_light_share=0.2,
@@ -101,7 +102,7 @@ SIZES = {
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """Returns random numbers that depend on nothing but what they are for."""
+    """Returns a random generator that depends on nothing but the arguments."""
     return np.random.default_rng([seed, *purpose.encode(), *numbers])
 
 
@@ -116,9 +117,9 @@ class PlannedTracklet:
       modality: VISIBLE or INFRARED.
       camera: its number.
       track: 1-based number of the tracklet of this identity, modality and camera.
-      first_frame: number of the first frame; numbers run on through a camera's tracklets, since the
-        path of a frame does not name its track.
-      num_frames: frames.
+      first_frame: number of the first frame; numbers continue through a camera's tracklets, since
+        the path of a frame does not name its track.
+      num_frames: number of frames.
       paired: whether it is one of an aligned pair: the same walk at the same moments, seen in both
         modalities by the same camera.
     """
@@ -140,7 +141,7 @@ class PlannedTracklet:
 
 
 def plan(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
-    """Decides which tracklets there are, in order: training first."""
+    """Returns the tracklets that are drawn, the training split first."""
     planned: list[PlannedTracklet] = []
     identity = 0
     for split in ("train", "test"):
@@ -182,10 +183,10 @@ def plan(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
 
 
 def plan_pairs(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
-    """Decides which aligned pairs there are of the people of `plan`: training first.
+    """Returns the aligned pairs that are drawn of the people of `plan`, the training split first.
 
-    As many pairs are planned of an identity as visible tracklets, by the cameras of both
-    modalities. As many further people as in the test split are auxiliary: one pair of each.
+    An identity has as many pairs as visible tracklets, seen by the cameras of both modalities. The
+    auxiliary split has as many further people as the test split, with one pair each.
     """
     planned: list[PlannedTracklet] = []
     identity = 0
@@ -223,7 +224,7 @@ def plan_pairs(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
 def _plan_lengths(
     rng: np.random.Generator, cameras: list[int], bounds: tuple[int, int], long_tracklets: int
 ) -> dict[int, list[int]]:
-    """Deals an identity's tracklets to cameras; each camera's last is what is left of a walk."""
+    """Distributes an identity's tracklets over cameras; each camera's last one may be short."""
     total = int(rng.integers(bounds[0], bounds[1] + 1))
     cameras = cameras[:total]
     lengths: dict[int, list[int]] = {}

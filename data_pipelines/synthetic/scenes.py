@@ -1,4 +1,4 @@
-"""Where people of the synthetic dataset walk, what passes before them, and how a camera sees it."""
+"""Scenes of the synthetic dataset, what passes in front of people, and how a camera sees both."""
 
 import dataclasses
 
@@ -15,16 +15,16 @@ OCCLUDERS = ("pole", "box", "bush", "pedestrian")
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """What stays with a camera; lengths are shares of the frame's height.
+    """The constants of a camera; lengths are shares of the frame's height.
 
     Attributes:
-      yaw: where people usually walk to, degrees; 0 is towards the camera, 90 to the right.
+      yaw: where people usually walk, degrees; 0 is towards the camera, 90 to the right.
       pitch: how far the camera looks down, degrees.
-      exposure: factor on the brightness, one for each modality.
-      contrast: factor on the differences from the middle grey, one for each modality.
+      exposure: factor on the brightness, for each modality.
+      contrast: factor on the differences from the middle grey, for each modality.
       tint: factors on red, green and blue in visible light.
-      blur: standard deviation of the lens' blur, one for each modality.
-      noise: standard deviation of the sensor's noise in grey levels, one for each modality.
+      blur: standard deviation of the lens' blur, for each modality.
+      noise: standard deviation of the sensor's noise in grey levels, for each modality.
     """
 
     yaw: float
@@ -64,9 +64,9 @@ def draw_scene(
     Args:
       rng: the same random numbers give the same street in both modalities.
       modality: VISIBLE or INFRARED.
-      height: and
-      width: of a stored frame; the scene is drawn for SUPERSAMPLING times that.
-      clutter: contrast of the scene, 1 as drawn, 0 an even grey.
+      height: of a stored frame; the scene is drawn for frames SUPERSAMPLING times as large.
+      width: of a stored frame.
+      clutter: contrast of the scene; 1 is as drawn, 0 a uniform grey.
 
     Returns:
       uint8[SUPERSAMPLING * height * 1.25, SUPERSAMPLING * width * SCENE_WIDTHS, 3].
@@ -120,7 +120,7 @@ def draw_scene(
     picture = (
         cv2.GaussianBlur(scene, (0, 0), 0.008 * rows).astype(np.float32) + 6 * grain[..., None]
     )
-    if modality == INFRARED:  # the camera's lamp does not reach far
+    if modality == INFRARED:  # the camera's lamp has a short range
         picture *= 0.5
     middle = picture.mean(axis=(0, 1))
     return np.clip(middle + clutter * (picture - middle), 0, 255).astype(np.uint8)
@@ -142,7 +142,7 @@ class Occluder:
             cv2.copyTo(self.picture[:, part], self.mask[:, part], canvas[:, first:last])
 
     def covers(self, xy: np.ndarray, centre: float) -> np.ndarray:
-        """Says which of the points float64[..., 2] on that canvas it hides, bool[...]."""
+        """Returns bool[...]: which of the points float64[..., 2] on that canvas it hides."""
         height, width = self.mask.shape
         x = np.round(xy[..., 0] - round(centre - width / 2)).astype(int)
         y = np.round(xy[..., 1]).astype(int)
@@ -175,7 +175,7 @@ def draw_occluder(
     else:
         top = int(height * rng.uniform(0.55, 0.7)) if kind == "box" else 0
         picture[top:] = texture
-        if kind == "box":  # a car's side: a darker stripe makes it more than a plane
+        if kind == "box":  # the side of a car, with a darker stripe
             picture[top + height // 30 : top + height // 10] //= 2
             picture[top:] = np.maximum(picture[top:], 1)
     return Occluder(picture, picture.max(axis=-1).astype(np.uint8).clip(0, 1) * 255)
@@ -196,7 +196,7 @@ def develop(
     Args:
       canvas: uint8[SUPERSAMPLING * H, SUPERSAMPLING * W, 3].
       rng: of the sensor's noise.
-      camera: which one.
+      camera: the camera that sees it.
       modality: VISIBLE or INFRARED.
       light: factor on the brightness of the scene.
       resolution: the frame is stored as if seen at this share of its size.
@@ -223,7 +223,7 @@ def develop(
     gain = light * camera.exposure[modality] * tint
     contrast = camera.contrast[modality]
     picture = contrast * gain * picture + (1 - contrast) * 110 * light
-    # Dark pictures are amplified by the camera, and their noise with them.
+    # The camera amplifies dark pictures, and with them their noise.
     noise = camera.noise[modality] * (1 + 0.5 * (1 - light))
     picture += noise * rng.standard_normal(picture.shape, np.float32)
     return np.broadcast_to(picture.clip(0, 255).astype(np.uint8), (height, width, 3))

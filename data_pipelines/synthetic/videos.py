@@ -1,4 +1,4 @@
-"""The generated people as one's own footage: videos in the folders that `folder` reads."""
+"""Writes the generated people as footage: videos in the folders that `folder` reads."""
 
 import dataclasses
 import os
@@ -22,10 +22,10 @@ _FRAMES_PER_SECOND = 12
 def write(root: str | os.PathLike[str], config: SyntheticConfig, seed: int) -> None:
     """Draws tracklets of the first test identities as videos, and skeletons.h5 beside them.
 
-    They are those of `generate.generate` with the same config and seed, so that a network that
-    was trained there has not seen them: `<identity>/visible/<camera>/<tracklet>.mp4` and
+    They are those of `generate.generate` with the same config and seed, so that a network trained
+    on its training split has not seen them: `<identity>/visible/<camera>/<tracklet>.mp4` and
     `<identity>/infrared/<camera>/<tracklet>.avi`. The root appears only when everything is written;
-    one that already holds these very videos is left as it is.
+    one that already holds these videos is left unchanged.
 
     Args:
       root: the folder to make.

@@ -1,4 +1,4 @@
-# What vm.sh and gke.sh share; they source it.
+# Functions of vm.sh and gke.sh, which source this file.
 # shellcheck shell=bash
 
 dry_run=""
@@ -16,19 +16,19 @@ need() {
   done
 }
 
-# Stops if a flag of the script stands behind its verb, where it would be lost or go to training.
+# Stops if a flag of the script follows its verb, where it would be ignored or go to training.
 no_own_flags() {
   local verb="$1" word flag
   shift
   for word in "$@"; do
     if [[ "${word//_/-}" =~ ^--?(dry-run|queued|spot|help)(=|$) ]]; then
       flag="--${BASH_REMATCH[1]}"
-      die "${word}: flags of the script stand before the verb: $0 ${flag} ${verb} ..."
+      die "${word}: flags of the script come before the verb: $0 ${flag} ${verb} ..."
     fi
   done
 }
 
-# Runs a command, or with --dry-run only prints it, quoted so that it could be pasted.
+# Runs a command, or with --dry-run only prints it, quoted so that it can be pasted.
 execute() {
   if [[ -n "${dry_run}" ]]; then
     printf '%q ' "$@"
@@ -38,7 +38,7 @@ execute() {
   fi
 }
 
-# Arguments as words of a command line for another bash.
+# Prints arguments as words of a command line for another bash.
 quoted() {
   local words
   printf -v words '%q ' "$@"

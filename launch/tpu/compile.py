@@ -1,10 +1,10 @@
-"""Compiles the training step for a TPU topology, on any machine, and says what it will take.
+"""Compiles the training step for a TPU topology, on any machine, and estimates its costs.
 
   python launch/tpu/compile.py --config=configs/star_hitsz_vcm.py --topology=v5e:16x16 \
     --config.data.identities_per_batch=128
 
 No TPU is needed, only its compiler: `pip install -e ".[tpu]"` in an environment of its own. It
-takes some minutes on two cores. Printed are the bytes a chip must hold, the collectives, flops, and
+takes some minutes on two cores. It prints the bytes a chip must hold, the collectives, flops, and
 estimates of time, speed and model flops utilisation (MFU). MFU is the flops that the network
 itself needs (convolutions and matrix products of one training forward pass, times three for the
 backward pass) over what all chips could do in the estimated time of a step.
@@ -39,7 +39,7 @@ ENVIRONMENT = {  # of libtpu, which otherwise looks for a TPU and for Google's m
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_MIN_LOG_LEVEL": "3",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the compiler may be at work twice
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several compilers may run at once
 }
 STEPS_PER_EPOCH = 268  # HITSZ-VCM's; in the program it is a constant of the learning rate
 
@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def parse_topology(topology: str) -> tuple[str, int]:
-    """The generation and the number of chips of a topology such as `v5p:4x4x8`.
+    """Returns the generation and the number of chips of a topology such as `v5p:4x4x8`.
 
     Raises:
-      ValueError: it is not written like one, or the generation is unknown.
+      ValueError: it is malformed, or the generation is unknown.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     if not match or match[1] not in CHIPS:
@@ -164,7 +164,7 @@ def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str
 
 
 def refusal(message: str) -> str:
-    """What to tell a user whose program the compiler refuses."""
+    """Returns the error message for a program that the compiler refuses."""
     if "RESOURCE_EXHAUSTED" not in message:
         return f"the compiler refuses the program: {message}"
     used = re.search(r"Used (\S+) of (\S+) hbm", message)
@@ -176,18 +176,18 @@ def refusal(message: str) -> str:
 
 
 def topology_devices(topology: str, generation: str, num_chips: int) -> list[Any]:
-    """Descriptions of the devices of a topology, one a chip."""
+    """Returns descriptions of the devices of a topology, one per chip."""
     import jax
     from jax.experimental import topologies
 
-    # Without it both TensorCores of a v4 chip would be devices; on a real one they are one.
+    # Otherwise both TensorCores of a v4 chip would be devices; on real chips they are one device.
     chip_config = {"chip_config_name": "megacore"} if generation == "v4" else {}
     try:
         description = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, **chip_config
         )
     except jax.errors.JaxRuntimeError as error:
-        raise InputError(f"--topology={topology} cannot be had: {error}") from error
+        raise InputError(f"--topology={topology} is not available: {error}") from error
     devices = list(description.devices)
     if len(devices) != num_chips:
         raise InputError(f"--topology={topology}: {len(devices)} devices on {num_chips} chips")
@@ -195,7 +195,7 @@ def topology_devices(topology: str, generation: str, num_chips: int) -> list[Any
 
 
 def abstract_batch(config: Any, mesh: Any) -> dict[str, Any]:
-    """Shapes, dtypes and shardings of a `data_pipelines.schema.TrainBatch`."""
+    """Returns shapes, dtypes and shardings of a `data_pipelines.schema.TrainBatch`."""
     import jax
 
     from star_jax.distributed.parallel import batch_shardings
@@ -210,7 +210,7 @@ def abstract_batch(config: Any, mesh: Any) -> dict[str, Any]:
 
 
 def forward_flops(config: Any, model: Any, pairs: int) -> float:
-    """Flops of the convolutions and matrix products of one training pass over a batch, forward."""
+    """Returns the flops of convolutions and matrix products in a training forward pass."""
     import jax
 
     from star_jax.training.steps import batch_shapes, initial_variables, random_style_sources
@@ -257,7 +257,7 @@ def _product_flops(jaxpr: Any) -> float:
 
 
 def bytes_a_chip(tree: Any) -> int:
-    """Bytes of a tree of arrays with shardings on one chip."""
+    """Returns the bytes on one chip of a tree of arrays with shardings."""
     import jax
 
     return sum(
@@ -266,7 +266,7 @@ def bytes_a_chip(tree: Any) -> int:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """A report to read."""
+    """Returns a report as lines of text."""
     mib, seconds, memory = 2**20, report["seconds"], report["memory"]
     total, limit = sum(memory.values()), report["memory_limit"]
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())

@@ -1,9 +1,9 @@
-"""What a program compiled for a TPU will take, from its text: arithmetic only, no JAX.
+"""Estimates the time of a program compiled for a TPU from its text: arithmetic only, no JAX.
 
-Nothing here was measured on a TPU. Two estimates stand side by side: a roofline, and the compiler's
-own count of cycles, which knows layouts and padding. The roofline is no strict bound: "bytes
+Nothing here was measured on a TPU. There are two estimates: a roofline, and the compiler's own
+count of cycles, which includes layouts and padding. The roofline is not a strict bound: "bytes
 accessed" includes those that never leave the chip's on-chip memory. Collectives are counted as if
-nothing ran beside them.
+nothing overlapped with them.
 """
 
 import collections
@@ -27,7 +27,7 @@ class Chip:
 
     Attributes:
       flops: bfloat16 operations a second.
-      memory_bytes: of HBM. Google writes GB; the compiler takes them for GiB.
+      memory_bytes: of HBM. Google writes GB; the compiler counts GiB.
       memory_bandwidth: of HBM, bytes a second.
       link_bandwidth: bytes a second that leave a chip over all of its links; half of what Google
         calls bidirectional.
@@ -67,8 +67,8 @@ class Collective:
       kind: one of `KINDS`.
       num_bytes: of its result on one chip.
       group: chips that take part.
-      times: runs a step; operations in loops run more than once.
-      name: what of the source it belongs to.
+      times: runs per step; operations in loops run more than once.
+      name: the operation of the source that it belongs to.
     """
 
     kind: str
@@ -78,7 +78,7 @@ class Collective:
     name: str = ""
 
     def sent_bytes(self) -> float:
-        """Bytes that each chip must send, whatever the algorithm."""
+        """Returns the bytes that each chip must send, whatever the algorithm."""
         share = (self.group - 1) / self.group
         factor = {"all-reduce": 2 * share, "reduce-scatter": self.group - 1}
         return self.num_bytes * factor.get(
@@ -86,8 +86,10 @@ class Collective:
         )
 
     def seconds(self, chip: Chip) -> float:
-        """Of one run: bytes over all links of a chip, and hops through a torus of the group."""
-        hops = chip.torus * self.group ** (1 / chip.torus) / 2  # in all dimensions, both ways round
+        """Returns the time of one run: bytes over all links of a chip, and hops in a torus."""
+        hops = (
+            chip.torus * self.group ** (1 / chip.torus) / 2
+        )  # in all dimensions, in both directions
         rounds = 2 if self.kind == "all-reduce" else 1
         return self.sent_bytes() / chip.link_bandwidth + rounds * hops * HOP_SECONDS
 
@@ -113,8 +115,8 @@ def read_program(text: str, num_devices: int) -> Program:
     """
     computations, entry = _computations(text)
     cycles = 0
-    # The parts of an asynchronous collective share its channel. Some may ride along in a loop that
-    # has nothing to do with it: it runs as often as the part that runs least.
+    # The parts of an asynchronous collective share its channel. Some may be in an unrelated loop,
+    # so the collective runs as often as the part that runs least.
     found: dict[str, Collective] = {}
 
     def visit(name: str, times: int) -> None:
@@ -151,7 +153,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _turns(condition: Iterable[str]) -> int:
-    """How often a loop turns: it counts up to the one constant of its condition."""
+    """Returns how often a loop runs: it counts up to the one constant of its condition."""
     constants = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join(condition))
     return int(constants[0]) if len(constants) == 1 else 1
 
@@ -162,7 +164,7 @@ def _collective(match: re.Match[str], line: str, times: int, num_devices: int) -
         for dtype, shape in _ARRAY.findall(match[1])
     ]
     kind, start = match[2], match[3]
-    # What starts an asynchronous gather or permutation also returns its operand.
+    # The start of an asynchronous gather or permutation also returns its operand.
     whole = max if start and kind in ("all-gather", "collective-permute") else sum
     source = re.search(r'op_name="([^"]*)"', line)
     return Collective(
@@ -171,7 +173,7 @@ def _collective(match: re.Match[str], line: str, times: int, num_devices: int) -
 
 
 def _group(line: str, num_devices: int) -> int:
-    """The chips of a group, from any of the ways in which HLO writes groups."""
+    """Returns the number of chips of a group, in any of the notations of HLO."""
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", line):
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         return math.prod(axes[name] for name in re.findall(r"'([^']+)'", mesh[2]))
@@ -189,7 +191,7 @@ class Estimate:
     Attributes:
       compute: flops over the chip's peak.
       memory: bytes accessed over the bandwidth of the chip's memory.
-      cycles: the compiler's cycles over the chip's clock, or None where they make no sense.
+      cycles: the compiler's cycles over the chip's clock, or None if they are implausible.
       transfer: the collectives' bytes over the links, and their hops.
     """
 
@@ -200,12 +202,12 @@ class Estimate:
 
     @property
     def roofline(self) -> float:
-        """By the slower of arithmetic and memory, and the collectives."""
+        """The time by the slower of arithmetic and memory, plus the collectives."""
         return max(self.compute, self.memory) + self.transfer
 
     @property
     def step(self) -> float:
-        """By the compiler's cycles where they make sense, by the roofline elsewhere."""
+        """The time by the compiler's cycles if they are plausible, else by the roofline."""
         return self.roofline if self.cycles is None else self.cycles + self.transfer
 
 
@@ -229,7 +231,7 @@ def estimate(chip: Chip, flops: float, num_bytes: float, program: Program) -> Es
 
 
 def summary(all_collectives: Iterable[Collective], chip: Chip) -> list[dict[str, float | str]]:
-    """Collectives by kind and size of group: number, bytes and seconds a step."""
+    """Returns collectives by kind and size of group: number, bytes and seconds per step."""
     groups = collections.defaultdict(list)
     for one in all_collectives:
         groups[one.kind, one.group].append(one)

@@ -10,7 +10,7 @@
 # Before the verb: --dry-run: print the commands and the manifest, run none; --spot (submit): take
 # spot nodes. kubectl must point to the cluster (gcloud container clusters get-credentials), which
 # needs the JobSet controller and a node pool of TOPOLOGY; XPK makes clusters that have both. On
-# Autopilot clusters pods must not write to a node's disk: there take hostPath out of jobset.yaml.
+# Autopilot clusters pods must not write to a node's disk: there, remove hostPath from jobset.yaml.
 # SERVICE_ACCOUNT names the Kubernetes service account that may use the bucket; "default" if not set.
 set -euo pipefail
 
@@ -52,12 +52,12 @@ submit() {
   execute kubectl apply --filename=- <<<"${manifest}"
 }
 
-# Writes the manifest: the template with what is between @ and @ filled in.
+# Prints the manifest: the template with the names between @ and @ filled in.
 fill() {
   local accelerator shapes chips_a_host hosts text
   local generation="${TOPOLOGY%%:*}" shape="${TOPOLOGY#*:}"
   local flat="2x2, 2x4, 4x4, 4x8, 8x8, 8x16 or 16x16"
-  local solid="2x2x1, 2x2x2, 2x2x4, 2x4x4 or, in rising order, multiples of 4 such as 4x4x8"
+  local solid="2x2x1, 2x2x2, 2x2x4, 2x4x4 or, in ascending order, multiples of 4 such as 4x4x8"
   case "${TOPOLOGY}" in
     v4:*) accelerator=tpu-v4-podslice shapes="${solid}" ;;
     v5e:*) accelerator=tpu-v5-lite-podslice shapes="${flat}" ;;
@@ -70,7 +70,7 @@ fill() {
   [[ "${shape}" != 2x4 ]] || chips_a_host=8 # machines of type ct5lp-hightpu-8t or ct6e-standard-8t
   hosts=$((${shape//x/*} / chips_a_host))
   [[ "${NAME}" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-    die "NAME=${NAME}: use up to 40 small letters, digits and -"
+    die "NAME=${NAME}: use up to 40 lowercase letters, digits and -"
   text="$(<"${here}/jobset.yaml")"
   text="${text//@NAME@/"${NAME}"}"
   text="${text//@ACCELERATOR@/"${accelerator}"}"

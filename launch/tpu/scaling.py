@@ -19,7 +19,7 @@ Report = dict[str, Any]
 
 
 def main(*paths: str) -> None:
-    """Prints the table; draws the plot."""
+    """Prints the table and draws the plot."""
     if not paths:
         raise InputError("name the JSON files that launch/tpu/compile.py has written")
     reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
@@ -30,12 +30,12 @@ def main(*paths: str) -> None:
 
 
 def generation(report: Report) -> str:
-    """Such as `v5e`."""
+    """Returns the TPU generation, such as `v5e`."""
     return report["topology"].partition(":")[0]
 
 
 def table(reports: list[Report]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Returns the lines of a Markdown table."""
     rows = [
         "| topology | chips | pairs | a chip | GiB a chip | cycles, ms | collectives, ms | "
         "roofline, ms | step, ms | frames/s | MFU |",
@@ -56,7 +56,7 @@ def table(reports: list[Report]) -> list[str]:
 
 
 def plot(reports: list[Report], path: str) -> None:
-    """Frames a second over chips, and where the time of a step goes."""
+    """Plots frames per second over chips, and where the time of a step goes."""
     import matplotlib
 
     matplotlib.use("agg")

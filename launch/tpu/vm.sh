@@ -10,18 +10,18 @@
 #   launch/tpu/vm.sh run launch/eval.py --workdir=gs://bucket/star    # while nothing trains
 #   launch/tpu/vm.sh --queued delete
 #
-# Or all of it, again and again until the training is done, whenever Google takes spot chips back:
+# Or all of it, repeated whenever Google takes spot chips back, until training is done:
 #
 #   launch/tpu/vm.sh --queued --spot keep --config=configs/star_hitsz_vcm.py --workdir=gs://bucket/star
 #
 # Before the verb: --queued (create, delete): wait in Google's queue for free chips; --spot (create):
 # cheaper, but Google may take them back; --dry-run: print the commands, run none. TYPE is Google's
 # name, which counts cores for v4 and v5p (v4-16 and v5p-16 have 8 chips) and chips for v5e and v6e
-# (v5litepod-8, v6e-8). `install` sends the last commit to all workers, and stops what trains there.
-# On each of them training is a service of systemd: it starts again after a crash or a reboot, and
-# continues. `keep` leaves training alone that runs already. `run` runs another Python file of the
-# repository on all workers and shows what it prints; where there are several, the file must connect
-# them (star_jax.distributed.processes.start).
+# (v5litepod-8, v6e-8). `install` sends the last commit to all workers and stops training there. On
+# each worker training is a systemd service, which restarts and continues after a crash or a reboot.
+# `keep` leaves running training alone. `run` runs another Python file of the repository on all
+# workers and shows its output; if there are several workers, the file must connect them
+# (star_jax.distributed.processes.start).
 set -euo pipefail
 
 here="$(dirname "${BASH_SOURCE[0]}")"
@@ -72,9 +72,9 @@ runtime() {
   esac
 }
 
-# The image's own Python is too old; uv brings one. Python 3.11 is what the programs of
-# docs/scaling.md were compiled with. A program must not lose its environment while it runs: what
-# trains is stopped first, and saves its state.
+# The image's own Python is too old; uv installs Python 3.11, with which the programs of
+# docs/scaling.md were compiled. Training must not lose its environment while it runs, so it is
+# stopped first, and saves its state.
 install() {
   local archive=star_jax.tar.gz
   [[ -n "${dry_run}" ]] || archive="$(mktemp --suffix=.tar.gz)"
@@ -126,8 +126,8 @@ delete() {
   fi
 }
 
-# Creates, installs and trains; looks once a minute, and begins again where the chips are gone. What
-# cannot be asked now is asked again the next time, and nothing is done until there is an answer.
+# Creates, installs and trains; checks once a minute, and starts over when the chips are gone. While
+# Google does not answer, it does nothing but ask again.
 keep() {
   need_arguments "$@"
   need TYPE
@@ -145,7 +145,7 @@ keep() {
       READY)
         case "${begun}:$(service || true)" in
           :active | :activating)
-            echo "training runs already; it goes on with the arguments that it has"
+            echo "training is already running; its arguments stay the same"
             begun=wholly
             ;;
           :inactive | :failed | partly:*)
@@ -154,7 +154,7 @@ keep() {
             if "${this[@]}" install && "${this[@]}" train "$@"; then begun=wholly; fi
             ;;
           wholly:inactive) echo "training is done; ${this[*]} delete gives the chips back" && return ;;
-          wholly:failed) die "training failed, again and again; see ${this[*]} logs" ;;
+          wholly:failed) die "training failed repeatedly; see ${this[*]} logs" ;;
         esac
         ;;
       none)
@@ -162,7 +162,7 @@ keep() {
         "${this[@]}" create || true
         ;;
       PREEMPTED | TERMINATED | STOPPED | SUSPENDED | FAILED)
-        echo "the chips are gone; asking for others"
+        echo "the chips are gone; requesting others"
         begun=""
         "${this[@]}" delete || true
         ;;
@@ -171,7 +171,7 @@ keep() {
   done
 }
 
-# What Google says of the chips; `none` if they are not asked for, `unknown` if it does not answer.
+# Prints the state of the chips; `none` if there are none, `unknown` if Google does not answer.
 state() {
   local answer tpus=(gcloud compute tpus) star=(describe "${NAME}" "${place[@]}")
   answer="$(ask "${tpus[@]}" tpu-vm "${star[@]}" --format="value(state)")"
@@ -181,7 +181,7 @@ state() {
   printf '%s\n' "${answer}"
 }
 
-# Runs a command that describes something, and prints `none` where Google says that there is none.
+# Runs a command that describes something; prints `none` if Google says that it does not exist.
 ask() {
   local errors answer
   errors="$(mktemp)"
@@ -191,13 +191,13 @@ ask() {
     echo none
   else
     cat "${errors}" >&2
-    echo "Google could not be asked; the next round asks again" >&2
+    echo "Google does not answer; the next round asks again" >&2
     echo unknown
   fi
   rm "${errors}"
 }
 
-# What systemd says of the training.
+# Prints the state of the training service.
 service() {
   on_workers 0 "systemctl is-active star_jax"
 }

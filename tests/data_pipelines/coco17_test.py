@@ -1,6 +1,10 @@
-"""The skeleton's constants."""
+"""The skeleton's constants, and which joints are detected."""
 
-from data_pipelines.coco17 import EDGES, JOINTS, MIRROR
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.coco17 import EDGES, JOINTS, MIRROR, is_detected
 
 # As STAR.md lists them.
 PUBLISHED_EDGES = """
@@ -28,3 +32,14 @@ def test_mirror_swaps_left_and_right():
         side, _, part = JOINTS[joint].partition("_")
         expected = f"{swapped[side]}_{part}" if side in swapped else JOINTS[joint]
         assert JOINTS[mirrored] == expected
+
+
+@pytest.mark.parametrize("library", [np, jnp])
+def test_joints_of_confidence_zero_are_not_detected(library):
+    keypoints = np.ones((2, 17, 3), np.float32)
+    keypoints[0, 5, 2] = 0
+    keypoints[1, 7, :2] = 0  # at the origin, and yet detected
+    keypoints[1, 8, 2] = 1e-6
+    detected = is_detected(library.asarray(keypoints))
+    assert isinstance(detected, library.ndarray) and detected.shape == (2, 17)
+    assert np.argwhere(~np.asarray(detected)).tolist() == [[0, 5]]

@@ -52,7 +52,7 @@ def printed(name, *arguments, **changes):
 
 
 def words(line):
-    """As bash reads them, since its own quoting ($'...') is not known to shlex."""
+    """Splits words as bash does, since shlex does not know its quoting ($'...')."""
     result = subprocess.run(
         ["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True
     )
@@ -93,7 +93,7 @@ def test_install_sends_the_last_commit_and_installs_on_all_workers():
     assert remove == ["rm", output]
     assert install[:-1] == [*TPUS, "tpu-vm", "ssh", "star", *PLACE, "--worker=all"]
     assert '--editable ".[tpu]"' in install[-1]
-    # What trains is stopped before the environment goes.
+    # Training is stopped before the environment is removed.
     lines = install[-1].splitlines()
     assert lines[1].endswith("sudo systemctl stop star_jax")
     assert min(i for i, line in enumerate(lines) if "tar " in line or "venv" in line) > 1
@@ -177,8 +177,8 @@ def test_without_dry_run_the_commands_are_run(tmp_path):
     assert ["gcloud", *got] == printed("vm.sh", "stop")[0]
 
 
-# A Google that grants chips at once, or from its queue at the second look. Its worker answers the
-# looks at the training, once that was begun, by the words of ANSWERS.
+# A stand-in for gcloud, which grants chips at once, or from the queue at the second request. Once
+# training has been started, its worker answers status requests with the words of ANSWERS.
 GCLOUD = r"""#!/bin/bash
 cd "$(dirname "$0")"
 command="$*"
@@ -233,21 +233,21 @@ DONE = "training is done; "
 
 
 @pytest.mark.parametrize("lose", ["echo PREEMPTED > node", "rm queue node service"])
-def test_keep_begins_again_until_training_is_done(tmp_path, lose):
+def test_keep_restarts_until_training_is_done(tmp_path, lose):
     options = {"LOSE": lose, "ANSWERS": "active lost inactive"}
-    told, log = keep(tmp_path, "--queued", "--spot", **options)
-    taken = lose.startswith("echo")  # what is gone altogether need not be deleted
-    assert [line[:18] for line in told] == ["the chips are gone"] * taken + [DONE]
+    printed, log = keep(tmp_path, "--queued", "--spot", **options)
+    taken = lose.startswith("echo")  # what no longer exists need not be deleted
+    assert [line[:18] for line in printed] == ["the chips are gone"] * taken + [DONE]
     queue = "queued-resources"
     begin = [f"{queue} create star", *BEGIN[1:]]
     assert log == [*begin, "look", "look", *[f"{queue} delete star"] * taken, *begin, "look"]
 
 
 @pytest.mark.parametrize(("flags", "time"), [([], 4), (["--queued"], 4), (["--queued"], 6)])
-def test_keep_does_nothing_where_google_does_not_answer(tmp_path, flags, time):
+def test_keep_does_nothing_if_google_does_not_answer(tmp_path, flags, time):
     options = {"UNREACHABLE": str(time), "ANSWERS": "active active inactive"}
-    told, log = keep(tmp_path, *flags, **options)
-    assert [line[:18] for line in told] == [DONE]
+    printed, log = keep(tmp_path, *flags, **options)
+    assert [line[:18] for line in printed] == [DONE]
     create = "queued-resources create star" if flags else BEGIN[0]
     assert log == [create, *BEGIN[1:], "look", "look", "look"]
 
@@ -255,16 +255,16 @@ def test_keep_does_nothing_where_google_does_not_answer(tmp_path, flags, time):
 @pytest.mark.parametrize(
     "answers", ["active inactive", "activating inactive", "lost active inactive"]
 )
-def test_keep_leaves_training_alone_that_runs(tmp_path, answers):
+def test_keep_leaves_running_training_alone(tmp_path, answers):
     (tmp_path / "node").write_text("READY\n")
     (tmp_path / "service").write_text("\n")
-    told, log = keep(tmp_path, ANSWERS=answers)
-    assert [line[:18] for line in told] == ["training runs alre", DONE]
+    printed, log = keep(tmp_path, ANSWERS=answers)
+    assert [line[:18] for line in printed] == ["training is alread", DONE]
     assert log == ["look"] * len(answers.split())
 
 
-def test_keep_begins_again_where_only_some_workers_were_reached(tmp_path):
-    """One of them trains, which is no reason to leave it alone."""
+def test_keep_restarts_if_only_some_workers_were_reached(tmp_path):
+    """One of them is training, which does not prevent a restart."""
     _, log = keep(tmp_path, UNTRAINED="1", ANSWERS="active inactive")
     assert log == [*BEGIN, *BEGIN[1:], "look"]
 
@@ -291,7 +291,7 @@ def test_keep_dry_run_shows_one_round():
         *(("gke.sh", ["submit", *ODD, flag]) for flag in ("--dry-run", "--spot")),
     ],
 )
-def test_flags_of_the_scripts_do_not_stand_behind_the_verb(tmp_path, name, arguments):
+def test_flags_of_the_scripts_must_not_follow_the_verb(tmp_path, name, arguments):
     for tool in ("gcloud", "kubectl", "docker", "git"):
         (tmp_path / tool).write_text(f"#!/bin/sh\necho >> {tmp_path}/called\n")
         (tmp_path / tool).chmod(0o755)
@@ -409,7 +409,7 @@ def test_the_copy_of_the_dataset_outlives_the_pods():
 
 
 def test_sigterm_reaches_training():
-    """It is no child of a shell, nor process 1, which ignores signals that it does not handle."""
+    """It is neither the child of a shell nor process 1, which ignores unhandled signals."""
     pod = pod_of_manifest("submit", *ODD)
     assert pod["containers"][0]["command"][0] == "python"
     assert pod["shareProcessNamespace"] is True
@@ -551,7 +551,7 @@ def test_clocks_are_those_of_the_matrix_units():
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v5e:2x", "v9:2x2", "v5e:2x2x2", "v4:4x4", "v5e:0x4"])
-def test_topologies_that_are_none(topology):
+def test_invalid_topologies(topology):
     with pytest.raises(ValueError, match="--topology"):
         tpu_compile.parse_topology(topology)
 
@@ -644,7 +644,7 @@ def test_large_collectives_are_those_of_gradients_and_mining(compiled):
 def test_what_cannot_be_compiled_is_one_line(compiled):
     config = f"--config={ROOT}/configs/star_synthetic_demo.py"
     for topology, more, message in (
-        ("v5e:3x5", [], "v5e:3x5 cannot be had"),
+        ("v5e:3x5", [], "v5e:3x5 is not available"),
         ("v5e:4x4", ["--config.data.identities_per_batch=3"], "cannot share 6 pairs"),
     ):
         result = run_compile(config, f"--topology={topology}", *more)

@@ -205,7 +205,11 @@ NONSENSE = [
     ("optim.epochs", 0, "use an integer from 1 to 1000000"),
     ("optim.epochs", 1.5, "use an integer from 1 to 1000000"),
     ("parallel.fsdp", 0, AN_INTEGER),
-    ("eval.protocol", "mars", "use 'hitsz_vcm/v1', 'buptcampus/full', 'buptcampus/official-bs64' or"),
+    (
+        "eval.protocol",
+        "mars",
+        "use 'hitsz_vcm/v1', 'buptcampus/full', 'buptcampus/official-bs64' or",
+    ),
     ("eval.batch_size", 0, "use an integer from 1 to 65536"),
     ("eval.clips", "all", "use 'first' or 'dense'"),
     ("eval.every_epochs", -1, "use an integer of 0 or more"),

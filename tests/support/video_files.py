@@ -1,11 +1,11 @@
-"""Writes small videos and pictures for the tests of one's own footage."""
+"""Writes small videos and pictures for the tests of footage."""
 
 import pathlib
 
 import cv2
 import numpy as np
 
-COLOURS = ((220, 40, 30), (30, 200, 60), (40, 60, 210))  # RGB, of frames in turns
+COLOURS = ((220, 40, 30), (30, 200, 60), (40, 60, 210))  # RGB, of successive frames
 HEIGHT, WIDTH = 64, 32
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
 
@@ -15,7 +15,7 @@ def colour_of(number: int) -> np.ndarray:
 
 
 def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
-    """Frames of one colour each, but for a bright stripe at the top that tells up from down."""
+    """Frames of one colour each, with a bright stripe that marks the top."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # FFmpeg's .m4v is a bare stream; everybody else's is MP4.
     written = path.with_suffix(".mp4") if path.suffix == ".m4v" else path
@@ -37,7 +37,7 @@ def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
 
 
 def write_image(path: pathlib.Path, pixels: np.ndarray | None = None) -> pathlib.Path:
-    """Writes RGB, grey or 16-bit pixels in the format that the path's ending says."""
+    """Writes RGB, grey or 16-bit pixels in the format of the path's extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if pixels is None:
         pixels = np.full((HEIGHT, WIDTH, 3), COLOURS[0], np.uint8)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from data_pipelines import loader, sampling, schema
 from data_pipelines.datasets import bupt_campus, bupt_lists
+from data_pipelines.datasets.findings import Findings
 from data_pipelines.records import reading
 from data_pipelines.synthetic import generate
 
@@ -94,7 +95,7 @@ def pairs_of(lines):
 def test_reads_the_lists(tmp_path):
     splits = bupt_lists.read_index(write_index(tmp_path)).splits
     assert splits["train"] == pairs_of(TRAIN)
-    # Query only, then the gallery; a query's row is its line in query.txt wherever it stands.
+    # Query only, then the gallery; a query's row is its line in query.txt wherever it is.
     assert splits["test"] == [
         make_tracklet(*QUERY[2], row=3, query=True, gallery=False),
         make_tracklet(*GALLERY[0], row=2, query=True, gallery=True),
@@ -110,11 +111,14 @@ def test_the_auxiliary_list_on_request(tmp_path):
     index = bupt_lists.read_index(tmp_path, auxiliary=True)
     assert index.splits["auxiliary"] == pairs_of(AUXILIARY)
     assert index.counts["auxiliary"] == {"pairs": 1, "identities": 1}
+    everything = bupt_campus.all_tracklets(tmp_path)
+    assert everything == [*pairs_of(TRAIN), *pairs_of(AUXILIARY), *index.splits["test"]]
     (tmp_path / "train_auxiliary.txt").unlink()
     assert bupt_lists.read_index(tmp_path).splits["train"] == index.splits["train"]
+    assert bupt_campus.all_tracklets(tmp_path) == [*pairs_of(TRAIN), *index.splits["test"]]
 
 
-def test_fake_infrared_takes_the_place_of_visible_frames_only(tmp_path):
+def test_fake_infrared_replaces_only_the_visible_frames(tmp_path):
     plain = bupt_lists.read_index(write_index(tmp_path)).splits
     fake = bupt_lists.read_index(tmp_path, fake_infrared=True).splits
     for split, tracklets in plain.items():
@@ -133,17 +137,18 @@ def test_tolerates_crlf_bom_and_trailing_blanks(tmp_path):
     assert bupt_lists.read_index(tmp_path) == plain
 
 
-def test_more_visible_than_infrared_frames_are_cut_and_told_of(tmp_path):
+def test_more_visible_than_infrared_frames_are_cut_with_a_warning(tmp_path):
     plain = bupt_lists.read_index(write_index(tmp_path))
-    doubts = []
+    found = Findings()
     for pid, camera, tracklet, count in (TRAIN[0], TRAIN[2]):
         frames = frames_of(pid, "RGB", camera, tracklet, count + 3)
         change_paths(tmp_path, [pid, "RGB", camera, tracklet], frames)
-    assert bupt_lists.read_index(tmp_path, doubt=doubts.append) == plain
-    assert doubts == ["train.txt:1 and 1 more: more RGB than IR frames, so the last are left out"]
+    assert bupt_lists.read_index(tmp_path, findings=found) == plain
+    line = "train.txt:1 and 1 more: more RGB than IR frames, so the last are left out"
+    assert found.wrong == [line]
 
 
-def test_numbers_of_frames_that_make_no_sense_are_told_of_and_read(tmp_path, capsys):
+def test_numbers_of_frames_that_make_no_sense_are_read_with_a_warning(tmp_path, capsys):
     plain = bupt_lists.read_index(write_index(tmp_path)).splits
     assert capsys.readouterr().err == ""
     for keys, count in ((["1", "RGB", "LS3", "1"], 12), (["7", "IR", "CQ1", "3"], 2)):
@@ -154,9 +159,9 @@ def test_numbers_of_frames_that_make_no_sense_are_told_of_and_read(tmp_path, cap
     assert splits["train"][0].frames == plain["train"][0].frames[::-1]
     assert [len(t.frames) for t in splits["train"]] == [len(t.frames) for t in plain["train"]]
     assert capsys.readouterr().err.splitlines() == [
-        "train.txt:1: the numbers of the RGB frames do not ascend, as they should in time",
-        "train.txt:1 and 1 more: the numbers of RGB and IR frames differ, as may their moments",
-        "query.txt:3: the numbers of the IR frames do not ascend, as they should in time",
+        "train.txt:1: the numbers of the RGB frames are not in ascending order",
+        "train.txt:1 and 1 more: the numbers of RGB and IR frames differ, so their times may, too",
+        "query.txt:3: the numbers of the IR frames are not in ascending order",
     ]
 
 
@@ -165,9 +170,9 @@ def test_names_without_numbers_are_not_compared(tmp_path):
     for modality, stems in (("RGB", "zyxwv"), ("IR", "edcba")):
         names = [f"1/{modality}/G25/{stem}.jpg" for stem in stems]
         change_paths(tmp_path, ["1", modality, "G25", "1"], names)
-    doubts = []
-    bupt_lists.read_index(tmp_path, doubt=doubts.append)
-    assert doubts == []
+    found = Findings()
+    bupt_lists.read_index(tmp_path, findings=found)
+    assert found.wrong == []
 
 
 BROKEN_LINES = {
@@ -184,7 +189,7 @@ BROKEN_LINES = {
     "unicode digits": ("train.txt", "\u0661 RGB/IR G25 1", "train.txt:2: found"),
     "camera": ("query.txt", "7 RGB CQ9 1", "query.txt:2: camera 'CQ9' is unknown; there are LS3,"),
     "tracklet climbs": ("query.txt", "7 RGB CQ1 ../1", "query.txt:2: found"),
-    "twice": ("train.txt", "1 RGB/IR LS3 1", "train.txt:2: .* stands in train.txt:1 already"),
+    "twice": ("train.txt", "1 RGB/IR LS3 1", "train.txt:2: .* is already in train.txt:1"),
     "no such identity": (
         "train.txt",
         "99 RGB/IR LS3 1",
@@ -248,7 +253,7 @@ def test_a_broken_entry_of_the_paths_is_named(tmp_path, keys, value, message):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"1": ' + b"1" * 5000 + b"}"]
 )
-def test_paths_that_are_no_json_are_named(tmp_path, content):
+def test_paths_that_are_not_json_are_named(tmp_path, content):
     (write_index(tmp_path) / "data_paths.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"^data_paths.json: not a readable JSON file"):
         bupt_lists.read_index(tmp_path)
@@ -321,20 +326,20 @@ JSON = st.recursive(
 
 
 def read_or_named(root, name):
-    """Reads an index that may be broken: then the error is of a kind to show, and names a file.
+    """Reads an index that may be broken: then the error is one for the user and names a file.
 
-    What is read is compared with a plain reading, and all that is wrong may also be collected.
+    What is read is compared with a plain reading, and what is collected with what is raised.
     """
-    told: list[str] = []
+    found = Findings()
     with contextlib.suppress(ValueError, FileNotFoundError):
-        bupt_lists.read_index(root, auxiliary=True, report=told.append)
+        bupt_lists.read_index(root, auxiliary=True, findings=found)
     try:
         splits = bupt_lists.read_index(root, auxiliary=True).splits
     except (ValueError, FileNotFoundError) as error:
         assert name in str(error)
-        assert told[0] == str(error)
+        assert found.wrong[0] == str(error)
         return
-    assert told == []
+    assert found.wrong == []
     for split in ("train", "auxiliary"):
         (name,) = bupt_lists.LISTS[split]
         expected = [
@@ -455,7 +460,7 @@ def test_an_index_of_the_published_size_must_have_its_counts(golden_root, tmp_pa
         bupt_lists.read_index(tmp_path)
 
 
-# --- the way from drawn files to batches --------------------------------------------------------
+# --- from drawn files to batches ----------------------------------------------------------------
 
 SIZE = (96, 48)
 TRAINING = {
@@ -505,7 +510,7 @@ def test_what_is_packed_is_what_was_read(source, packed):
         assert columns.missing_skeletons.sum() < 0.1 * columns.num_frames.sum()
 
 
-def test_checking_finds_what_is_wrong(source, tmp_path):
+def test_the_check_finds_what_is_wrong(source, tmp_path):
     findings = bupt_campus.check(source, auxiliary=True, published=False)
     assert findings.wrong == []
     assert ("train pairs", 15, 3574) in findings.tables[0]
@@ -520,7 +525,7 @@ def test_checking_finds_what_is_wrong(source, tmp_path):
     assert bupt_campus.check(tmp_path / "copy").wrong[0].startswith("query.txt:2: found 'x'")
 
 
-def test_checking_tells_all_that_is_wrong_with_the_lists(tmp_path):
+def test_the_check_reports_every_error_of_the_lists(tmp_path):
     write_index(tmp_path)
     change_line(tmp_path, "train.txt", 1, "1 RGB/IR LS9 1")
     change_line(tmp_path, "train.txt", 3, "10 RGB/IR W4 77")
@@ -591,5 +596,5 @@ def test_fake_infrared_is_packed_with_the_skeletons_of_the_visible_frames(source
                 assert plain["frames"] == other["frames"]
             else:
                 frame = simplejpeg.decode_jpeg(other["frames"][0]).astype(int)
-                assert np.ptp(frame, axis=-1).max() <= 2  # grey, but for JPEG's rounding
+                assert np.ptp(frame, axis=-1).max() <= 2  # grey, except for JPEG's rounding
                 assert plain["frames"][0] != other["frames"][0]

@@ -1,4 +1,4 @@
-"""One's own footage: layouts, names, what is refused, and packing."""
+"""A folder of footage: layouts, names, errors, and packing."""
 
 import os
 import subprocess
@@ -47,7 +47,7 @@ def test_every_second_frame(root):
     by_name = {t.frames[0]: [f[-1] for f in t.frames] for t in folder.read_index(root, every=3)}
     assert by_name["alice/infrared/yard/walk.mp4#0"] == ["0", "3", "6"]
     assert len(by_name["alice/visible/door/walk/frame1.png"]) == 1
-    with pytest.raises(ValueError, match="every 0"):
+    with pytest.raises(ValueError, match="every is 0"):
         folder.read_index(root, every=0)
 
 
@@ -74,7 +74,7 @@ def test_stray_files_are_skipped_and_counted(root, capsys):
     (root / ".git").mkdir()
     (root / "skeletons").mkdir()
     assert folder.read_index(root) == before
-    assert "skipped 4 files that are no footage" in capsys.readouterr().err
+    assert "skipped 4 files that are not footage" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", [".MOV", ".m4v"])
@@ -87,12 +87,12 @@ def test_videos_of_cameras_and_phones_are_read(tmp_path, suffix):
 
 WRONG = {
     "alice/rgb/1/walk/1.jpg": "alice/rgb: .*visible and infrared, not 'rgb'",
-    "1.jpg": "1.jpg: not its place",
-    "alice/1.jpg": "alice/1.jpg: not its place",
-    "alice/visible/walk.mp4": "alice/visible/walk.mp4: not its place",
+    "1.jpg": "1.jpg: is in the wrong place",
+    "alice/1.jpg": "alice/1.jpg: is in the wrong place",
+    "alice/visible/walk.mp4": "alice/visible/walk.mp4: is in the wrong place",
     "alice/visible/1/1.jpg": "alice/visible/1/1.jpg: a tracklet's pictures need a folder",
-    "alice/visible/1/walk/more/1.jpg": "alice/visible/1/walk/more: not its place",
-    "alice/visible/1/walk/a.mp4": "alice/visible/1/walk/a.mp4: not its place",
+    "alice/visible/1/walk/more/1.jpg": "alice/visible/1/walk/more: is in the wrong place",
+    "alice/visible/1/walk/a.mp4": "alice/visible/1/walk/a.mp4: is in the wrong place",
     "alice/visible/1/walk/notes.txt": "alice/visible/1/walk: a tracklet without a picture",
 }
 
@@ -106,16 +106,16 @@ def test_what_is_in_the_wrong_place_is_named(tmp_path, name, message):
 
 
 @pytest.mark.parametrize("names", [("walk.mp4", "walk.avi"), ("walk.mp4", "walk/1.jpg")])
-def test_names_that_skeletons_could_not_tell_apart_are_refused(tmp_path, names):
+def test_names_that_skeletons_cannot_distinguish_are_refused(tmp_path, names):
     for name in names:
         path = tmp_path / "alice/visible/1" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    with pytest.raises(ValueError, match="differ in their ending only"):
+    with pytest.raises(ValueError, match="differ only in their extension"):
         folder.read_index(tmp_path)
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_or_empty_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         folder.read_index(tmp_path / "none")
     with pytest.raises(ValueError, match="no tracklet; expected <identity>"):
@@ -163,12 +163,12 @@ def test_packs_the_skeletons_of_videos_and_pictures(root, tmp_path):
     assert reading.open_index(packed, "test").missing_skeletons.tolist() == [6, 2, 1, 4]
 
 
-def test_skeletons_are_required_unless_told(root, tmp_path):
+def test_skeletons_are_required_by_default(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="no skeletons"):
         folder.prepare(root, tmp_path / "data")
 
 
-def test_the_check_names_all_that_is_broken(root):
+def test_the_check_names_every_broken_picture(root):
     (root / "bob/visible/door/run/1.JPG").write_bytes(b"")
     (root / "alice/visible/door/walk/frame2.png").write_bytes(b"x")
     wrong = "\n".join(folder.check(root).wrong)
@@ -204,8 +204,10 @@ def test_footage_that_is_not_read_is_wrong_for_the_check_and_skipped_by_packing(
         (root / "alice" / name).write_bytes(b"x")
     findings = folder.check(root, without_skeletons=True)
     (wrong,) = findings.wrong
-    assert "left out 3 files of footage in forms that are not read (alice/visible/door/run" in wrong
-    assert "skipped 2 files that are no footage (alice/notes.txt, " in capsys.readouterr().err
+    assert (
+        "left out 3 files of footage in formats that are not read (alice/visible/door/run" in wrong
+    )
+    assert "skipped 2 files that are not footage (alice/notes.txt, " in capsys.readouterr().err
     assert folder.read_index(root) == before
     assert wrong in capsys.readouterr().err
 
@@ -254,7 +256,7 @@ names = st.text(letters, min_size=1, max_size=20).filter(lambda name: name.strip
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(identity=names, camera=names, tracklet=names, frame=names)
-def test_any_names_come_back(tmp_path_factory, identity, camera, tracklet, frame):
+def test_any_names_are_read(tmp_path_factory, identity, camera, tracklet, frame):
     root = tmp_path_factory.mktemp("names")
     path = f"{identity}/visible/{camera}/{tracklet}/{frame}.jpg"
     for name in ("x/visible/1/y/1.jpg", path):
@@ -266,7 +268,7 @@ def test_any_names_come_back(tmp_path_factory, identity, camera, tracklet, frame
 
 
 @given(st.lists(st.text("ab019", max_size=6)))
-def test_natural_order_is_that_of_the_numbers(texts):
+def test_natural_order_sorts_numbers_by_value(texts):
     ordered = sorted(texts, key=folder.natural_key)
     assert sorted(ordered) == sorted(texts)
     numbers = [text for text in ordered if text.isdigit()]

@@ -1,4 +1,4 @@
-"""Files of others, which may be no files, and files that are written whole or not at all."""
+"""Reading files that may not be regular ones, and writing all of a file or nothing."""
 
 import concurrent.futures
 import json
@@ -79,7 +79,7 @@ def test_a_pipe_among_skeletons_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "link to a device"])
-def test_what_is_no_file_is_no_frame(tmp_path, kind):
+def test_a_frame_must_be_a_regular_file(tmp_path, kind):
     path = tmp_path / "alice" / "visible" / "1" / "walk" / "1.jpg"
     path.parent.mkdir(parents=True)
     if kind == "pipe":
@@ -119,7 +119,7 @@ def test_a_pipe_in_place_of_a_pose_model_or_its_output_is_named(tmp_path):
         extraction.extract(model, tmp_path, [], tmp_path / "out.h5")
 
 
-def test_writers_of_one_file_do_not_meet(tmp_path):
+def test_concurrent_writers_of_one_file_do_not_mix(tmp_path):
     """Each of eight writes its own number 25 times; any reader sees one of these files."""
     path = tmp_path / "report.json"
     contents = [{"writer": number, "padding": "x" * 1000 * number} for number in range(8)]

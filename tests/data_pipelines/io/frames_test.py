@@ -1,4 +1,4 @@
-"""Frames out of JPEG, PNG and video files, and what is said of broken ones."""
+"""Frames from JPEG, PNG and video files, and the errors of broken ones."""
 
 import io
 import struct
@@ -30,7 +30,7 @@ def picture(mode, form, size=(20, 40), colour=None):
 
 
 @pytest.mark.parametrize("suffix", video_files.CODECS)
-def test_a_video_gives_the_frames_asked_for_in_their_colours(tmp_path, suffix):
+def test_a_video_gives_the_requested_frames_in_their_colours(tmp_path, suffix):
     video_files.write_video(tmp_path / f"walk{suffix}", 9)
     numbers = [0, 1, 4, 8]
     chosen = tracklet(*(f"walk{suffix}#{number}" for number in numbers))
@@ -49,7 +49,7 @@ def test_a_video_gives_the_frames_asked_for_in_their_colours(tmp_path, suffix):
     assert not frames.frame_errors(tmp_path, chosen)
 
 
-def test_a_video_is_turned_as_its_metadata_says(tmp_path):
+def test_a_video_is_rotated_as_its_metadata_says(tmp_path):
     path = video_files.write_video(tmp_path / "walk.mp4", 3)
     content = bytearray(path.read_bytes())
     matrix = content.find(b"tkhd") + 44
@@ -58,10 +58,10 @@ def test_a_video_is_turned_as_its_metadata_says(tmp_path):
     path.write_bytes(content)
     (image,) = frames.read_images(tmp_path, tracklet("walk.mp4#0"))
     assert image.shape == (32, 64, 3)
-    assert image[:, -10:].min() > 200 > image[:, :10].min()  # what was on top is at the right
+    assert image[:, -10:].min() > 200 > image[:, :10].min()  # the top is now on the right
 
 
-def test_jpeg_files_are_kept_as_they_are(tmp_path):
+def test_jpeg_files_are_kept_unchanged(tmp_path):
     path = video_files.write_image(tmp_path / "1.jpg")
     assert frames.read_frames(tmp_path, tracklet("1.jpg")).jpegs == [path.read_bytes()]
 
@@ -173,7 +173,7 @@ def test_progressive_jpegs_are_read(tmp_path):
 def test_a_video_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, suffix, monkeypatch):
     video_files.write_video(tmp_path / f"walk{suffix}", 3)
     monkeypatch.setattr(frames, "MAX_PIXELS", 64 * 32 - 1)
-    monkeypatch.setattr(cv2, "cvtColor", None)  # nothing gets there
+    monkeypatch.setattr(cv2, "cvtColor", None)  # nothing is decoded that far
     message = rf"^walk{suffix}: 32 x 64 pixels are more than a frame can have"
     with pytest.raises(ValueError, match=message):
         frames.count_frames(tmp_path, f"walk{suffix}")
@@ -241,7 +241,7 @@ def test_an_mp4_whose_index_comes_first_is_cut(tmp_path):
 
 
 def test_matroska_at_a_variable_rate_is_read(tmp_path):
-    """A last frame that is shown for long: the video's time holds twice its frames."""
+    """The last frame is shown for so long that the duration would hold twice as many frames."""
     path = video_files.write_video(tmp_path / "walk.mkv", 30)
     content = bytearray(path.read_bytes())
     duration = content.find(b"\x44\x89\x88") + 3
@@ -254,7 +254,7 @@ def test_matroska_at_a_variable_rate_is_read(tmp_path):
 
 
 def test_avi_that_repeats_frames_is_read(tmp_path):
-    """A chunk without content says that the last frame is shown again; it is no frame."""
+    """An empty chunk means that the last frame is shown again; it is not a frame."""
     path = video_files.write_video(tmp_path / "walk.avi", 6)
     content = path.read_bytes()
     start = content.find(b"movi") + 4
@@ -287,7 +287,7 @@ def test_a_recording_of_unknown_length_is_read(tmp_path, suffix):
     assert frames.count_frames(tmp_path, f"walk{suffix}") == 6
 
 
-def test_files_of_other_sizes_are_told(tmp_path):
+def test_files_of_other_sizes_are_detected(tmp_path):
     for name in ("1.jpg", "2.jpg", "a#1.mp4"):
         (tmp_path / name).write_bytes(b"12345")
     chosen = [tracklet("1.jpg", "2.jpg"), tracklet("a#1.mp4#0", "a#1.mp4#1", "missing.jpg")]
@@ -312,7 +312,7 @@ def test_a_video_that_ends_before_a_frame_is_named_once(tmp_path):
 
 def test_frames_of_a_video_out_of_order_are_refused(tmp_path):
     video_files.write_video(tmp_path / "walk.avi", 3)
-    with pytest.raises(ValueError, match=r"walk.avi: frame 1 is asked for after frame 2"):
+    with pytest.raises(ValueError, match=r"walk.avi: frame 1 is requested after frame 2"):
         frames.read_images(tmp_path, tracklet("walk.avi#2", "walk.avi#1"))
 
 
@@ -323,7 +323,7 @@ def test_a_video_without_frames_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["#EXTM3U\nsecret.mp4\n", "ffconcat version 1.0\nfile secret.mp4"])
-def test_a_playlist_is_no_video(tmp_path, text):
+def test_a_playlist_is_not_a_video(tmp_path, text):
     video_files.write_video(tmp_path / "secret.mp4", 2)
     (tmp_path / "walk.mp4").write_text(text)
     with pytest.raises(ValueError, match=r"walk.mp4: not a video"):

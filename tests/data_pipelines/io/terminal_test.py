@@ -1,4 +1,4 @@
-"""Names of others on the terminal: nothing steers it, and nothing fills it."""
+"""Names from other people's files neither control the terminal nor flood it."""
 
 import re
 import subprocess
@@ -11,18 +11,17 @@ import video_files
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.datasets import checks
+from data_pipelines.datasets.findings import Findings
 from data_pipelines.io import progress, tables, terminal
-from data_pipelines.records import packing
 
 ROOT = Path(__file__).parents[3]
-# Clears the screen; sets the title; turns the direction of writing; ends the line; C1's CSI.
+# Clears the screen; sets the title; reverses the writing direction; ends the line; C1's CSI.
 HOSTILE = "a\x1b[2J\x1b]0;title\x07\u202egpj.exe\r\n\x9b31mz"
 ESCAPED = r"a\x1b[2J\x1b]0;title\x07\u202egpj.exe\r\n\x9b31mz"
 STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
-def test_what_steers_a_terminal_is_escaped():
+def test_what_controls_a_terminal_is_escaped():
     assert terminal.printable(HOSTILE) == ESCAPED
     assert terminal.printable("Zoë 张伟 ~ 'x' \\") == "Zoë 张伟 ~ 'x' \\"
     assert terminal.printable("\udcff") == r"\udcff"  # of a name that is not UTF-8
@@ -42,10 +41,10 @@ def test_the_middle_of_a_long_text_is_cut():
     assert "[... 9998010 characters ...]" in shown
 
 
-def test_news_tables_findings_and_progress_are_harmless(capsys):
-    packing.tell(HOSTILE)
+def test_logs_tables_findings_and_progress_are_harmless(capsys):
+    terminal.log(HOSTILE)
     list(progress.with_progress([1], 1, HOSTILE))
-    findings = checks.Findings()
+    findings = Findings()
     findings.tables.append([("identity", HOSTILE), (HOSTILE, 1)])
     findings.report(HOSTILE, "these")
     for number in range(11):
@@ -76,14 +75,14 @@ def test_hostile_names_of_folders_are_shown_escaped(tmp_path):
         done = prepare(tmp_path / "footage", "--dataset=folder", "--without_skeletons", *flags)
         assert done.returncode == 1
         assert not STEERING.search(done.stdout + done.stderr)
-        # An error is one line, so what ends a line in a name has become a space there.
+        # An error is one line, so line ends in a name become spaces.
         shown = [ESCAPED, ESCAPED.replace(r"\r\n", " ")]
         assert any(f"{name}/visible/1/walk/1.jpg" in done.stdout + done.stderr for name in shown)
         assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("flags", [[], ["--check"]])
-def test_a_line_of_ten_megabytes_is_not_shown_whole(tmp_path, flags):
+def test_a_line_of_ten_megabytes_is_not_shown_in_full(tmp_path, flags):
     root = hitsz_files.write_dataset(tmp_path / "root")
     rows = root / "track_train_info.txt"
     rows.write_text("2 1 5 0007 " + "3" * 10_000_000 + "\n" + rows.read_text())

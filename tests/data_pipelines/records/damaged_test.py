@@ -1,4 +1,4 @@
-"""Packed datasets whose files are changed, damaged or made to harm; what tells datasets apart."""
+"""Packed datasets with changed, damaged or malicious files, and their fingerprints."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def open_all(packed):
 
 
 def seal(packed):
-    """Makes all checksums right again, as somebody who wants to do harm would."""
+    """Corrects all checksums, as an attacker would."""
     content = json.loads((packed / "origin.json").read_text())
     for name, facts in content["files"].items():
         stored = (packed / name).read_bytes()
@@ -72,7 +72,7 @@ def refused(packed, path):
 
 
 @pytest.mark.parametrize("name", SMALL_FILES)
-def test_each_changed_digit_is_noticed(packed, name):
+def test_each_changed_digit_is_detected(packed, name):
     path = packed / name
     content = path.read_bytes()
     digits = [place for place, byte in enumerate(content) if chr(byte).isdigit()]
@@ -145,7 +145,7 @@ STRANGE_METADATA = {
 
 
 @pytest.mark.parametrize("change", STRANGE_METADATA.values(), ids=STRANGE_METADATA.keys())
-def test_strange_metadata_with_right_checksums_is_named(packed, change):
+def test_strange_metadata_with_correct_checksums_is_named(packed, change):
     edit_metadata(packed, change)
     with pytest.raises(InputError) as error:
         reading.open_index(packed, "train")
@@ -188,7 +188,7 @@ def test_a_pipe_in_place_of_a_file_is_refused(packed, pattern):
     refused(packed, path)
 
 
-def test_datasets_without_checksums_are_to_be_packed_again(packed):
+def test_datasets_without_checksums_must_be_packed_again(packed):
     path = packed / "origin.json"
     content = json.loads(path.read_text())
     del content["checksum"]
@@ -216,7 +216,7 @@ def test_no_module_is_imported_that_a_file_names(packed, tmp_path, monkeypatch):
     assert trace.exists(), "the file is not hostile"
 
 
-def test_a_shard_cut_between_blocks_is_named_as_it_is_opened(packed):
+def test_a_shard_cut_between_blocks_is_named_when_it_is_opened(packed):
     path = shard_of(packed, "train")
     size = path.stat().st_size
     os.truncate(path, size - 2**16)
@@ -254,7 +254,7 @@ def test_a_record_that_contradicts_itself_or_the_index_is_named(packed, change):
         read[5]
 
 
-def test_what_is_no_record_is_named(packed):
+def test_what_is_not_a_record_is_named(packed):
     path = shard_of(packed, "train")
     with reading.open_writer(path) as write:
         for _ in range(24):

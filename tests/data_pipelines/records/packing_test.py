@@ -41,7 +41,7 @@ def blacken(path):
     return path.read_bytes()
 
 
-def test_changed_pictures_are_noticed(root, tmp_path):
+def test_changed_pictures_are_detected(root, tmp_path):
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
     copy = shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
     assert hitsz_vcm.prepare(copy, tmp_path / "data") == packed
@@ -50,7 +50,7 @@ def test_changed_pictures_are_noticed(root, tmp_path):
         hitsz_vcm.prepare(root, tmp_path / "data")
 
 
-def test_changed_videos_are_noticed(tmp_path):
+def test_changed_videos_are_detected(tmp_path):
     video = tmp_path / "root/alice/visible/1/walk.avi"
     video_files.write_video(video, 3)
     settings = {"data_dir": tmp_path / "data", "without_skeletons": True}
@@ -62,7 +62,7 @@ def test_changed_videos_are_noticed(tmp_path):
         folder.prepare(tmp_path / "root", **settings)
 
 
-def test_finished_shards_of_changed_pictures_are_packed_anew(root, tmp_path, monkeypatch, capsys):
+def test_finished_shards_of_changed_pictures_are_packed_again(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 3)
     index = hitsz_vcm.read_index(root)
     last = root / index.test[-1].frames[-1]
@@ -79,7 +79,7 @@ def test_finished_shards_of_changed_pictures_are_packed_anew(root, tmp_path, mon
 
 @contextlib.contextmanager
 def files_up_to(size):
-    """To a writer of larger files it is as good as a full disk."""
+    """Limits the size of files, which fails like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_already_is_named(root, tmp_path, monkeypatch):
 
 
 def test_skeletons_on_a_full_disk_are_an_error(tmp_path):
-    """HDF5 fails as it closes the file, and can crash the process."""
+    """HDF5 fails when it closes the file, and can crash the process."""
     path = tmp_path / "skeletons.h5"
     with (
         files_up_to(5000),
@@ -155,7 +155,7 @@ def shard_of(packed):
     return next(packed.glob("*-train.array_record*"))
 
 
-def test_a_shard_of_another_size_is_not_taken_for_packed(root, tmp_path):
+def test_a_shard_of_another_size_is_named(root, tmp_path):
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
     shard = shard_of(packed)
     size = shard.stat().st_size
@@ -187,13 +187,13 @@ def test_records_are_a_sequence(root, tmp_path):
             stored[position]
 
 
-def test_the_dataset_is_claimed_until_it_is_whole(root, tmp_path, monkeypatch):
+def test_the_dataset_is_locked_until_it_is_complete(root, tmp_path, monkeypatch):
     """TFDS writes its metadata after the records are there."""
     write = packing._LocalDatasetInfo.write_to_directory
     refused = []
 
     def pack_meanwhile(*args, **kwargs):
-        with pytest.raises(ValueError, match="another process packs this dataset") as error:
+        with pytest.raises(ValueError, match="another process is packing this dataset") as error:
             hitsz_vcm.prepare(root, tmp_path / "data")
         refused.append(error)
         return write(*args, **kwargs)
@@ -205,7 +205,7 @@ def test_the_dataset_is_claimed_until_it_is_whole(root, tmp_path, monkeypatch):
     assert len(list(reading.open_records(packed, "train"))) == 12
 
 
-def test_a_lock_that_its_owner_has_removed_is_none(root, tmp_path, monkeypatch):
+def test_a_lock_that_its_owner_has_removed_does_not_count(root, tmp_path, monkeypatch):
     hold = packing.hold
 
     def hold_too_late(lock, refusal):
@@ -213,5 +213,5 @@ def test_a_lock_that_its_owner_has_removed_is_none(root, tmp_path, monkeypatch):
         hold(lock, refusal)
 
     monkeypatch.setattr(packing, "hold", hold_too_late)
-    with pytest.raises(ValueError, match="another process packs this dataset"):
+    with pytest.raises(ValueError, match="another process is packing this dataset"):
         hitsz_vcm.prepare(root, tmp_path / "data")

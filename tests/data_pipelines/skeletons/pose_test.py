@@ -37,7 +37,7 @@ SIZE = (pose_models.HEIGHT, pose_models.WIDTH)
     udp=st.booleans(),
     at=st.tuples(st.floats(-0.2, 1.2), st.floats(-0.2, 1.2)),
 )
-def test_the_way_back_undoes_the_matrix(crop, size, udp, at):
+def test_to_crop_inverts_the_matrix(crop, size, udp, at):
     matrix = pose.input_matrix(crop, size, udp=udp)
     there = np.array([at[0] * crop[1], at[1] * crop[0], 1])
     back = pose.to_crop(np.array([[*(matrix @ there), 0.7]]), matrix)
@@ -75,7 +75,7 @@ def test_warp_there_and_back_to_a_tenth_of_a_pixel(crop, udp):
 
 
 def slow_heatmaps(heatmaps, size, udp):
-    """One joint at a time, as the module's docstring has it."""
+    """One joint at a time, as the module's docstring says."""
     joints = np.zeros((*heatmaps.shape[:2], 3), np.float32)
     height, width = heatmaps.shape[2:]
     for b, j in np.ndindex(heatmaps.shape[:2]):
@@ -171,7 +171,7 @@ def test_a_simcc_model_finds_the_spot(tmp_path, outputs):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_fixed_batch_is_filled_up(tmp_path, batch):
+def test_a_fixed_batch_is_padded(tmp_path, batch):
     path = pose_models.write_heatmap_model(tmp_path / "fixed.onnx", batch=batch)
     fixed = pose.load_model(path, batch_size=32)
     free = pose.load_model(pose_models.write_heatmap_model(tmp_path / "free.onnx"))
@@ -309,16 +309,16 @@ def test_a_finished_output_is_kept_for_the_same_model_and_frames_only(tmp_path, 
     before = output.stat()
     assert extraction.extract(model, dataset, rows, output) == 21
     assert output.stat() == before
-    with pytest.raises(ValueError, match=r"another frames\)"):
+    with pytest.raises(ValueError, match=r"\(frames changed\)"):
         extraction.extract(model, dataset, rows[:2], output)
     other = pose.load_model(pose_models.write_simcc_model(tmp_path / "other.onnx"))
-    with pytest.raises(ValueError, match=r"another model\)"):
+    with pytest.raises(ValueError, match=r"\(model changed\)"):
         extraction.extract(other, dataset, rows, output)
     with pytest.raises(ValueError, match=r"end its name in .h5"):
         extraction.extract(model, dataset, rows, tmp_path / "skeletons.npz")
 
 
-def test_an_output_that_is_no_hdf5_file_is_named(tmp_path, dataset):
+def test_an_output_that_is_not_an_hdf5_file_is_named(tmp_path, dataset):
     model = pose.load_model(pose_models.write_heatmap_model(tmp_path / "m.onnx"))
     output = tmp_path / "skeletons.h5"
     output.write_text("no skeletons")
@@ -359,12 +359,12 @@ def test_videos_are_decoded_once_and_a_part_at_a_time(tmp_path, monkeypatch):
     output = tmp_path / "skeletons.h5"
     assert extraction.extract(model, tmp_path, rows, output, num_workers=1) == 285
     assert [decoded.count(row) for row in range(1, 5)] == list(lengths.values())
-    assert most_ahead <= 3 * 64  # two videos at a time, and what is handed on
+    assert most_ahead <= 3 * 64  # two videos at a time, and what was read before
     with h5py.File(output) as file:
         assert [len(file[name]) for name in "abcd"] == list(lengths.values())
 
 
-def test_a_broken_frame_is_named_and_the_rest_goes_on_later(tmp_path, dataset):
+def test_a_broken_frame_is_named_and_extraction_resumes(tmp_path, dataset):
     rows = tracklets()
     output = tmp_path / "skeletons.h5"
     model = pose.load_model(pose_models.write_heatmap_model(tmp_path / "m.onnx"), batch_size=7)
@@ -375,13 +375,13 @@ def test_a_broken_frame_is_named_and_the_rest_goes_on_later(tmp_path, dataset):
         extraction.extract(model, dataset, rows, output, num_workers=1)
     assert not output.exists()
     broken.write_bytes(intact)
-    (dataset / rows[0].frames[0]).unlink()  # is done and not wanted again
+    (dataset / rows[0].frames[0]).unlink()  # is done and not read again
     assert extraction.extract(model, dataset, rows, output) == 21
     with h5py.File(output) as file:
         assert file["Train/0001/rgb/D1/0"].shape == (17, 3)
 
 
-def test_half_a_line_is_done_again(tmp_path, dataset):
+def test_an_incomplete_line_is_estimated_again(tmp_path, dataset):
     """Wherever a kill cuts the journal, the result is the same."""
     rows = tracklets(count=2, length=3)
     model = pose.load_model(pose_models.write_heatmap_model(tmp_path / "m.onnx"), batch_size=2)
@@ -410,7 +410,7 @@ def test_half_a_line_is_done_again(tmp_path, dataset):
             np.testing.assert_array_equal([source.read(row) for row in rows], expected)
 
 
-def test_another_model_may_not_go_on(tmp_path, dataset):
+def test_another_model_cannot_resume(tmp_path, dataset):
     rows = tracklets()
     output = tmp_path / "skeletons.h5"
     model = pose.load_model(pose_models.write_heatmap_model(tmp_path / "m.onnx"))
@@ -418,11 +418,11 @@ def test_another_model_may_not_go_on(tmp_path, dataset):
     with pytest.raises(ValueError, match="not an intact JPEG"):
         extraction.extract(model, dataset, rows, output)
     other = pose.load_model(pose_models.write_heatmap_model(tmp_path / "m8.onnx", stride=8))
-    with pytest.raises(ValueError, match=r"skeletons.h5.partial: .*another model"):
+    with pytest.raises(ValueError, match=r"skeletons.h5.partial: .*\(model changed"):
         extraction.extract(other, dataset, rows, output)
     with open(tmp_path / "skeletons.h5.partial", "a+b") as journal:
         files.hold(journal, "this test cannot have it")
-        with pytest.raises(ValueError, match="another process writes it"):
+        with pytest.raises(ValueError, match="another process is writing it"):
             extraction.extract(model, dataset, rows, output)
 
 
@@ -439,7 +439,7 @@ def test_frames_that_would_share_a_key_are_refused(tmp_path, frames):
 
 def test_a_model_that_returns_nan_is_refused(tmp_path, dataset):
     model = pose.load_model(pose_models.write_nan_model(tmp_path / "m.onnx"))
-    with pytest.raises(ValueError, match=r"D1/0.jpg: the pose model returns what is not finite"):
+    with pytest.raises(ValueError, match=r"D1/0.jpg: the pose model returns non-finite numbers"):
         extraction.extract(model, dataset, tracklets(), tmp_path / "skeletons.h5")
 
 
@@ -448,7 +448,7 @@ def command(*arguments) -> list[str]:
 
 
 def test_the_command_survives_a_kill(tmp_path):
-    """Killed between two batches, it does the rest and not what was done."""
+    """Killed between two batches, it resumes and repeats nothing."""
     root = hitsz_files.write_dataset(tmp_path / "root", "nested")
     (root / "skeletons.h5").unlink()
     path = pose_models.write_heatmap_model(tmp_path / "m.onnx")
@@ -504,7 +504,7 @@ def test_the_command_survives_a_kill(tmp_path):
         np.testing.assert_array_equal(record["keypoints"], source.read(row))
 
 
-def test_the_command_tells_what_is_wrong_in_a_line(tmp_path):
+def test_the_command_reports_an_error_in_one_line(tmp_path):
     (tmp_path / "text.onnx").write_text("no model")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     flags = [f"--model={tmp_path / 'text.onnx'}", "--dataset=hitsz_vcm", f"--source={tmp_path}"]

@@ -1,4 +1,4 @@
-"""Skeletons out of HDF5 files, directories of .npy and COCO's JSON."""
+"""Skeletons from HDF5 files, directories of .npy and COCO's JSON."""
 
 import functools
 import itertools
@@ -322,7 +322,7 @@ def test_an_id_of_two_images_is_refused(tmp_path):
     path = tmp_path / "results.json"
     images = [{"id": 7, "file_name": f"a/b/c/{number}.jpg"} for number in (1, 1, 2)]
     content = {"images": images[:2], "annotations": [entry(7, skeleton(0))]}
-    path.write_text(json.dumps(content))  # the same image twice does no harm
+    path.write_text(json.dumps(content))  # the same image twice is harmless
     np.testing.assert_array_equal(read(path, "a/b/c/1.jpg"), [skeleton(0)])
     path.write_text(json.dumps(content | {"images": images}))
     with pytest.raises(
@@ -331,7 +331,7 @@ def test_an_id_of_two_images_is_refused(tmp_path):
         sources.open_keypoints(path)
 
 
-def test_names_with_dots_and_without_an_ending_are_told_apart(tmp_path):
+def test_names_with_dots_and_without_an_extension_are_distinguished(tmp_path):
     path = tmp_path / "results.json"
     names = ("a/b/c/frame.0001", "a/b/c/frame.0002", "a/b/c/frame.0003.bmp")
     path.write_text(json.dumps([entry(name, skeleton(i)) for i, name in enumerate(names)]))
@@ -360,7 +360,7 @@ def test_bare_file_names_never_match_many_frames(tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([entry("1.jpg", skeleton(0))]))
     np.testing.assert_array_equal(read(path, "1.jpg"), [skeleton(0)])
-    with pytest.raises(ValueError, match=r"write more of the path, b/c/D1/1 at least"):
+    with pytest.raises(ValueError, match=r"write more of the path, at least b/c/D1/1"):
         read(path, "a/b/c/D1/1.jpg")
     absolute = [entry(f"/data/{copy}/b/c/D1/1.jpg", skeleton(0)) for copy in "xy"]
     path.write_text(json.dumps(absolute[:1]))
@@ -466,7 +466,7 @@ def test_broken_json_is_refused(tmp_path, text):
 
 
 def assert_reads_or_refuses(path, expected=None):
-    """Reads two frames; what is not refused is what `expected`, if given, says of each."""
+    """Reads two frames; each is refused or equals what `expected`, if given, returns for it."""
     frames = ("a/b/c/1.jpg", "1.jpg")
     try:
         found = read(path, *frames)
@@ -605,7 +605,7 @@ def test_damaged_hdf5_reads_or_is_refused(tmp_path):
 # Fingerprints.
 
 
-def test_fingerprints_tell_sources_apart(source_of):
+def test_fingerprints_distinguish_sources(source_of):
     some = {"a/b/c/1": skeleton(0), "a/b/d/2": skeleton(1)}
     prints = [sources.fingerprint(source_of(some))]
     assert sources.fingerprint(source_of(some)) == prints[0]
@@ -615,7 +615,7 @@ def test_fingerprints_tell_sources_apart(source_of):
     if path.is_dir():
         (path / "a/b/c/1.npy").rename(path / "a/b/c/4.npy")
         prints.append(sources.fingerprint(path))
-        (path / "picture.jpg").touch()  # is no skeleton
+        (path / "picture.jpg").touch()  # not a skeleton
         np.save(path / "a/large.npy", np.zeros(10_000))
         prints.append(sources.fingerprint(path))
         (path / "picture.jpg").unlink()

@@ -16,7 +16,7 @@ from data_pipelines.synthetic.plan import SIZES, PlannedTracklet
 
 TINY = SIZES["tiny"]
 NAME = re.compile(r"(\d{4})M([12])D(\d+)T(\d+)F(\d+)\.jpg")
-# The smallest set that has every part of the layout, for tests that draw more than one.
+# The smallest dataset with every part of the layout, for tests that draw more than one.
 SPECK = dataclasses.replace(
     TINY,
     train=dataclasses.replace(TINY.train, identities=1),
@@ -118,7 +118,7 @@ def test_identities_are_disjoint_and_no_camera_serves_both_modalities(root):
 
 
 @pytest.mark.parametrize("size", ["demo", "full"])
-def test_the_plans_of_the_large_sizes_keep_what_they_promise(size):
+def test_the_plans_of_the_large_sizes_follow_their_configs(size):
     config = SIZES[size]
     planned = plan.plan(config, seed=0)
     assert sum(t.num_frames for t in planned) < {"demo": 36_000, "full": 480_000}[size]
@@ -148,7 +148,7 @@ def test_too_few_cameras_is_an_error():
         plan.plan(config, seed=0)
 
 
-def test_skeletons_lie_in_the_authors_tree_and_few_are_missing(root):
+def test_skeletons_are_in_the_authors_tree_and_few_are_missing(root):
     skeletons = skeletons_of(root)
     frames = {
         f"{pid}/{'ir' if modality == '1' else 'rgb'}/D{camera}/{frame}"
@@ -164,7 +164,7 @@ def test_skeletons_lie_in_the_authors_tree_and_few_are_missing(root):
         assert (skeleton[:, 2] > 0).all() and (skeleton[:, 2] <= 1).all()
 
 
-def test_keypoints_are_near_the_joints_and_doubtful_where_covered():
+def test_keypoints_are_near_the_joints_and_uncertain_where_covered():
     config = dataclasses.replace(TINY, occluded_share=1.0, swapped_share=0.0)
     drawn = [
         generate.draw_tracklet(config, 0, tracklet) for tracklet in plan.plan(config, seed=0)[:8]
@@ -180,7 +180,7 @@ def test_keypoints_are_near_the_joints_and_doubtful_where_covered():
     assert keypoints[~covered, 2].mean() > 0.6
 
 
-def test_joints_are_drawn_where_they_are_said_to_be():
+def test_joints_are_drawn_at_their_coordinates():
     studio = dataclasses.replace(TINY, difficulty=0.0, height=144, width=72)
     tracklet = PlannedTracklet("train", 1, 1, VISIBLE, 1, 1, 1, 6)
     drawn = generate.draw_tracklet(studio, 0, tracklet)
@@ -231,7 +231,7 @@ def test_walking_keeps_bones_and_a_foot_on_the_ground():
     assert (points[..., 1].min(axis=1) < 0.06).all()
 
 
-def test_garments_stand_apart_from_their_pattern_in_infrared():
+def test_garments_differ_from_their_pattern_in_infrared():
     for seed in range(50):
         garment = people.draw_garment(np.random.default_rng(seed), people.TOP_PATTERNS)
         assert abs(garment.base.infrared - garment.accent.infrared) > 0.35
@@ -271,7 +271,7 @@ def test_attributes_name_every_tracklet(root):
         assert (row["occluder"] == "none") <= (float(row["occlusion"]) == 0)
 
 
-def test_a_finished_dataset_is_left_alone(root, capsys):
+def test_a_finished_dataset_is_left_unchanged(root, capsys):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     generate.generate(root, "tiny", seed=3)
     assert "already drawn" in capsys.readouterr().out
@@ -348,7 +348,7 @@ def test_a_pair_shows_the_same_moments(bupt_root):
         np.testing.assert_array_equal(drawn[0].covered, drawn[1].covered)
         for name in ("yaw_degrees", "occluder", "light", "resolution", "motion_blur"):
             assert drawn[0].attributes[name] == drawn[1].attributes[name]
-        # The pose estimator errs on its own, and so does the sensor.
+        # Pose errors and sensor noise are independent.
         assert not np.isclose(drawn[0].keypoints, drawn[1].keypoints).all(axis=-1).any()
 
 
@@ -409,7 +409,7 @@ def test_splits_and_lists_of_the_pairs(bupt_root):
     assert index.counts["auxiliary"] == {"pairs": 6, "identities": 6}
 
 
-def test_skeletons_of_pairs_lie_in_a_tree_by_the_file_names(bupt_root):
+def test_skeletons_of_pairs_are_in_a_tree_by_the_file_names(bupt_root):
     index = bupt_lists.read_index(bupt_root, auxiliary=True)
     keys = {
         name.removeprefix("DATA/").removesuffix(".jpg")
@@ -447,18 +447,18 @@ def test_pairs_do_not_depend_on_the_number_of_processes(tmp_path):
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
 
 
-def test_one_layout_does_not_pass_for_another(root, bupt_root):
+def test_one_layout_is_not_taken_for_another(root, bupt_root):
     with pytest.raises(FileExistsError, match="seed, config or layout"):
         generate.generate(bupt_root, "tiny", seed=3)
     with pytest.raises(FileExistsError):
         generate.generate(root, "tiny", seed=3, layout="bupt_campus")
 
 
-def test_the_pixels_of_the_first_layout_stay_as_they_were(root):
-    """Whoever changes them raises VERSION, and this list."""
+def test_the_pixels_of_the_first_layout_have_not_changed(root):
+    """If a change is intended, raise VERSION and update this list."""
     assert generate.VERSION == 2
     content = (root / "generator.json").read_text()
-    assert "layout" not in content  # sets drawn before there were layouts go on being known
+    assert "layout" not in content  # datasets drawn before there were layouts are still recognised
     names = ["Train/0001/rgb", "Test/0007/ir"]
     frames = [min((root / name).rglob("*.jpg")) for name in names]
     means = [decode(root, frame.relative_to(root)).mean() for frame in frames]
