@@ -20,7 +20,7 @@ from star_jax.training import checkpoint, loop
 from star_jax.training.steps import abstract_state
 
 ROOT = Path(__file__).parents[3]
-TWO = ["launch/local_processes.py", "-n", "2", "--devices=2", "--", "launch/loop.py"]
+TWO = ["launch/local_processes.py", "-n", "2", "--devices=2", "--", "launch/train.py"]
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +152,11 @@ def test_their_checkpoint_is_restored_by_any_number_of_devices(two, dataset, dev
 
 
 def patched(folder, patch):
-    """launch/loop.py as a script that first does something else."""
+    """launch/train.py as a script that first does something else."""
     script = folder / "patched.py"
     script.write_text(
         'import os, runpy, sys\nsys.path[:0] = [os.getcwd(), "launch"]\n'
-        f'{patch}\nrunpy.run_path("launch/loop.py", run_name="__main__")\n'
+        f'{patch}\nrunpy.run_path("launch/train.py", run_name="__main__")\n'
     )
     return script
 
@@ -278,7 +278,7 @@ def test_a_single_process_with_a_coordinator_hears_that_it_shall_stop(dataset, t
     config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 100000")
     address = [f"--coordinator=localhost:{free_port()}", "--num_processes=1", "--process_id=0"]
     process = start(
-        ["launch/loop.py", f"--config={config}", f"--workdir={tmp_path / 'run'}", *address]
+        ["launch/train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}", *address]
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "config.json").exists():  # before the first step
@@ -314,7 +314,7 @@ def test_told_to_stop_they_save_and_continue(two, dataset, backbone, tmp_path):
 def test_a_process_that_dies_stops_the_others_with_an_error(dataset, tmp_path):
     config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 100000")
     port = free_port()
-    command = ["launch/loop.py", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    command = ["launch/train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     both = [
         start(
             [*command, f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}"]
@@ -347,7 +347,7 @@ def test_processes_with_other_configs_are_refused(dataset, tmp_path):
         both.append(
             start(
                 [
-                    "launch/loop.py",
+                    "launch/train.py",
                     f"--config={config}",
                     f"--workdir={tmp_path / 'run'}",
                     f"--coordinator=localhost:{port}",
@@ -369,7 +369,7 @@ def test_a_coordinator_that_nobody_reaches_is_an_error_after_the_given_time(data
     begun = time.monotonic()
     process = start(
         [
-            "launch/loop.py",
+            "launch/train.py",
             f"--config={config}",
             f"--workdir={tmp_path / 'run'}",
             f"--coordinator=localhost:{free_port()}",

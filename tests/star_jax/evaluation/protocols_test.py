@@ -213,7 +213,7 @@ def test_too_few_visible_entries_for_a_batch_are_named():
 def test_bad_input_is_named():
     rng = np.random.default_rng(0)
     index, embeddings = random_index(rng), random_embeddings(rng, 120)
-    with pytest.raises(ValueError, match=r"'hitsz_vcm'; known: hitsz_vcm/v1, bupt"):
+    with pytest.raises(ValueError, match=r"is 'hitsz_vcm': use hitsz_vcm/v1, bupt"):
         evaluate("hitsz_vcm", embeddings, index)
     with pytest.raises(ValueError, match=r"\[120, C\].*\(119, 8\)"):
         evaluate("hitsz_vcm/v1", embeddings[1:], index)

@@ -253,7 +253,7 @@ def dataset(tmp_path_factory):
 
 
 def command(config, workdir):
-    return [sys.executable, "launch/loop.py", f"--config={config}", f"--workdir={workdir}"]
+    return [sys.executable, "launch/train.py", f"--config={config}", f"--workdir={workdir}"]
 
 
 def rows(workdir):

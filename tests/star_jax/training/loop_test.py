@@ -136,7 +136,7 @@ def test_a_finished_run_is_not_run_again(whole_run, dataset):
 @pytest.mark.slow
 def test_the_command_survives_a_kill(whole_run, dataset, tmp_path):
     config = tiny.config_file(tmp_path, dataset)
-    command = [sys.executable, "launch/loop.py", f"--config={config}", f"--workdir={tmp_path}/run"]
+    command = [sys.executable, "launch/train.py", f"--config={config}", f"--workdir={tmp_path}/run"]
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 300
@@ -299,7 +299,7 @@ def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path,
     config = config_of(path)
     mesh = parallel.make_mesh(config)
     fresh = initial_state(config, build_model(config.model), 1, mesh)
-    state = loop.with_backbone(fresh, config)
+    state = loop.with_backbone(fresh, build_model(config.model), config)
     stem, stage = state.params["backbone"]["stem_infrared"], state.params["backbone"]["stage3"]
     for o, i, y, x in [(0, 0, 0, 0), (3, 2, 6, 1)]:  # PyTorch's order of axes is another
         assert stem["conv"]["kernel"][y, x, i, o] == arrays["conv1.weight"][o, i, y, x]
@@ -368,7 +368,7 @@ def test_a_checkpoint_with_a_nonsense_config_is_refused(whole_run, monkeypatch):
     config = restore_network(whole_run, None).config
     config.model.backbone_options.width = 0
     monkeypatch.setattr(checkpoint, "restore_config", lambda *_: config)
-    with pytest.raises(ValueError, match=r"config\.model\.width is 0: use an integer from 1 to"):
+    with pytest.raises(ValueError, match=r"config\.model\.backbone_options\.width is 0: use an integer from 1 to"):
         restore_network(whole_run, None)
 
 
