@@ -1,0 +1,159 @@
+"""Parts of another package by config alone: those of docs/architecture.md, "How to add"."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import simplejpeg
+import tiny
+
+from data_pipelines.errors import InputError
+from star_jax.distributed import parallel
+from star_jax.models import build_model
+from star_jax.training import checkpoint, loop
+from star_jax.training.steps import abstract_state
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = re.findall(
+    r"```python\n(.*?)```",
+    (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## How to add")[2],
+    re.DOTALL,
+)
+TRACKLETS = """{
+            split: [
+                schema.Tracklet(modality, f"{person}", camera, (f"{person}.jpg",) * 5, row)
+                for person in people
+                for modality in (0, 1)
+                for row, camera in enumerate((1 + modality, 3 + modality), start=1)
+            ]
+            for split, people in (("train", range(6)), ("test", range(6, 9)))
+        }"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """The documentation's examples as a module, `my_package.parts`."""
+    folder = tmp_path_factory.mktemp("packages")
+    code = "".join(EXAMPLES)
+    index = '{"train": [schema.Tracklet(...), ...], "test": [...]}'
+    assert index in code
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "parts.py").write_text(code.replace(index, TRACKLETS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(package, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "skeletons").mkdir()
+    rng = np.random.default_rng(0)
+    for person in range(9):
+        picture = rng.integers(0, 256, (64, 48, 3)).astype(np.uint8)
+        (folder / f"{person}.jpg").write_bytes(simplejpeg.encode_jpeg(picture))
+        skeleton = rng.uniform(1, 48, (17, 3)).astype(np.float32)
+        np.save(folder / "skeletons" / f"{person}.npy", skeleton)
+    subprocess.run(
+        [
+            *(sys.executable, "launch/prepare.py", "--dataset=my_package.parts:MY_DATASET"),
+            *(f"--source={folder}", f"--data_dir={folder / 'data'}"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(package)])},
+        check=True,
+    )
+    return folder / "data/my_dataset/1.0.0"
+
+
+def config_of(packed, **model):
+    config = tiny.config(packed)
+    config.model.num_identities = None
+    config.model.backbone_options = {}
+    config.optim.epochs = 3  # of one step each
+    config.optim.warmup_epochs = 1
+    config.checkpoint.every_steps = 1
+    config.augment.style = False
+    config.model.update(model)
+    return config
+
+
+def rows_of(workdir):
+    return [json.loads(row) for row in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(package))
+    config = config_of(
+        packed, backbone="my_package.parts:PatchNet", pooling="my_package.parts:TopTwo"
+    )
+    config.model.backbone_options = {"width": 8}
+    config.losses.extra = (("my_package.parts:CenterLoss", 0.1),)
+    config.data.sampling = "my_package.parts:CONSECUTIVE"
+    config.eval.protocol = "my_package.parts:ANY_CAMERA"
+    config.eval.every_epochs = 3
+    state = loop.train(config, tmp_path / "run")
+    assert int(state.step) == 3
+    assert set(state.params["backbone"]) == {"stem_visible", "stem_infrared", "shared"}
+    centers = np.asarray(state.losses["centers"]["CenterLoss"]["mean"])
+    assert centers.shape == (6, 8) and np.abs(centers).max(1).min() >= 0 and centers.any()
+    training = [row for row in rows_of(tmp_path / "run") if "loss/CenterLoss" in row]
+    assert len(training) == 3 and all(row["loss/CenterLoss"] > 0 for row in training)
+
+    # The state of the loss is in the checkpoint, and what is restored is what was saved.
+    config.model.num_identities = 6
+    abstract = abstract_state(config, build_model(config.model), 1, parallel.make_mesh(config))
+    with checkpoint.open_manager(tmp_path / "run", keep=None) as manager:
+        assert manager.all_steps() == [2, 3]
+        restored, _ = checkpoint.restore_state(manager, abstract)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "options", "style"),
+    [
+        ("resnet50_ibn_a", {"stage_sizes": (1, 1, 1, 1), "width": 4}, True),
+        ("vit_tiny", {"width": 12, "depth": 2}, False),
+    ],
+)
+def test_three_steps_with_each_family_of_backbones(packed, tmp_path, backbone, options, style):
+    config = config_of(packed, backbone=backbone)
+    config.model.backbone_options = options
+    config.augment.style = style
+    state = loop.train(config, tmp_path / "run")
+    losses = [row["loss/total"] for row in rows_of(tmp_path / "run")]
+    assert int(state.step) == len(losses) == 3 and np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.backbone": "my_package.parts:TopTwo"}, "a backbone needs num_channels, num_st"),
+        ({"model.backbone": "my_package.parts:Nothing"}, "has no attribute 'Nothing'"),
+        ({"model.pooling": "nowhere.parts:TopTwo"}, "No module named 'nowhere'"),
+        ({"model.pooling": "my_package.parts:PatchNet"}, "a pooling needs uses_skeleton"),
+        ({"data.sampling": "my_package.parts:TopTwo"}, "it has no sample_batch, training_frames"),
+        ({"eval.protocol": "my_package.parts:TopTwo"}, "it has no camera_rule, visible_batch"),
+        ({"losses.extra": (("my_package.parts:No", 1.0),)}, "has no attribute 'No'"),
+        ({"model.backbone_options": {"widht": 3}}, r"options\.widht does not exist: .* width"),
+        ({"model.backbone_options": {"width": 0}}, "options.width is 0: use an integer from 1"),
+        ({"model.backbone": "vit_tiny"}, "style_stages is .*vit_tiny has no stages; use --config"),
+        ({"augment.style_stages": (2, 5)}, "the backbone resnet18 has 4 stages; use stages up to"),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_one_line(package, tmp_path, monkeypatch, changes, message):
+    monkeypatch.syspath_prepend(str(package))
+    config = config_of("nowhere")
+    config.augment.style = True
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        config[section][name] = value
+    with pytest.raises(InputError, match=message) as raised:
+        loop.train(config, tmp_path / "run")
+    assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
