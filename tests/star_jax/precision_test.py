@@ -19,8 +19,8 @@ PLATFORMS = ["cpu", "tpu"]
 # Where docs/architecture.md has products in config.model.dtype. In a loop the path is left out.
 NARROW = r"/(backbone|edge_sequence/lstm|guidance|pooling)/|^dbh,dhg->dbg/"
 # And some of those that it has in float32.
-WIDE = ("edge_sequence/embed", "keypoint_graph/gat1", "keypoint_graph/bnk,nk->bn")
-WIDE_IN_TRAINING = (*WIDE, "_classifier/", "train_step)/jvp()/", "train_step)/transpose(jvp())/")
+WIDE = ("edge_sequence/embed", "keypoint_graph/gat1", "keypoint_graph/...nk,nk->...n")
+WIDE_IN_TRAINING = (*WIDE, "_classifier/", "/jvp(Losses)/", "/transpose(jvp(Losses))/")
 
 OPERATION = re.compile(
     r"stablehlo\.(dot_general|convolution)\(?.* : \((.*?)\) -> .* loc\((#\w+)\)$"
