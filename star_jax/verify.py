@@ -73,9 +73,9 @@ DEVICES_TOLERANCE = 1e-4  # sums in another order
 
 # Layers of the authors' network whose running statistics are known, and their names in ours.
 RUNNING = {
-    "pose_bottleneck": "skeleton_norm",
-    "global_bottleneck": "global_norm",
-    "local_bottleneck": "frame_norm",
+    "pose_bottleneck": "skeleton_bnneck",
+    "global_bottleneck": "bnneck",
+    "local_bottleneck": "frame_bnneck",
     "base_resnet.base.layer4.2.bn3": "backbone/stage4/block2/bn3",
     "base_resnet.base.layer3.0.bn1": "backbone/stage3/block0/bn1",
     "visible_module.visible.bn1": "backbone/stem_visible/bn",
