@@ -15,6 +15,7 @@ import optax
 from absl import app, flags
 from ml_collections import config_flags
 
+from data_pipelines.io.progress import Progress
 from data_pipelines.loader import test_clips, train_batches
 from data_pipelines.records.reading import open_index
 from data_pipelines.sampling import steps_per_epoch
@@ -27,7 +28,6 @@ from star_jax.models import build_model
 from star_jax.models.star import l2_normalize
 from star_jax.optim import make_optimizer
 from star_jax.training.loop import with_identities
-from star_jax.training.metrics import Progress
 from star_jax.training.steps import initial_variables, stream
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
         start_step=0,
         num_steps=num_steps,
     )
-    with Progress(num_steps, 0, "training") as progress:
+    with Progress(num_steps, "training") as progress:
         for step, batch in enumerate(batches):
             params, batch_stats, opt_state, value = train_step(
                 params, batch_stats, opt_state, step, batch

@@ -1,25 +1,96 @@
-"""Progress of long passes over tracklets or frames."""
+"""Progress of long loops, on the terminal or in a log."""
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Self, TextIO, TypeVar
 
-import tqdm
+from tqdm import tqdm
 
-from data_pipelines.io.terminal import log, printable
+from data_pipelines.io.terminal import printable
 
 Item = TypeVar("Item")
+
+
+class Progress:
+    """Shows how far a loop is: a bar on a terminal, else a plain line now and then.
+
+    Both show the step, the rate, the time left and a few metrics. Use as a context manager.
+
+    Args:
+      total: steps of the whole run.
+      label: what is being done.
+      start: steps done before this loop; the rate does not count them.
+      unit: what is counted.
+      every_seconds: least time between two plain lines.
+      stream: where to write; stderr if None.
+      enabled: False shows nothing, for all processes of a run but the first.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        *,
+        start: int = 0,
+        unit: str = "step",
+        every_seconds: float = 30.0,
+        stream: TextIO | None = None,
+        enabled: bool = True,
+    ):
+        self._total, self._start, self._label, self._unit = total, start, printable(label), unit
+        self._every_seconds = every_seconds
+        self._stream = sys.stderr if stream is None else stream
+        self._enabled = enabled
+        self._started = time.monotonic()
+        self._next_line = self._started  # the first step is shown at once: the loop runs
+        self._bar = None
+        if enabled and self._stream.isatty():
+            self._bar = tqdm(
+                total=total, initial=start, desc=self._label, unit=unit, file=self._stream
+            )
+
+    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Shows that `step` steps of the run are done, and the metrics."""
+        now = time.monotonic()
+        due = now >= self._next_line or step >= self._total
+        if not self._enabled or (self._bar is None and not due):
+            return
+        postfix = ", ".join(f"{name}={value:.4g}" for name, value in (metrics or {}).items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(postfix, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        self._next_line = now + self._every_seconds
+        line = tqdm.format_meter(
+            n=step,
+            total=self._total,
+            initial=self._start,
+            elapsed=now - self._started,
+            prefix=self._label,
+            unit=self._unit,
+            postfix=postfix,
+            bar_format="{desc}: {n_fmt}/{total_fmt} [{rate_fmt}, {remaining} left{postfix}]",
+        )
+        print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar and leaves the terminal to others."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def with_progress(
     items: Iterable[Item], total: int, label: str, unit: str = "tracklets"
 ) -> Iterator[Item]:
-    """Yields the items and reports progress: a bar on a terminal, a line every tenth elsewhere."""
-    label = printable(label)
-    if sys.stderr.isatty():
-        yield from tqdm.tqdm(items, label, total, unit=f" {unit}")
-        return
-    for done, item in enumerate(items, start=1):
-        yield item
-        if done * 10 // total > (done - 1) * 10 // total:
-            log(f"{label}: {done} of {total} {unit}")
+    """Yields the items and shows the progress; an item counts once the next one is requested."""
+    with Progress(total, label, unit=unit) as progress:
+        for done, item in enumerate(items, start=1):
+            yield item
+            progress.update(done)

@@ -14,6 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
+from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import test_clips
 from data_pipelines.records.reading import fingerprint, open_index, open_records
@@ -25,7 +26,6 @@ from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.protocols import evaluate
 from star_jax.models import Star, build_model
 from star_jax.training import checkpoint, run_files
-from star_jax.training.metrics import Progress
 from star_jax.training.steps import abstract_variables, make_embed_step
 
 
@@ -61,7 +61,8 @@ def embed_split(
     positions: list[np.ndarray] = []
     embeddings: list[np.ndarray] = []
     done = 0
-    with Progress(len(index.modalities), 0, "embedding", unit="tracklet") as progress:
+    total, first = len(index.modalities), processes.is_first()
+    with Progress(total, "embedding", unit="tracklet", enabled=first) as progress:
         for number, modality in enumerate(MODALITIES):
             embed = make_embed_step(model, modality, mesh)
             clips = test_clips(
@@ -83,7 +84,7 @@ def embed_split(
                 positions.append(batch["position"])
                 found = np.unique(batch["position"][batch["position"] >= 0])
                 done += len(found) * jax.process_count()  # about; exact in a single process
-                progress.update(min(done, len(index.modalities)))
+                progress.update(min(done, total))
                 if stop_requested():
                     raise processes.Preempted
     position, embedding = gather((np.concatenate(positions), np.concatenate(embeddings)))

@@ -1,7 +1,6 @@
 """S: the skeleton's edges, read as a sequence by a bidirectional LSTM (STAR, frame level)."""
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -86,9 +85,8 @@ class BidirectionalLSTM(nn.Module):
         return jnp.moveaxis(states.reshape(*sequences.shape[:-1], -1), 0, 1)
 
 
-@jax.custom_vjp
 def lstm_states(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.Array:
-    """Hidden states of an LSTM in each of D directions, from zeros on.
+    """Returns the hidden states of an LSTM in each of D directions, starting from zeros.
 
     Args:
       kernel: float[D, H, 4 * H], recurrent weights; its dtype is that of the matrix products.
@@ -98,10 +96,7 @@ def lstm_states(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.A
     Returns:
       float32[T, D, B, H].
     """
-    return _lstm_scan(kernel, inputs, valid)
 
-
-def _lstm_scan(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.Array:
     def step(
         state: tuple[jax.Array, jax.Array], inputs_and_valid: tuple[jax.Array, jax.Array]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
@@ -121,29 +116,6 @@ def _lstm_scan(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.Ar
 
     zeros = jnp.zeros((*inputs.shape[1:3], kernel.shape[1]), jnp.float32)
     return jax.lax.scan(step, (zeros, zeros), (inputs, valid))[1]
-
-
-def _lstm_forward(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> tuple[jax.Array, Any]:
-    outputs, by_inputs = jax.vjp(lambda inputs: _lstm_scan(kernel, inputs, valid), inputs)
-    return outputs, (kernel, outputs, by_inputs)
-
-
-def _lstm_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None]:
-    # The recurrent weights' gradient as one product over all steps, after the scan: summed up step
-    # by step, as differentiation would have it, all of it is read and written T times.
-    kernel, outputs, by_inputs = kept
-    (gates,) = by_inputs(gradient)  # inputs are added to the gates, so theirs is the gates' too
-    before = jnp.concatenate([jnp.zeros_like(outputs[:1]), outputs[:-1]])
-    by_kernel = jnp.einsum(
-        "tdbh,tdbg->dhg",
-        before.astype(kernel.dtype),
-        gates.astype(kernel.dtype),
-        precision=precision_of(kernel.dtype),
-    )
-    return by_kernel, gates, None
-
-
-lstm_states.defvjp(_lstm_forward, _lstm_backward)
 
 
 class EdgeSequence(nn.Module):

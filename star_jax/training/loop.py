@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.errors import DivergedError, InputError
+from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import train_batches
 from data_pipelines.records.reading import fingerprint, open_index
@@ -27,7 +28,7 @@ from star_jax.evaluation.protocols import find_protocol, format_table, require_s
 from star_jax.losses import build_losses
 from star_jax.models import Star, build_model
 from star_jax.training import checkpoint, run_files
-from star_jax.training.metrics import MetricsWriter, Progress
+from star_jax.training.metrics import MetricsWriter
 from star_jax.training.steps import (
     TrainState,
     abstract_state,
@@ -120,7 +121,7 @@ def train(
         step_log = StepLog(config, frames_per_step=2 * pairs * config.data.clip_length)
         with (
             MetricsWriter(workdir, enabled=processes.is_first(), resume_step=start) as writer,
-            Progress(num_steps, start, "training") as progress,
+            Progress(num_steps, "training", start=start, enabled=processes.is_first()) as progress,
             processes.watch_for_stop() as stop_requested,
             saving_before_a_stop(manager),
         ):

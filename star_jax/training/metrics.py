@@ -1,22 +1,18 @@
-"""Where a run's numbers go: a file of JSON lines, TensorBoard, and the terminal."""
+"""Where a run's numbers go: a file of JSON lines, and TensorBoard."""
 
 import contextlib
 import json
 import os
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.files import naming_full_disk, write_file
@@ -142,73 +138,3 @@ def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
         if resume_step is None or step <= resume_step:
             kept.append(line + b"\n")
     write_file(path, b"".join(kept))
-
-
-class Progress:
-    """Shows how far a loop is: a bar on a terminal, else a plain line now and then.
-
-    Both tell the step, the rate, the time left and a few metrics. Only the first process of a run
-    shows anything. Use as a context manager.
-
-    Args:
-      total: steps of the whole run.
-      start: steps done before this loop; the rate does not count them.
-      label: what is being done.
-      unit: what is counted.
-      every_seconds: least time between two plain lines.
-      stream: where to write; stderr if None.
-    """
-
-    def __init__(
-        self,
-        total: int,
-        start: int,
-        label: str,
-        *,
-        unit: str = "step",
-        every_seconds: float = 30.0,
-        stream: TextIO | None = None,
-    ):
-        self._total, self._start, self._label, self._unit = total, start, label, unit
-        self._every_seconds = every_seconds
-        self._stream = sys.stderr if stream is None else stream
-        self._silent = jax.process_index() > 0
-        self._started = time.monotonic()
-        self._next_line = self._started  # the first step is told at once: the loop runs
-        self._bar = None
-        if self._stream.isatty() and not self._silent:
-            self._bar = tqdm(total=total, initial=start, desc=label, unit=unit, file=self._stream)
-
-    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Tells that `step` steps of the run are done, and what the metrics are."""
-        now = time.monotonic()
-        if self._silent or (self._bar is None and now < self._next_line and step < self._total):
-            return
-        postfix = ", ".join(f"{name}={value:.4g}" for name, value in (metrics or {}).items())
-        if self._bar is not None:
-            self._bar.set_postfix_str(postfix, refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
-        self._next_line = now + self._every_seconds
-        line = tqdm.format_meter(
-            n=step,
-            total=self._total,
-            initial=self._start,
-            elapsed=now - self._started,
-            prefix=self._label,
-            unit=self._unit,
-            postfix=postfix,
-            bar_format="{desc}: {n_fmt}/{total_fmt} [{rate_fmt}, {remaining} left{postfix}]",
-        )
-        print(line, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Leaves the terminal to others."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

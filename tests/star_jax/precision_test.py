@@ -20,7 +20,7 @@ PLATFORMS = ["cpu", "tpu"]
 NARROW = r"/(backbone|edge_sequence/lstm|guidance|pooling)/|^dbh,dhg->dbg/"
 # And some of those that it has in float32.
 WIDE = ("edge_sequence/embed", "keypoint_graph/gat1", "keypoint_graph/...nk,nk->...n")
-WIDE_IN_TRAINING = (*WIDE, "_classifier/", "train_step)/jvp()/", "train_step)/transpose(jvp())/")
+WIDE_IN_TRAINING = (*WIDE, "_classifier/", "/jvp(Losses)/", "/transpose(jvp(Losses))/")
 
 OPERATION = re.compile(
     r"stablehlo\.(dot_general|convolution)\(?.* : \((.*?)\) -> .* loc\((#\w+)\)$"

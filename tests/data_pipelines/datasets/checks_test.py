@@ -39,7 +39,7 @@ def test_nothing_is_wrong_with_a_good_dataset(root, capsys):
     assert cell(findings, "unreadable frames") == [0, 0]
     assert cell(findings, "frames without a skeleton") == ["0 (0.0 %)", "0 (0.0 %)"]
     log = capsys.readouterr().err
-    assert "train: reading: 12 of 12 tracklets" in log
+    assert "train: reading: 12/12 [" in log
     assert "frames/s" in log
     assert sorted(root.rglob("*")) == before
 

@@ -480,7 +480,7 @@ def test_another_source_is_refused(source, packed, tmp_path):
 def test_reports_progress_and_missing_skeletons(source, tmp_path, capsys):
     hitsz_vcm.prepare(source, tmp_path)
     lines = capsys.readouterr().err
-    assert "packing: 20 of 20 tracklets" in lines
+    assert "packing: 20/20 [" in lines
     assert "train: 3 of 164 frames have no skeleton" in lines
     assert "test: 0 of 107 frames have no skeleton" in lines
 

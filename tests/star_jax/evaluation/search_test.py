@@ -204,7 +204,7 @@ def test_the_picture_has_an_end(capsys):
     assert heights[0] == heights[1] < 2**15
     page = match_sheet.matches_html(many, many, results, pictures).decode()
     assert page.count('class="query"') == len(many.rows)
-    assert f"drawing: {len(many.rows)} of {len(many.rows)} queries" in capsys.readouterr().err
+    assert f"drawing: {len(many.rows)}/{len(many.rows)} [" in capsys.readouterr().err
 
 
 def test_without_the_dataset_there_are_placeholders(shown):

@@ -354,7 +354,7 @@ def test_bidirectional_lstm():
     assert (np.asarray(output[3]) == 0).all()
 
 
-def test_gradients_of_lstm_states():
+def test_derivatives_of_lstm_states_in_both_modes():
     units, steps, rows = 3, 4, 2
     valid = np.random.default_rng(2).uniform(size=(steps, 2, rows, 1)) < 0.7
     weights = random(3, steps, 2, rows, units)
@@ -372,12 +372,17 @@ def test_gradients_of_lstm_states():
         return jnp.stack(states)
 
     arguments = random(0, 2, units, 4 * units), random(1, steps, 2, rows, 4 * units)
-    gradients, expected = (
-        jax.grad(lambda *x, run=run: (weights * run(*x, valid)).sum(), (0, 1))(*arguments)
+    tangents = random(4, 2, units, 4 * units), random(5, steps, 2, rows, 4 * units)
+    (reverse, forward), (expected_reverse, expected_forward) = (
+        (
+            jax.grad(lambda *x, run=run: (weights * run(*x, valid)).sum(), (0, 1))(*arguments),
+            jax.jvp(lambda *x, run=run: run(*x, valid), arguments, tangents)[1],
+        )
         for run in (lstm_states, by_loop)
     )
-    close(gradients[0], expected[0])
-    close(gradients[1], expected[1])
+    close(reverse[0], expected_reverse[0])
+    close(reverse[1], expected_reverse[1])
+    close(forward, expected_forward)
 
 
 @pytest.mark.parametrize("every_frame", [True, False])

@@ -1,4 +1,3 @@
-import io
 import json
 import struct
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from star_jax.training import metrics
-from star_jax.training.metrics import MetricsWriter, Progress
+from star_jax.training.metrics import MetricsWriter
 
 
 def read_rows(workdir):
@@ -130,48 +129,3 @@ def test_a_strange_row_inside_is_named(tmp_path, line):
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: no row of metrics"):
         MetricsWriter(tmp_path)
     assert path.read_text().count("\n") == 3
-
-
-class Clock:
-    def __init__(self, monkeypatch):
-        self.now = 100.0
-        monkeypatch.setattr(metrics.time, "monotonic", lambda: self.now)
-
-
-def test_plain_lines_now_and_then(monkeypatch):
-    clock, stream = Clock(monkeypatch), io.StringIO()
-    with Progress(120, 100, "train", every_seconds=10, stream=stream) as progress:
-        for step in range(101, 121):
-            clock.now += 2
-            progress.update(step, {"loss": 1 / 3, "map": float(step)})
-    lines = stream.getvalue().splitlines()
-    assert [line.split()[1] for line in lines] == [f"{s}/120" for s in (101, 106, 111, 116, 120)]
-    # Two seconds a step since the start at 100; 14 steps are left after 106.
-    assert lines[1] == "train: 106/120 [ 2.00s/step, 00:28 left, loss=0.3333, map=106]"
-
-
-def test_a_line_without_metrics(monkeypatch):
-    clock, stream = Clock(monkeypatch), io.StringIO()
-    progress = Progress(8, 0, "embed", stream=stream)
-    clock.now += 1
-    progress.update(4)
-    assert stream.getvalue() == "embed: 4/8 [ 4.00step/s, 00:01 left]\n"
-
-
-def test_bar_on_a_terminal():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    stream = Terminal()
-    with Progress(20, 10, "train", stream=stream) as progress:
-        for step in range(11, 21):
-            progress.update(step, {"loss": step / 4})
-    last = stream.getvalue().rstrip().split("\r")[-1]
-    assert "train" in last and "20/20" in last and "loss=5" in last
-
-
-def test_stderr_is_the_default(capsys):
-    Progress(1, 0, "prepare").update(1)
-    captured = capsys.readouterr()
-    assert captured.err.startswith("prepare: 1/1 [") and captured.out == ""
