@@ -1,6 +1,7 @@
 """S: the skeleton's edges, read as a sequence by a bidirectional LSTM (STAR, frame level)."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -85,6 +86,7 @@ class BidirectionalLSTM(nn.Module):
         return jnp.moveaxis(states.reshape(*sequences.shape[:-1], -1), 0, 1)
 
 
+@jax.custom_jvp
 def lstm_states(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.Array:
     """Returns the hidden states of an LSTM in each of D directions, starting from zeros.
 
@@ -96,19 +98,16 @@ def lstm_states(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.A
     Returns:
       float32[T, D, B, H].
     """
+    return _scan(kernel, inputs, valid)
 
+
+def _scan(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.Array:
     def step(
         state: tuple[jax.Array, jax.Array], inputs_and_valid: tuple[jax.Array, jax.Array]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         hidden, cell = state
         inputs, valid = inputs_and_valid
-        recurrent = jnp.einsum(
-            "dbh,dhg->dbg",
-            hidden.astype(kernel.dtype),
-            kernel,
-            precision=precision_of(kernel.dtype),
-        )
-        i, f, g, o = jnp.split(inputs + recurrent.astype(jnp.float32), 4, axis=-1)
+        i, f, g, o = jnp.split(inputs + _recurrent(hidden, kernel), 4, axis=-1)
         new_cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
         new_hidden = nn.sigmoid(o) * jnp.tanh(new_cell)
         hidden = jnp.where(valid, new_hidden, hidden)
@@ -116,6 +115,29 @@ def lstm_states(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.A
 
     zeros = jnp.zeros((*inputs.shape[1:3], kernel.shape[1]), jnp.float32)
     return jax.lax.scan(step, (zeros, zeros), (inputs, valid))[1]
+
+
+@lstm_states.defjvp
+def _lstm_states_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # A change of the recurrent weights acts as a change of the inputs, by one product over all
+    # steps. So their gradient is one product, too, and devices sum it up once: differentiated
+    # within the scan, it would be a sum over the steps and, of a split batch, a collective in each.
+    kernel, inputs, valid = primals
+    kernel_tangent, inputs_tangent, _ = tangents
+    states, push = jax.linearize(lambda inputs: _scan(kernel, inputs, valid), inputs)
+    before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
+    return states, push(inputs_tangent + _recurrent(before, kernel_tangent))
+
+
+def _recurrent(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns what hidden states add to the gates: float32[..., D, B, H] to [..., D, B, 4 * H]."""
+    product = jnp.einsum(
+        "...dbh,dhg->...dbg",
+        hidden.astype(kernel.dtype),
+        kernel,
+        precision=precision_of(kernel.dtype),
+    )
+    return product.astype(jnp.float32)
 
 
 class EdgeSequence(nn.Module):

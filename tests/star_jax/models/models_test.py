@@ -385,6 +385,15 @@ def test_derivatives_of_lstm_states_in_both_modes():
     close(forward, expected_forward)
 
 
+def test_the_gradient_of_the_recurrent_weights_is_summed_up_after_the_scan():
+    """In the scan, it would be a collective in each step of a batch that is split over devices."""
+    kernel, inputs = random(0, 2, 3, 12), random(1, 4, 2, 5, 12)
+    gradient = jax.grad(lambda *x: lstm_states(*x, np.ones((4, 2, 5, 1), bool)).sum(), (0, 1))
+    scans = [x for x in jax.make_jaxpr(gradient)(kernel, inputs).eqns if x.primitive.name == "scan"]
+    assert len(scans) == 2  # forward and backward
+    assert not [x for scan in scans for x in scan.outvars if x.aval.shape == kernel.shape]
+
+
 @pytest.mark.parametrize("every_frame", [True, False])
 def test_graph_attention(every_frame):
     features, heads, batch = 4, 2, 2
