@@ -186,7 +186,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "data.frame_size": Key(
         # Stage 3 has one value per 16 pixels: of a map of a single value, nothing but its style is
-        # left for stage 4, since instance normalisation makes it 0.
+        # left for stage 4, since instance normalization makes it 0.
         integers(17, 4096, count=2),
         "Height and width, in pixels, to which frames are resized.",
     ),

@@ -41,8 +41,8 @@ def cross_entropy(*, logits: jax.Array, labels: jax.Array) -> jax.Array:
 def pairwise_distances(*, a: jax.Array, b: jax.Array) -> jax.Array:
     """Euclidean distances: float32[M, C] and float32[N, C] to float32[M, N]."""
     # Distances do not change with the origin, and near it their squares cancel less.
-    centre = jax.lax.stop_gradient(b.mean(0, keepdims=True))
-    a, b = a - centre, b - centre
+    center = jax.lax.stop_gradient(b.mean(0, keepdims=True))
+    a, b = a - center, b - center
     products = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
     squared = jnp.square(a).sum(1)[:, None] + jnp.square(b).sum(1)[None] - 2 * products
     return jnp.sqrt(jnp.maximum(squared, 1e-12))
@@ -56,7 +56,7 @@ def batch_hard_triplet(
     For every row: the farthest row of its identity against the nearest of another.
 
     Args:
-      embeddings: float32[R, C], not normalised.
+      embeddings: float32[R, C], not normalized.
       labels: int32[R]; at least two identities.
       margin: how much nearer the positive should be.
     """

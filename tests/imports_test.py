@@ -73,7 +73,7 @@ def test_the_walk_sees_imports():
     assert "data_pipelines.coco17" in IMPORTS["star_jax.models.skeleton"]
     assert "star_jax.augment" in IMPORTS["star_jax.training.steps"]  # from star_jax import augment
     assert "star_jax.training.loop" in IMPORTS["launch.train"]  # inside a function
-    assert "launch.command" in IMPORTS["launch.train"]  # as a script's neighbour
+    assert "launch.command" in IMPORTS["launch.train"]  # as a script's neighbor
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def _rule(mesh: Mesh, path: str, shape: Sequence[int]) -> PartitionSpec:
 def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> list[int]:
     """The rows of an array of a shape of which devices of this process hold a part, ascending.
 
-    They need not be neighbours: on a torus of chips, a machine's chips are not those that follow
+    They need not be neighbors: on a torus of chips, a machine's chips are not those that follow
     each other in the mesh.
     """
     indices = sharding.addressable_devices_indices_map(shape).values()

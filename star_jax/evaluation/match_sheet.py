@@ -31,11 +31,11 @@ _MARGIN = 20
 _QUERY_GAP = 26
 _LINE = 16
 _PNG_ROWS = 50
-_COLOURS = {True: "#1a8f3c", False: "#c62828", None: "#9aa0a6"}
+_COLORS = {True: "#1a8f3c", False: "#c62828", None: "#9aa0a6"}
 _LEGEND = (
-    ("the query's identity", _COLOURS[True]),
-    ("another identity", _COLOURS[False]),
-    ("not known", _COLOURS[None]),
+    ("the query's identity", _COLORS[True]),
+    ("another identity", _COLORS[False]),
+    ("not known", _COLORS[None]),
 )
 _STYLE = """
 body { font: 13px/1.35 system-ui, sans-serif; margin: 20px; color: #202124; background: #fff; }
@@ -120,7 +120,7 @@ def matches_png(
             x = _MARGIN + _QUERY_GAP + _CELL[0] * (1 + place)
             lines = (_rank(place, match), *_captions(gallery, match.position))
             picture = pictures[1](match.position)
-            _draw_cell(sheet, draw, (x, y), picture, lines, _COLOURS[match.same])
+            _draw_cell(sheet, draw, (x, y), picture, lines, _COLORS[match.same])
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
@@ -142,11 +142,11 @@ def matches_html(
         ]
         for place, match in enumerate(result.matches):
             lines = (_rank(place, match), *_captions(gallery, match.position))
-            figures.append(_figure(pictures[1](match.position), lines, _COLOURS[match.same]))
+            figures.append(_figure(pictures[1](match.position), lines, _COLORS[match.same]))
         figures[0] = figures[0].replace("<figure>", '<figure class="query">', 1)
         rows.append(f'<div class="row">{"".join(figures)}</div>')
     legend = "".join(
-        f'<span style="border-color:{colour}">{text}</span>' for text, colour in _LEGEND
+        f'<span style="border-color:{color}">{text}</span>' for text, color in _LEGEND
     )
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     page = f"""<!DOCTYPE html>
@@ -169,14 +169,14 @@ def _captions(embeddings: Embeddings, position: int) -> tuple[str, str, str]:
     return identity, f"{modality}, camera {camera}", frame
 
 
-def _figure(picture: Image.Image | None, lines: Sequence[str], colour: str) -> str:
+def _figure(picture: Image.Image | None, lines: Sequence[str], color: str) -> str:
     image = "no picture"
     if picture is not None:
         jpeg = simplejpeg.encode_jpeg(np.asarray(picture), 90, "RGB")
         image = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
     title, identity, where, frame = map(html.escape, lines)
     return (
-        f'<figure><div class="picture" style="border-color:{colour}">{image}</div>'
+        f'<figure><div class="picture" style="border-color:{color}">{image}</div>'
         f"<figcaption>{title}<b>{identity}</b>{where}<br><small>{frame}</small></figcaption>"
         "</figure>"
     )
@@ -184,8 +184,8 @@ def _figure(picture: Image.Image | None, lines: Sequence[str], colour: str) -> s
 
 def _draw_legend(draw: ImageDraw.ImageDraw) -> None:
     x = _MARGIN
-    for text, colour in _LEGEND:
-        draw.rectangle((x, _MARGIN + 1, x + 12, _MARGIN + 13), fill=colour)
+    for text, color in _LEGEND:
+        draw.rectangle((x, _MARGIN + 1, x + 12, _MARGIN + 13), fill=color)
         draw.text((x + 19, _MARGIN), text, "#202124", font=_font(12))
         x += 19 + round(draw.textlength(text, _font(12))) + 24
 
@@ -196,11 +196,11 @@ def _draw_cell(
     corner: tuple[int, int],
     picture: Image.Image | None,
     lines: Sequence[str],
-    colour: str,
+    color: str,
 ) -> None:
     x, y = corner
     right, bottom = (x + _THUMBNAIL[0] + 2 * _BORDER, y + _THUMBNAIL[1] + 2 * _BORDER)
-    draw.rectangle((x, y, right - 1, bottom - 1), fill="#eceff1", outline=colour, width=_BORDER)
+    draw.rectangle((x, y, right - 1, bottom - 1), fill="#eceff1", outline=color, width=_BORDER)
     if picture is None:
         draw.text(((x + right) / 2, (y + bottom) / 2), "no picture", "#5f6368", _font(12), "mm")
     else:

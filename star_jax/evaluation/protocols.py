@@ -93,7 +93,7 @@ def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dic
       `gallery` and `unmatched` (queries without a match, left out of the means).
 
     Raises:
-      ValueError: unknown protocol, embeddings that do not fit the index or are not normalised, a
+      ValueError: unknown protocol, embeddings that do not fit the index or are not normalized, a
         direction without queries or gallery, or an identity with one camera in both modalities.
     """
     rules = find_protocol(protocol)

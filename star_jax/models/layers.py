@@ -23,14 +23,14 @@ def precision_of(dtype: Dtype) -> jax.lax.Precision | None:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, with PyTorch's unbiased running variance.
+    """Batch normalization over all axes but the last, with PyTorch's unbiased running variance.
 
     Statistics are taken and applied in float32, over the global batch under any sharding; the
     result has the input's dtype.
 
     Attributes:
       learned_bias: False keeps the shift out of training: it stays zero, or as imported.
-      scale_init: initialiser of the scale.
+      scale_init: initializer of the scale.
     """
 
     learned_bias: bool = True
@@ -38,7 +38,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x`, of shape [..., C]; in training also updates the running statistics."""
+        """Normalizes `x`, of shape [..., C]; in training also updates the running statistics."""
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
@@ -73,7 +73,7 @@ class InstanceBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x`, float[N, H, W, C]; in training also updates the running statistics."""
+        """Normalizes `x`, float[N, H, W, C]; in training also updates the running statistics."""
         half = x.shape[-1] // 2
         instance = nn.InstanceNorm(
             epsilon=EPSILON, dtype=x.dtype, use_fast_variance=False, name="instance"
@@ -125,7 +125,7 @@ def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
 
 
 def linear(features: int | tuple[int, ...], fan_in: int, dtype: Dtype, **options: Any) -> nn.Module:
-    """A linear layer on the last axis, initialised as PyTorch does by default."""
+    """A linear layer on the last axis, initialized as PyTorch does by default."""
     init = symmetric_uniform(1 / math.sqrt(fan_in))
     return nn.DenseGeneral(
         features,
@@ -138,7 +138,7 @@ def linear(features: int | tuple[int, ...], fan_in: int, dtype: Dtype, **options
 
 
 def gem_pool(x: jax.Array, power: float) -> jax.Array:
-    """Returns the generalised mean (GeM) over the time axis: `(mean_t x^p + 1e-12)^(1/p)`.
+    """Returns the generalized mean (GeM) over the time axis: `(mean_t x^p + 1e-12)^(1/p)`.
 
     Args:
       x: float32[B, T, ..., C], not negative.

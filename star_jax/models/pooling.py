@@ -17,7 +17,7 @@ POWERS = (0.7, 1.0, 3.0, 5.0, 7.0)
 
 
 class GuidedPooling(nn.Module):
-    """z: a mixture of generalised means that the skeleton weighs per channel (sequence level, 5).
+    """z: a mixture of generalized means that the skeleton weighs per channel (sequence level, 5).
 
     Attributes:
       dtype: the dtype of the matrix product.
@@ -45,7 +45,7 @@ class GuidedPooling(nn.Module):
 
 
 class GemPooling(nn.Module):
-    """The generalised mean over time.
+    """The generalized mean over time.
 
     Attributes:
       gem_power: its power, p.

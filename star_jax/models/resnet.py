@@ -217,8 +217,8 @@ def adain(x: jax.Array, source: jax.Array) -> jax.Array:
     mean, variance = mean_and_variance(x, (1, 2), keepdims=True)
     size = x.shape[1] * x.shape[2]
     deviation = jnp.sqrt(variance * (size / max(size - 1, 1)) + 1e-6)
-    normalised = (x.astype(jnp.float32) - mean) / deviation
-    return (normalised * deviation[source] + mean[source]).astype(x.dtype)
+    normalized = (x.astype(jnp.float32) - mean) / deviation
+    return (normalized * deviation[source] + mean[source]).astype(x.dtype)
 
 
 class ResNet(nn.Module):
@@ -282,7 +282,7 @@ class ResNet(nn.Module):
         """Computes the frame features V, and the disturbed ones V' where a style is given.
 
         Args:
-          frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3], normalised.
+          frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3], normalized.
           modality: "visible" or "infrared"; None for frames of both.
           train: whether batch norm uses and gathers the batch's statistics.
           style: sources of style, or None for no disturbed pass.

@@ -103,7 +103,7 @@ class ViT(nn.Module):
 
         Args:
           frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3] of both (axis
-            2: visible, infrared), normalised; padded with zeros to whole patches.
+            2: visible, infrared), normalized; padded with zeros to whole patches.
           modality: "visible", "infrared", or None for both.
           train: without effect: nothing here differs in training.
           style: None: there are no stages for the style disturbance to act between.
@@ -146,7 +146,7 @@ class ViT(nn.Module):
         for i in range(self.depth):
             x = make_block(self.num_heads, self.dtype, name=f"block{i}")(x)
         features = layer_norm(jnp.float32, "norm")(x[:, 0])
-        # Generalised means over time take powers of features, so these must not be negative. A ReLU
+        # Generalized means over time take powers of features, so these must not be negative. A ReLU
         # would drop about half of a pretrained class token; softplus keeps the order of its values.
         features = nn.softplus(features)
         return features.reshape(*frames.shape[:-3], self.width), None

@@ -35,7 +35,7 @@ def _hash_sum(array: jax.Array) -> jax.Array:
         unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
         array = jax.lax.bitcast_convert_type(array, unsigned)
     hashed = array.astype(jnp.uint32) + _positions(array.shape) * np.uint32(0x9E3779B1)
-    # Multiplications by odd numbers and shifts, each a bijection of 32 bits: the finaliser of
+    # Multiplications by odd numbers and shifts, each a bijection of 32 bits: the finalizer of
     # MurmurHash3 (Appleby, public domain).
     hashed = (hashed ^ hashed >> 16) * np.uint32(0x85EBCA6B)
     hashed = (hashed ^ hashed >> 13) * np.uint32(0xC2B2AE35)

@@ -68,7 +68,7 @@ def recover_draw(frame, output):
     return found[0]
 
 
-def test_normalise_is_the_formula():
+def test_normalize_is_the_formula():
     frames = random_frames()
     output = jax.jit(augment.normalize)(frames)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -45,8 +45,8 @@ def linear(arrays, name, x):
 
 
 def layer_norm(arrays, name, x):
-    normalised = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    return normalised * arrays[f"{name}.weight"] + arrays[f"{name}.bias"]
+    normalized = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return normalized * arrays[f"{name}.weight"] + arrays[f"{name}.bias"]
 
 
 def attention(arrays, name, x):
@@ -75,7 +75,7 @@ def keys_cubic(distance):
 def resizing(length, new_length):
     """float[new_length, length], the weights of the old samples in each new one.
 
-    Samples are at the centres of their cells; the kernel is widened where there are fewer new ones.
+    Samples are at the centers of their cells; the kernel is widened where there are fewer new ones.
     """
     step = length / new_length
     weights = np.array(
@@ -88,7 +88,7 @@ def resizing(length, new_length):
 
 
 def class_token(arrays, frame):
-    """The normalised class token of one frame, [H, W, 3]."""
+    """The normalized class token of one frame, [H, W, 3]."""
     arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
     rows, columns = (math.ceil(length / PATCH_SIZE) for length in frame.shape[:2])
     padded = np.zeros((rows * PATCH_SIZE, columns * PATCH_SIZE, 3))

@@ -58,21 +58,21 @@ def convolve(x, weight, stride):
     return np.einsum("chwij,ocij->ohw", windows[:, ::stride, ::stride], weight)
 
 
-def normalise(x, mean, variance, arrays, name):
+def normalize(x, mean, variance, arrays, name):
     column = lambda y: np.reshape(y, (-1, 1, 1))  # noqa: E731
-    normalised = (x - column(mean)) / np.sqrt(column(variance) + 1e-5)
-    return normalised * column(arrays[f"{name}.weight"]) + column(arrays[f"{name}.bias"])
+    normalized = (x - column(mean)) / np.sqrt(column(variance) + 1e-5)
+    return normalized * column(arrays[f"{name}.weight"]) + column(arrays[f"{name}.bias"])
 
 
 def norm(x, arrays, name):
     """Of batch norm and of IBN, at inference."""
     if f"{name}.IN.weight" not in arrays:
         mean, variance = arrays[f"{name}.running_mean"], arrays[f"{name}.running_var"]
-        return normalise(x, mean, variance, arrays, name)
+        return normalize(x, mean, variance, arrays, name)
     half = len(arrays[f"{name}.IN.weight"])
     instance, batch = x[:half], x[half:]
     mean, variance = instance.mean((1, 2)), instance.var((1, 2))
-    instance = normalise(instance, mean, variance, arrays, f"{name}.IN")
+    instance = normalize(instance, mean, variance, arrays, f"{name}.IN")
     return np.concatenate([instance, norm(batch, arrays, f"{name}.BN")])
 
 

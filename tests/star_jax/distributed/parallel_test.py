@@ -114,7 +114,7 @@ def test_eight_devices_train_as_one(identities, clip_length, fsdp, shape):
 
 
 @pytest.mark.slow
-def test_rematerialised_blocks_give_the_same_numbers():
+def test_rematerialized_blocks_give_the_same_numbers():
     changes = {"data.identities_per_batch": 2, "data.clip_length": 2}
     remat = trained(config(**changes, **{"model.remat": True}), jax.devices()[:1])
     assert_same(remat, trained_on_one(2, 2))
@@ -208,7 +208,7 @@ def test_rows_are_put_where_they_belong():
 
 
 @pytest.mark.parametrize("order", [(0, 4, 1, 5, 2, 6, 3, 7), (7, 0, 6, 1, 5, 2, 4, 3)])
-def test_a_process_whose_devices_are_no_neighbours_loads_its_rows_only(order):
+def test_a_process_whose_devices_are_no_neighbors_loads_its_rows_only(order):
     devices = [jax.devices()[i] for i in order]
     shardings = parallel.batch_shardings(parallel.make_mesh(config(), devices))
     given = batch(8, 2)

@@ -213,7 +213,7 @@ loop.make_mesh = embed.make_mesh = mixed
 
 
 @pytest.mark.slow
-def test_the_devices_of_a_process_need_not_be_neighbours(one, dataset, backbone, tmp_path):
+def test_the_devices_of_a_process_need_not_be_neighbors(one, dataset, backbone, tmp_path):
     start_from = f"config.init.backbone = {str(backbone)!r}"
     config = tiny.config_file(tmp_path, dataset, "config.eval.every_epochs = 12", start_from)
     process = start(

@@ -150,8 +150,8 @@ def adain_by_loops(x, source):
         for c in range(x.shape[-1]):
             content, style = x[n, :, :, c].astype(float), x[source[n], :, :, c].astype(float)
             deviation = lambda y: np.sqrt(y.var(ddof=1) + 1e-6)  # noqa: E731
-            normalised = (content - content.mean()) / deviation(content)
-            output[n, :, :, c] = normalised * deviation(style) + style.mean()
+            normalized = (content - content.mean()) / deviation(content)
+            output[n, :, :, c] = normalized * deviation(style) + style.mean()
     return output
 
 
@@ -412,7 +412,7 @@ def test_graph_attention(every_frame):
     expected = expected.reshape(T * 17, batch, -1) + params["bias"]
     output = module.apply(variables, graph, train=False).nodes
     assert isolated.any() and not isolated.all()
-    close(output, expected, rtol=1e-3)  # nodes without a neighbour, too: the bias alone
+    close(output, expected, rtol=1e-3)  # nodes without a neighbor, too: the bias alone
 
 
 @pytest.mark.parametrize(("length", "bins"), [(34, 5), (12, 12), (5, 12), (1, 3), (2448, 64)])
