@@ -20,7 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_threads = 2
 
     config.augment.padding = 4
-    config.augment.erasing_probability = 0.25  # a small network trained for few steps does not overfit
+    config.augment.erasing_probability = (
+        0.25  # a small network trained for few steps does not overfit
+    )
 
     config.model.backbone = "resnet18"
     config.model.backbone_options.stage_sizes = (1, 1, 1, 1)

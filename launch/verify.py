@@ -48,7 +48,9 @@ def main() -> None:
         for check in checks
     ]
     print(aligned([["", "largest difference", "tolerance", ""], *rows]))
-    print("\nthis machine computes STAR correctly" if passed else "\nOUT OF TOLERANCE: do not use it")
+    print(
+        "\nthis machine computes STAR correctly" if passed else "\nOUT OF TOLERANCE: do not use it"
+    )
     if JSON.value:
         results = [
             {

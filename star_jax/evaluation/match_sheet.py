@@ -1,6 +1,6 @@
-"""Pictures of what a search has found: a contact sheet as PNG and as a web page.
+"""Contact sheets of search results, as a PNG file and as a web page.
 
-Names of identities and files are data of others: the page escapes them and may load nothing.
+Names of identities and files are untrusted: the page escapes them and may not load anything.
 """
 
 import base64
@@ -24,7 +24,7 @@ from star_jax.evaluation.search import Match, Result, facts_of
 
 Thumbnails = Callable[[int], Image.Image | None]
 
-_THUMBNAIL = (112, 192)  # width and height of the box that a picture is fitted into
+_THUMBNAIL = (112, 192)  # width and height of the box that a picture is fitted to
 _BORDER = 5
 _CELL = (_THUMBNAIL[0] + 2 * _BORDER + 14, _THUMBNAIL[1] + 2 * _BORDER + 82)
 _MARGIN = 20
@@ -35,7 +35,7 @@ _COLORS = {True: "#1a8f3c", False: "#c62828", None: "#9aa0a6"}
 _LEGEND = (
     ("the query's identity", _COLORS[True]),
     ("another identity", _COLORS[False]),
-    ("not known", _COLORS[None]),
+    ("unknown", _COLORS[None]),
 )
 _STYLE = """
 body { font: 13px/1.35 system-ui, sans-serif; margin: 20px; color: #202124; background: #fff; }
@@ -53,16 +53,17 @@ figcaption small { color: #5f6368; }
 
 
 def thumbnails(embeddings: Embeddings, tell: Callable[[str], None]) -> Thumbnails:
-    """Returns a function that gives the middle frame of a tracklet, fitted into a small box.
+    """Returns a function from a tracklet's position to its middle frame, as a thumbnail.
 
-    If the packed dataset is gone or is another one by now, `tell` is told why, and the function
-    gives None. A dataset at an address is not asked for: embeddings may come from somebody else.
+    If the packed dataset is missing or has changed, `tell` is called with the reason, and the
+    function returns None. A dataset at an address is never accessed, since embeddings may come from
+    an untrusted source.
     """
     dataset_dir = embeddings.dataset_dir
     try:
         if remote.is_remote(dataset_dir):
             raise InputError(
-                f"{dataset_dir}: an address that a file names is not followed; embed a local copy "
+                f"{dataset_dir}: addresses in files of embeddings are not followed; embed a local copy "
                 "of the dataset"
             )
         if fingerprint(dataset_dir) != embeddings.dataset_fingerprint:
@@ -90,18 +91,18 @@ def matches_png(
     results: Sequence[Result],
     pictures: tuple[Thumbnails, Thumbnails],
 ) -> bytes:
-    """Draws the contact sheet: a row a query, which is at the left, and its matches by rank.
+    """Draws the contact sheet, one row per query: the query, then its matches by rank.
 
-    More than the first 50 queries would make a picture that many programs cannot show.
+    Only the first 50 queries are drawn; many programs cannot show larger pictures.
 
     Args:
-      query: what was searched with.
-      gallery: what was searched in.
-      results: of `search.search`.
-      pictures: `thumbnails` of both.
+      query: embeddings of the queries.
+      gallery: embeddings of the gallery.
+      results: as returned by `search.search`.
+      pictures: `thumbnails` of queries and gallery.
 
     Returns:
-      A PNG file.
+      The content of a PNG file.
     """
     results = results[:_PNG_ROWS]
     columns = max(len(result.matches) for result in results)
@@ -132,7 +133,7 @@ def matches_html(
     results: Sequence[Result],
     pictures: tuple[Thumbnails, Thumbnails],
 ) -> bytes:
-    """The contact sheet as a web page that needs no other file; see `matches_png`."""
+    """Returns the contact sheet as a self-contained web page; see `matches_png`."""
     rows = []
     for result in with_progress(results, len(results), "drawing", "queries"):
         figures = [
@@ -145,9 +146,7 @@ def matches_html(
             figures.append(_figure(pictures[1](match.position), lines, _COLORS[match.same]))
         figures[0] = figures[0].replace("<figure>", '<figure class="query">', 1)
         rows.append(f'<div class="row">{"".join(figures)}</div>')
-    legend = "".join(
-        f'<span style="border-color:{color}">{text}</span>' for text, color in _LEGEND
-    )
+    legend = "".join(f'<span style="border-color:{color}">{text}</span>' for text, color in _LEGEND)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     page = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Matches</title>
@@ -218,7 +217,7 @@ def _draw_cell(
 def _fit(
     draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int, keep_end: bool
 ) -> str:
-    """Cuts a text to a width; of a path the end tells most."""
+    """Truncates a text to a width, at the start if `keep_end`, as for paths."""
     shown = text
     while draw.textlength(shown, font) > width and text:
         text = text[1:] if keep_end else text[:-1]

@@ -368,7 +368,9 @@ def test_a_checkpoint_with_a_nonsense_config_is_refused(whole_run, monkeypatch):
     config = restore_network(whole_run, None).config
     config.model.backbone_options.width = 0
     monkeypatch.setattr(checkpoint, "restore_config", lambda *_: config)
-    with pytest.raises(ValueError, match=r"config\.model\.backbone_options\.width is 0: use an integer from 1 to"):
+    with pytest.raises(
+        ValueError, match=r"config\.model\.backbone_options\.width is 0: use an integer from 1 to"
+    ):
         restore_network(whole_run, None)
 
 
