@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_renamed(bucket):
         files.write_file(directory / name, name.encode())
     reloaded = []
     manager = SimpleNamespace(directory=directory, reload=lambda: reloaded.append(True))
-    checkpoint._put_aside(manager, [2])
+    checkpoint._rename_damaged(manager, [2])
     names = sorted(path.name for path in directory.iterdir())
     assert names == ["1", "2.damaged", "2.damaged.2"]
     assert (directory / "2.damaged.2" / "d" / "0").read_bytes() == b"2/d/0"

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: a file of JSON lines, TensorBoard, and the terminal."""
+"""Metrics and progress of a run: a file of JSON lines, TensorBoard, and the terminal."""
 
 import contextlib
 import json
@@ -24,23 +24,23 @@ from data_pipelines.io.remote import is_remote, locate
 
 
 class MetricsWriter:
-    """Writes the metrics of a run, one row a step.
+    """Writes the metrics of a run, one row per step.
 
-    `<workdir>/metrics.jsonl` takes one JSON object a line: `step` and the metrics by name.
-    `<workdir>/tensorboard` takes the same numbers as TensorBoard scalars. Use as a context manager.
+    `<workdir>/metrics.jsonl` has one JSON object per line: `step` and the metrics by name.
+    `<workdir>/tensorboard` has the same values as TensorBoard scalars. Use as a context manager.
 
-    At an address nothing can be appended to a file. There the files are written in a temporary
-    folder, and `upload` and `close` copy them.
+    Files at an address cannot be appended to. They are written to a temporary folder instead, and
+    `upload` and `close` copy them.
 
     Args:
-      workdir: folder of the run, made if missing, or its address.
+      workdir: folder of the run, created if missing, or its address.
       enabled: False writes nothing, for all processes but the first.
-      resume_step: the step that the run continues from. Rows of later steps, which an interrupted
-        run left behind, are dropped. None keeps all rows.
+      resume_step: the step that the run resumes from. Rows of later steps, left behind by an
+        interrupted run, are dropped. None keeps all rows.
 
     Raises:
-      ValueError: metrics.jsonl holds a line, other than a half-written last one, that is no row.
-      OSError: naming a file that cannot be written, for instance as the disk is full.
+      InputError: a line of metrics.jsonl, other than a half-written last one, is not a row.
+      OSError: a file cannot be written, for instance because the disk is full; names the file.
     """
 
     def __init__(
@@ -69,15 +69,17 @@ class MetricsWriter:
         )
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes the metrics of a step: numbers or arrays of rank 0, written as floats.
+        """Writes the metrics of a step: numbers or arrays of rank 0, as floats.
 
         Raises:
-          ValueError: a value is no single number, or a metric is called "step".
+          ValueError: a value is not a single number, or a metric is called "step".
         """
         if not self._enabled:
             return
         if "step" in metrics:
-            raise ValueError('a metric may not be called "step", the name of the row\'s step')
+            raise ValueError(
+                'a metric may not be called "step", which is the key of the row\'s step'
+            )
         row = {name: _as_float(name, value) for name, value in metrics.items()}
         with naming_full_disk(self._path):
             self._file.write(json.dumps({"step": int(step), **row}) + "\n")
@@ -86,9 +88,9 @@ class MetricsWriter:
             self._tensorboard.add_scalar(name, value, step)
 
     def upload(self) -> None:
-        """Copies the files to the workdir, if that is at an address.
+        """Copies the files to the workdir if that is at an address.
 
-        Called before each checkpoint, it leaves nothing to lose: rows after it are dropped anyway.
+        Calling it before each checkpoint suffices: resuming drops later rows anyway.
         """
         if self._enabled and self._address:
             self._tensorboard.flush()
@@ -97,7 +99,7 @@ class MetricsWriter:
                     write_file(self._address / path.relative_to(self._folder), path.read_bytes())
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files, and uploads them to an address."""
         if self._enabled:
             with naming_full_disk(self._path):
                 self._file.close()
@@ -111,7 +113,7 @@ class MetricsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        # What ended the run is worth more than that its last rows could not be written.
+        # Do not let a failure to write the last rows hide the error that ended the run.
         with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
             self.close()
 
@@ -129,7 +131,7 @@ def _as_float(name: str, value: Any) -> float:
 
 
 def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
-    """Drops a half-written last line and the rows after `resume_step`, all or nothing."""
+    """Drops a half-written last line and the rows after `resume_step`, atomically."""
     lines = path.read_bytes().splitlines()
     kept = []
     for number, line in enumerate(lines, start=1):
@@ -138,25 +140,27 @@ def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):
                 break
-            raise InputError(f"{path}, line {number}: no row of metrics: {line[:80]!r}") from error
+            raise InputError(
+                f"{path}, line {number}: not a row of metrics: {line[:80]!r}"
+            ) from error
         if resume_step is None or step <= resume_step:
             kept.append(line + b"\n")
     write_file(path, b"".join(kept))
 
 
 class Progress:
-    """Shows how far a loop is: a bar on a terminal, else a plain line now and then.
+    """Shows the progress of a loop: a bar on a terminal, otherwise a line every few seconds.
 
-    Both tell the step, the rate, the time left and a few metrics. Only the first process of a run
-    shows anything. Use as a context manager.
+    Both show the step, the rate, the remaining time and a few metrics. Only the first process of a
+    run prints. Use as a context manager.
 
     Args:
-      total: steps of the whole run.
-      start: steps done before this loop; the rate does not count them.
+      total: number of steps of the whole run.
+      start: steps completed before this loop, which the rate does not count.
       label: what is being done.
       unit: what is counted.
-      every_seconds: least time between two plain lines.
-      stream: where to write; stderr if None.
+      every_seconds: minimum time between two lines.
+      stream: where to print; stderr if None.
     """
 
     def __init__(
@@ -174,13 +178,13 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._silent = jax.process_index() > 0
         self._started = time.monotonic()
-        self._next_line = self._started  # the first step is told at once: the loop runs
+        self._next_line = self._started  # prints the first step at once
         self._bar = None
         if self._stream.isatty() and not self._silent:
             self._bar = tqdm(total=total, initial=start, desc=label, unit=unit, file=self._stream)
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Tells that `step` steps of the run are done, and what the metrics are."""
+        """Shows that `step` steps of the run are completed, with the metrics."""
         now = time.monotonic()
         if self._silent or (self._bar is None and now < self._next_line and step < self._total):
             return
@@ -203,7 +207,7 @@ class Progress:
         print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Leaves the terminal to others."""
+        """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
 
