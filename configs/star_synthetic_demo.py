@@ -29,8 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.backbone_options.width = 16
     config.model.dtype = "float32"
 
-    # Features of a network trained from scratch have no fixed scale: at full weight these two losses
-    # shrink them until the batch norms that follow amplify noise and training diverges.
+    # Features trained from scratch have no fixed scale: at full weight, these losses shrink them
+    # until the batch norms that follow amplify noise and training diverges.
     config.losses.triplet = 0.1
     config.losses.defense = 0.01
 

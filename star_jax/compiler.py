@@ -19,7 +19,7 @@ SAFE = f"{FLAG}=-reduce"
 def avoid_wrong_reductions() -> None:
     """Disables the faulty fusion in `XLA_FLAGS`, without importing or starting JAX.
 
-    Keeps the other flags in `XLA_FLAGS`, and a value of this flag that the user chose. XLA reads the
+    Keeps the other flags in `XLA_FLAGS`, and this flag if the user has set it. XLA reads the
     variable when JAX starts its first backend; warns if one is already running.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()

@@ -177,13 +177,13 @@ KEYS: Mapping[str, Key] = {
     "log_every_steps": Key(integer(1), "Steps from one row of `metrics.jsonl` to the next."),
     "data.dir": Key(
         text(1),
-        "The packed dataset: the directory that `launch/prepare.py` prints, or its `gs://` address.",
+        "The packed dataset: the folder that `launch/prepare.py` prints, or its `gs://` address.",
     ),
     "data.sampling": Key(
         part("hitsz_vcm", "bupt_campus"),
-        "How tracklets and frames are drawn. `hitsz_vcm`: tracklets of each modality independently, "
-        "one frame of each of T equal chunks. `bupt_campus`: aligned pairs of tracklets, the same T "
-        "frames in both.",
+        "How tracklets and frames are drawn. `hitsz_vcm`: tracklets of each modality "
+        "separately, one frame from each of T equal chunks. `bupt_campus`: aligned pairs of "
+        "tracklets, the same T frames in both.",
     ),
     "data.frame_size": Key(
         # Stage 3 has one value per 16 pixels. Instance normalization makes a map of a single value
@@ -210,8 +210,8 @@ KEYS: Mapping[str, Key] = {
     "augment.move_keypoints": Key(flag(), "Move the skeletons with the pixels in crop and flip."),
     "augment.padding": Key(
         integer(0, 4095),
-        "Black pixels added on each side before the crop, which is the largest shift; less than the "
-        "frame's height and width.",
+        "Black pixels added on each side before the crop, the largest shift; less than the frame's "
+        "height and width.",
     ),
     "augment.flip_probability": Key(PROBABILITY, "Share of tracklets that are mirrored."),
     "augment.erasing_probability": Key(
@@ -243,9 +243,9 @@ KEYS: Mapping[str, Key] = {
     ),
     "model.guidance": Key(
         part("frame", "none"),
-        "How the frame features are refined: `frame`, by the skeletons; `none`, not at all. Without "
-        "guidance, and with a pooling other than `guided`, the network has no skeleton branch, and "
-        "the losses `modality_consistency` and `skeleton_consistency` are left out.",
+        "How the frame features are refined: `frame`, by the skeletons; `none`, not at all. "
+        "Without it, and with a pooling other than `guided`, the network has no skeleton branch, "
+        "and the losses `modality_consistency` and `skeleton_consistency` are left out.",
     ),
     "model.pooling": Key(
         part("guided", "gem", "mean", "max"),
@@ -458,7 +458,7 @@ def keys_of(section: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Returns a value as it is shown in an error message: on one line, of at most 100 characters."""
+    """Returns a value as shown in an error message: one line of at most 100 characters."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of thousands of digits

@@ -51,7 +51,7 @@ def pairwise_distances(*, a: jax.Array, b: jax.Array) -> jax.Array:
 def batch_hard_triplet(
     *, embeddings: jax.Array, labels: jax.Array, margin: float = 0.3
 ) -> jax.Array:
-    """Returns the batch-hard triplet loss with Euclidean distances (Hermans et al., arXiv 1703.07737).
+    """Returns the batch-hard Euclidean triplet loss (Hermans et al., arXiv 1703.07737).
 
     Compares, for every row, the farthest row of its identity with the nearest of another.
 

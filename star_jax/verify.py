@@ -42,10 +42,10 @@ PER_FRAME = ("frame_features", "disturbed", "edges", "guided", "frame_logits", "
 # 1e-6 for other tensors and for losses, and 1e-3 for gradient norms.
 #
 # bfloat16: at least three times the differences from float32 measured on a CPU with seeds 7 and 11:
-# at most 0.004 for a tensor of inference, 0.04 for one of the training pass, where statistics of
-# small batches amplify differences, 0.002 for losses and statistics, and 0.08 for gradient norms.
-# The LSTM is the exception: keypoints in pixels saturate its gates, so that rounding flips some of
-# them; S differs by 0.54, the gradients of its kernels by 0.24. Zeros instead of S would differ by 1.
+# at most 0.004 for a tensor of inference, 0.04 for one of the training pass, where batch statistics
+# amplify differences, 0.002 for losses and statistics, and 0.08 for gradient norms. The LSTM is the
+# exception: keypoints in pixels saturate its gates, so that rounding flips some of them; S differs
+# by 0.54, the gradients of its kernels by 0.24. Zeros in place of S would differ by 1.
 TOLERANCES: dict[str, dict[str, float]] = {
     "float32": {
         "eval": 1e-4,

@@ -34,13 +34,13 @@ SAFETENSORS_DTYPES: dict[str, Any] = {
 
 Variables = dict[str, Any]
 
-# An entry: the path of an array in our variables, the arrays it is computed from, and the function.
+# An entry: the path of an array in our variables, its source arrays, and how to convert them.
 Entry = tuple[str, tuple[str, ...], Callable[..., Any]]
 
 NEVER_USED = (
     r"num_batches_tracked$",
-    # Each stem contains a whole ResNet of which only the first layers run; the shared trunk contains
-    # one of which all but those run.
+    # Each stem contains a whole ResNet of which only the first layers run; the shared trunk
+    # contains one of which only the other layers run.
     r"^(thermal_module\.thermal|visible_module\.visible)\.layer\d",
     r"^base_resnet\.base\.(conv1|bn1)\.",
     r"^bn\.",
@@ -48,7 +48,7 @@ NEVER_USED = (
     r"^fc\.(weight|bias)$",  # torchvision's ImageNet classifier
 )
 VIT_NEVER_USED = (r"^(head|pre_logits)\.",)  # the ImageNet classifier
-# Unused by networks without the skeleton branch, or with other guidance or pooling.
+# Unused by networks without the whole skeleton branch, guidance and pooling.
 SKELETON = (r"^(gat|lstm_edge|fc1|pose_classifier|pose_bottleneck|time_guide|GuidedAggModule)\b",)
 
 

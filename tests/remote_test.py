@@ -120,7 +120,7 @@ def test_a_checkpoint_is_named_by_its_address():
     assert (str(workdir), step) == ("gs://bucket/run", 7)
     workdir, step = embed.locate_checkpoint("gs://bucket/run/", None)
     assert (str(workdir), step) == ("gs://bucket/run", None)
-    with pytest.raises(FileNotFoundError, match=r"^gs://bucket/run: no run here"):
+    with pytest.raises(FileNotFoundError, match=r"^gs://bucket/run: not the folder of a run"):
         embed.restore_network(workdir, step)
 
 
@@ -140,7 +140,7 @@ def test_the_small_files_of_a_run(bucket):
     assert str(report) == "gs://bucket/run/eval/3-a-b-first-01234567.json"
     assert json.loads(report.read_bytes()).items() >= kind.items()
     config.seed = 9
-    with pytest.raises(ValueError, match="gs://bucket/run belongs to another config: seed"):
+    with pytest.raises(ValueError, match="gs://bucket/run belongs to a different config: seed"):
         run_files.claim(workdir, config)
     assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "eval", "run.json"]
 

@@ -20,9 +20,9 @@ from data_pipelines.errors import InputError
 AXES = ("data", "fsdp", "frames")
 _ROWS = ("data", "fsdp")
 
-# Which arrays of a training state are split over `fsdp`: the first pattern found in an array's path
-# decides. "largest" splits the longest axis that divides evenly, and the last of several equal ones.
-# Small arrays are replicated: gathering them would cost more than the memory saved is worth.
+# Which arrays of a training state are split over `fsdp`: the first pattern that matches an array's
+# path decides. "largest" splits the longest axis that divides evenly, the last of equal ones. Small
+# arrays are replicated, since gathering them would cost more than the memory they take.
 RULES = (
     (r"batch_stats|step$", "whole"),
     (r"(scale|bias)$", "whole"),

@@ -85,7 +85,7 @@ def start(
             process_id,
             initialization_timeout=timeout_seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,  # how long a failed process waits for the others
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,  # wait after a failure
         )
     except RuntimeError as error:
         raise ConnectionError(

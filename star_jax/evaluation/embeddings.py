@@ -111,7 +111,7 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
 def csv_file(rows: list[tuple]) -> bytes:
     """Returns the content of a CSV file, UTF-8.
 
-    Text that a spreadsheet would interpret as a formula is prefixed with `'`; numbers are unchanged.
+    Text that a spreadsheet would read as a formula is prefixed with `'`; numbers are unchanged.
     """
 
     def inert(cell: object) -> object:

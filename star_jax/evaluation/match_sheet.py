@@ -63,7 +63,7 @@ def thumbnails(embeddings: Embeddings, tell: Callable[[str], None]) -> Thumbnail
     try:
         if remote.is_remote(dataset_dir):
             raise InputError(
-                f"{dataset_dir}: addresses in files of embeddings are not followed; embed a local copy "
+                f"{dataset_dir}: an address in embeddings is not followed; embed a local copy "
                 "of the dataset"
             )
         if fingerprint(dataset_dir) != embeddings.dataset_fingerprint:

@@ -20,7 +20,7 @@ class RetrievalResult:
     Attributes:
       cmc: float64[G]; `cmc[k - 1]` is the share of the evaluated queries whose first match is among
         the first k gallery entries.
-      mean_ap: mean over queries of the average precision, the mean of the precisions at the matches.
+      mean_ap: mean over queries of the average precision, the mean of the precisions at matches.
       mean_inp: mean over queries of the inverse negative penalty, the number of matches divided by
         the rank of the last one (Ye et al., arXiv 2001.04193).
       num_queries: evaluated queries, those with at least one match.

@@ -16,7 +16,7 @@ NUM_HEADS = 4
 
 
 class FrameGuidance(nn.Module):
-    """Computes G, frame features refined by the skeleton sequence (STAR, frame level, steps 3 and 4).
+    """Computes G, frame features refined by the skeletons (STAR, frame level, steps 3 and 4).
 
     Attributes:
       dtype: the dtype of the matrix products.

@@ -1,7 +1,7 @@
 """Pooling over time: from frame features to one feature per tracklet.
 
-A pooling is a module called with frame features and skeleton features. To add one, add it to `POOLINGS`, or name it in
-`config.model.pooling` as `package.module:object`.
+A pooling is a module called with frame features and skeleton features. To add
+one, add it to `POOLINGS`, or name it in `config.model.pooling` as `package.module:object`.
 """
 
 from collections.abc import Callable, Mapping

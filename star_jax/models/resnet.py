@@ -165,7 +165,7 @@ class Stem(nn.Module):
 class Stage(nn.Module):
     """Residual blocks, the first of them with the stage's stride.
 
-    With `remat`, the backward pass recomputes the activations inside blocks instead of storing them.
+    With `remat`, the backward pass recomputes activations inside blocks instead of storing them.
     """
 
     block: str

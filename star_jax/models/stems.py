@@ -12,7 +12,7 @@ def apply_stems(
     visible: Callable[[jax.Array], jax.Array],
     infrared: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Applies each modality's stem to its frames and returns the results in the order of the frames.
+    """Applies each modality's stem to its frames; returns the results in the order of the frames.
 
     Args:
       frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3] of both (axis 2:

@@ -139,7 +139,7 @@ class ViT(nn.Module):
         if grid != self.pos_grid:
             position = jax.image.resize(position, (*grid, self.width), "bicubic")
         patches = patches + position[None].astype(self.dtype)
-        # The class token and its position embedding are one parameter, since only their sum is used.
+        # The class token and its position embedding are one array, since only their sum is used.
         token = self.param("class_token", INIT, (self.width,)).astype(self.dtype)
         token = jnp.broadcast_to(token, (len(patches), 1, self.width))
         x = jnp.concatenate([token, patches.reshape(len(patches), -1, self.width)], axis=1)

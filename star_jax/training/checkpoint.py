@@ -116,8 +116,8 @@ def save(
     items = _items(state)
     if (path := find_not_finite(items)) is not None:
         raise DivergedError(
-            f"step {step}: {path} is not finite, so that step is not saved; the previous checkpoint "
-            "is good. Lower config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
+            f"step {step}: {path} is not finite, so that step is not saved; the last checkpoint is "
+            "good. Lower config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
         )
     _require_space(manager, sum(array.nbytes for array in jax.tree.leaves(items)))
     manifest = Manifest(dict(config), dataset, _structure(items), checksums(items))
@@ -353,8 +353,9 @@ def _check_fit(folder: epath.Path, manifest: Manifest, items: Mapping[str, Any])
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise MisfitError(
-            f"{folder} belongs to a different network or optimizer: {'; '.join(differences[:3])}{more}. Use "
-            "the config and the code that it was trained with, or another workdir; nothing was "
+            f"{folder} belongs to a different network or optimizer: "
+            f"{'; '.join(differences[:3])}{more}. "
+            "Use the config and the code that it was trained with, or another workdir; nothing was "
             "changed"
         )
 

@@ -15,9 +15,9 @@ def color_of(number: int) -> np.ndarray:
 
 
 def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
-    """Frames of one color each, with a bright stripe that marks the top."""
+    """Writes frames of one color each, with a bright stripe that marks the top."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # FFmpeg's .m4v is a bare stream; everybody else's is MP4.
+    # FFmpeg's .m4v is a raw stream; elsewhere it is MP4.
     written = path.with_suffix(".mp4") if path.suffix == ".m4v" else path
     writer = cv2.VideoWriter(
         str(written),

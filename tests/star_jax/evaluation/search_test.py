@@ -150,7 +150,7 @@ def test_no_cell_of_the_table_is_a_formula():
 
 @pytest.fixture
 def shown(tmp_path):
-    """A packed dataset of three tracklets with hostile names, as embeddings."""
+    """Returns embeddings of a packed dataset of three tracklets with hostile names."""
     source = tmp_path / "source"
     names = ["<script>alert(1)<", "unknown", '" onload="x']
     for name in names:
@@ -223,7 +223,7 @@ def test_without_the_dataset_there_are_placeholders(shown):
 
 
 def test_pictures_are_of_the_dataset_that_was_embedded(shown, tmp_path):
-    """The same identities and rows, but another picture."""
+    """The other dataset has the same identities and rows, but another picture."""
     source = tmp_path / "other"
     for identity in shown.identities:
         path = source / str(identity) / "visible/1/\x1b[2Jwalk" / "1.jpg"

@@ -18,7 +18,7 @@ def read_rows(workdir):
 
 
 def read_events(workdir):
-    """The events of all TensorBoard files: length, checksum, message, checksum."""
+    """Reads the events of all TensorBoard files: length, checksum, message, checksum."""
     events = []
     for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()
@@ -127,7 +127,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_rows(tmp_path_factory, killed_at, r
 def test_a_strange_row_inside_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: no row of metrics"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not a row of metrics"):
         MetricsWriter(tmp_path)
     assert path.read_text().count("\n") == 3
 
@@ -146,7 +146,7 @@ def test_plain_lines_now_and_then(monkeypatch):
             progress.update(step, {"loss": 1 / 3, "map": float(step)})
     lines = stream.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == [f"{s}/120" for s in (101, 106, 111, 116, 120)]
-    # Two seconds a step since the start at 100; 14 steps are left after 106.
+    # Two seconds per step since the start at 100; 14 steps are left after 106.
     assert lines[1] == "train: 106/120 [ 2.00s/step, 00:28 left, loss=0.3333, map=106]"
 
 
