@@ -1,1 +1,1 @@
-"""Experiments, one ml_collections file each."""
+"""Experiment configs, one ml_collections file each."""

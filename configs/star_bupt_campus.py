@@ -1,12 +1,12 @@
-"""STAR on BUPTCampus: ResNet-50, 256x128 frames, 10 a tracklet, aligned pairs.
+"""STAR on BUPTCampus: ResNet-50, 256x128 frames, 10 per tracklet, aligned pairs.
 
 Command:
   python launch/train.py --config=configs/star_bupt_campus.py --workdir=runs/star_bupt_campus \
     --config.data.dir=data/bupt_campus/1.0.0 --config.init.backbone=resnet50.safetensors
 
-Frames and batches are those of the dataset's authors; network, losses and rates those of STAR on
-HITSZ-VCM, not tuned for this dataset. It is licensed and we do not have it: neither the accuracy,
-nor the time, nor the memory of this config has been measured. Pack it with `launch/prepare.py`.
+Frames and batches follow the dataset's authors; the network, losses and learning rates follow STAR
+on HITSZ-VCM and are not tuned for this dataset. The dataset is licensed and was not available: the
+accuracy, time and memory of this config have not been measured. Pack it with `launch/prepare.py`.
 `--config.eval.protocol=buptcampus/official-bs64` scores as the published loader does.
 """
 
@@ -16,7 +16,7 @@ from configs import star_hitsz_vcm
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Everything as in `star_hitsz_vcm`, but for the data."""
+    """Returns the config of `star_hitsz_vcm` with the data settings of BUPTCampus."""
     config = star_hitsz_vcm.get_config()
     config.data.dir = "data/bupt_campus/1.0.0"
     config.data.sampling = "bupt_campus"

@@ -1,13 +1,13 @@
-"""STAR on HITSZ-VCM: ResNet-50, 288x144 frames, 12 a tracklet, the published recipe.
+"""STAR on HITSZ-VCM: ResNet-50, 288x144 frames, 12 per tracklet, the published recipe.
 
 Command:
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/star_hitsz_vcm \
     --config.data.dir=data/hitsz_vcm/2.0.0 --config.init.backbone=resnet50.safetensors
 
 `--config.model.guidance=none --config.model.pooling=gem` trains the baseline without skeletons;
-docs/config.md explains all keys. Pack the dataset with `launch/prepare.py` first. It is licensed,
-so no result of this config is claimed here; the authors report mAP 56.01 (infrared to visible) and
-58.56 (visible to infrared).
+docs/config.md explains all keys. Pack the dataset with `launch/prepare.py` first. The dataset is
+licensed, so this config has no measured result here; the authors report mAP 56.01 (infrared to
+visible) and 58.56 (visible to infrared).
 """
 
 import ml_collections
@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The default setting of STAR.md; `star_hitsz_vcm_reference` is the authors' own."""
+    """Returns the default config; `star_hitsz_vcm_reference` follows the authors' code exactly."""
     config = ml_collections.ConfigDict()
     config.seed = 0
 
@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.style_stages = (2, 3)
 
     config.model = ml_collections.ConfigDict()
-    config.model.num_identities = config_dict.placeholder(int)  # those of the dataset
+    config.model.num_identities = config_dict.placeholder(int)  # taken from the dataset
     config.model.backbone = "resnet50"
     config.model.backbone_options = ml_collections.ConfigDict()
     config.model.guidance = "frame"
@@ -65,13 +65,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.losses.extra = ()
 
     config.optim = ml_collections.ConfigDict()
-    config.optim.lr = 0.1  # of new layers
+    config.optim.lr = 0.1  # of all layers but the backbone
     config.optim.backbone_lr = 0.01  # of the stems and the four stages
     config.optim.momentum = 0.9
     config.optim.weight_decay = 5e-4
-    config.optim.clip_norm = 0.0  # does not clip, as the authors
+    config.optim.clip_norm = 0.0  # no clipping, as in the authors' code
     config.optim.warmup_epochs = 10
-    config.optim.decay_epochs = (60, 120)  # each time to a tenth
+    config.optim.decay_epochs = (60, 120)  # divides the rates by 10 at each
     config.optim.epochs = 130
 
     config.parallel = ml_collections.ConfigDict()

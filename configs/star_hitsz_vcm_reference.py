@@ -1,4 +1,4 @@
-"""STAR on HITSZ-VCM exactly as the authors' code computes it, for comparison number by number.
+"""STAR on HITSZ-VCM exactly as the authors' code computes it, for numerical comparison.
 
 Command:
   python launch/train.py --config=configs/star_hitsz_vcm_reference.py --workdir=runs/reference \
@@ -11,7 +11,7 @@ from configs import star_hitsz_vcm
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The `reference` setting of STAR: see docs/architecture.md for what it changes."""
+    """Returns the `reference` config; docs/architecture.md lists what it changes."""
     config = star_hitsz_vcm.get_config()
     config.augment.per_frame = True
     config.augment.move_keypoints = False

@@ -12,7 +12,7 @@ from configs import star_hitsz_vcm
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Everything as in `star_hitsz_vcm`, but small."""
+    """Returns the config of `star_hitsz_vcm`, scaled down."""
     config = star_hitsz_vcm.get_config()
     config.data.dir = "data/synthetic_vcm_demo/hitsz_vcm/2.0.0"
     config.data.frame_size = (64, 48)
@@ -20,20 +20,22 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_threads = 2
 
     config.augment.padding = 4
-    config.augment.erasing_probability = 0.25  # a small network in few steps does not overfit
+    config.augment.erasing_probability = (
+        0.25  # a small network trained for few steps does not overfit
+    )
 
     config.model.backbone = "resnet18"
     config.model.backbone_options.stage_sizes = (1, 1, 1, 1)
     config.model.backbone_options.width = 16
     config.model.dtype = "float32"
 
-    # Features that start from nothing have no scale of their own: at full weight these two losses
-    # shrink them until the batch norms behind amplify noise and training breaks down.
+    # Features trained from scratch have no fixed scale: at full weight, these losses shrink them
+    # until the batch norms that follow amplify noise and training diverges.
     config.losses.triplet = 0.1
     config.losses.defense = 0.01
 
     config.optim.lr = 0.1
-    config.optim.backbone_lr = 0.1  # from scratch, the backbone is as new as the rest
+    config.optim.backbone_lr = 0.1  # trained from scratch, like the rest
     config.optim.clip_norm = 5.0
     config.optim.warmup_epochs = 3
     config.optim.decay_epochs = (24, 31)

@@ -1,29 +1,29 @@
-"""Evaluates a trained STAR on its test split, in both directions.
+"""Evaluates a trained STAR network on its test split, in both directions.
 
   python launch/eval.py --workdir=runs/star
   python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.0.0
 
 Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, so that no kind
-of evaluation overwrites another. The last checkpoint is taken unless one is named; protocol, clips
-and batch size are those of the run's config. Where several processes make up a machine (Cloud TPU,
-SLURM, Open MPI), each of them runs this command.
+of evaluation overwrites another. Uses the last checkpoint unless one is named; protocol, clips and
+batch size come from the run's config. In a run of several processes (Cloud TPU, SLURM, Open MPI),
+each of them runs this command.
 """
 
 import command
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is taken.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
 )
-DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "The packed dataset, if not the config's.")
+DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "Packed dataset; default: the config's.")
 CLIPS = flags.DEFINE_enum(
-    "clips", None, ["first", "dense"], "First frame of each chunk, or all frames averaged."
+    "clips", None, ["first", "dense"], "First frame of each chunk, or the average over all frames."
 )
 
 
 def main() -> None:
-    """Evaluates as the flags say."""
+    """Evaluates the checkpoint given by the flags."""
     from star_jax.distributed import processes  # imports JAX, which --help should not wait for
     from star_jax.evaluation.embed import evaluate_checkpoint, locate_checkpoint
     from star_jax.evaluation.protocols import format_table

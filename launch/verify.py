@@ -1,19 +1,20 @@
-"""Checks that this machine computes STAR right. Run it first on a device of a new kind.
+"""Checks that this machine computes STAR correctly. Run it first on a new kind of device.
 
   python launch/verify.py
   python launch/verify.py --json=verify.json
 
-Compared are, on whatever devices JAX finds:
-- two small programs that XLA's compiler for CPUs can get wrong, with NumPy;
-- the `reference` network with the numbers of the authors' network, which come with the package:
-  inference on 288x144 frames and a training pass, in float32 and, with wider tolerances, bfloat16;
-- where there are several devices, a training step on all of them with one on the first.
+On the devices that JAX finds, it compares
+- two small programs that XLA's CPU compiler can get wrong with NumPy;
+- the `reference` network with recorded outputs of the authors' network, which ship with the
+  package: inference on 288x144 frames and a training pass, in float32 and, with wider tolerances,
+  in bfloat16;
+- if there are several devices, a training step on all of them with one on the first.
 
-On a CPU it takes three minutes of processor time, which two cores share. Printed are the device,
-the versions, and a table of the largest differences and of what they may be: as shares of a
-tensor's largest magnitude, or of the number itself for losses and gradient norms. Ends with code 1
-if anything is out. Where several processes make up a machine, each checks the devices of its own.
-The environment variable STAR_PARITY_FIXTURES names a folder of further known numbers,
+On a CPU this takes three minutes of processor time, spread over two cores. Prints the device, the
+versions, and a table of the largest differences and their tolerances, relative to the tensor's
+largest magnitude, or to the value itself for losses and gradient norms. Exits with code 1 if a
+difference exceeds its tolerance. In a run of several processes, each checks its own devices. The
+environment variable STAR_PARITY_FIXTURES names a folder of additional recorded outputs,
 eval_seed*.npz and train_seed*.npz.
 """
 
@@ -27,7 +28,7 @@ JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
 
 
 def main() -> None:
-    """Runs all checks, prints a table and ends with code 1 if one failed."""
+    """Runs all checks, prints a table and exits with code 1 if one failed."""
     from configs import star_hitsz_vcm_reference
     from data_pipelines.io.files import write_json
     from data_pipelines.io.tables import aligned
@@ -47,7 +48,9 @@ def main() -> None:
         for check in checks
     ]
     print(aligned([["", "largest difference", "tolerance", ""], *rows]))
-    print("\nthis machine computes STAR right" if passed else "\nOUT OF TOLERANCE: do not use it")
+    print(
+        "\nthis machine computes STAR correctly" if passed else "\nOUT OF TOLERANCE: do not use it"
+    )
     if JSON.value:
         results = [
             {
@@ -63,7 +66,7 @@ def main() -> None:
 
 
 def verdict(passed: bool) -> str:
-    """Returns what the table says of a check."""
+    """Returns the table entry for the result of a check."""
     return "ok" if passed else "OUT"
 
 

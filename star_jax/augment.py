@@ -1,10 +1,10 @@
-"""What happens to the frames on the device: normalisation, crop and flip, erasing, style.
+"""Augmentation of frames on the device: normalization, crop and flip, erasing, style.
 
 Every function takes a batch of tracklets, can be jitted and draws from the key it is given.
-Geometry and erasing are drawn once a tracklet, because a camera does not jump between two frames;
-`per_frame` draws them anew for every frame, as the authors' code does.
+Geometry and erasing are drawn once per tracklet, because a camera does not jump between two frames;
+`per_frame` draws them for every frame, as the authors' code does.
 
-Pixel convention: the centre of the top left pixel is (0, 0), so that the joint at (x, y) lies on
+Pixel convention: the center of the top left pixel is (0, 0), so that the joint at (x, y) lies on
 `frames[..., y, x, :]` and a flip takes x to `W - 1 - x`.
 """
 
@@ -16,12 +16,12 @@ from data_pipelines.coco17 import MIRROR, is_detected
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# A rectangle fails to fit a 288x144 frame in one of twenty attempts; ten leave one in 1e13.
+# One rectangle in twenty does not fit a 288x144 frame; ten attempts all fail once in 1e13.
 _ERASING_ATTEMPTS = 10
 
 
 def normalize(frames: jax.Array) -> jax.Array:
-    """Scales frames of 0 to 255 to ImageNet's mean and standard deviation.
+    """Normalizes frames of 0 to 255 by ImageNet's mean and standard deviation.
 
     Args:
       frames: uint8 or float32[..., 3], RGB.
@@ -48,20 +48,20 @@ def random_crop_and_flip(
     """Pads the frames with black, crops them back to their size and mirrors some of them.
 
     The keypoints follow their pixels, and in a mirrored frame left and right joints swap. A joint
-    that leaves the picture keeps its position and confidence: the skeleton's edges stay as long as
-    they were. A joint of confidence 0 was not detected and becomes exactly (0, 0, 0).
+    that leaves the frame keeps its position and confidence, so that the skeleton's edges keep their
+    lengths. A joint of confidence 0 was not detected and becomes exactly (0, 0, 0).
 
     Args:
       key: random key.
-      frames: uint8 or float32[B, T, H, W, 3], before normalisation (black is 0).
+      frames: uint8 or float32[B, T, H, W, 3], before normalization (black is 0).
       keypoints: float32[B, T, 17, 3]: x, y in pixels and confidence.
       padding: pixels added on each side, the largest shift.
       flip_probability: share of mirrored tracklets (or frames).
-      per_frame: draw for every frame instead of once a tracklet.
-      move_keypoints: False returns the keypoints as they came, as the authors' code does.
+      per_frame: draw for every frame instead of once per tracklet.
+      move_keypoints: False returns the keypoints unchanged, as the authors' code does.
 
     Returns:
-      Frames and keypoints of the same shapes and types.
+      Frames and keypoints of the same shapes and dtypes.
     """
     num_tracklets, num_frames, height, width, _ = frames.shape
     draws = (num_tracklets, num_frames if per_frame else 1)
@@ -100,20 +100,20 @@ def random_erasing(
     fill: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
     per_frame: bool = False,
 ) -> jax.Array:
-    """Fills one rectangle of some tracklets, each channel with its own constant.
+    """Fills one rectangle in some tracklets with a constant per channel.
 
-    Area and aspect (height over width) are uniform in their ranges and drawn again while the
-    rectangle does not fit the frame (Zhong et al., arXiv 1708.04896); where none of ten fits,
-    nothing is erased.
+    Area and aspect ratio (height over width) are uniform in their ranges and drawn again while the
+    rectangle does not fit the frame (Zhong et al., arXiv 1708.04896); if none of ten fits, nothing
+    is erased.
 
     Args:
       key: random key.
-      frames: float32[B, T, H, W, 3], normalised.
+      frames: float32[B, T, H, W, 3], normalized.
       probability: share of tracklets (or frames) in which a rectangle is erased.
       area: smallest and largest share of the frame.
       aspect: smallest and largest height over width.
-      fill: the constants, in normalised units.
-      per_frame: draw for every frame instead of once a tracklet.
+      fill: the constants, in normalized units.
+      per_frame: draw for every frame instead of once per tracklet.
 
     Returns:
       float32[B, T, H, W, 3].
@@ -143,27 +143,27 @@ def random_erasing(
 
 
 def _in_span(size: int, start: jax.Array, length: jax.Array) -> jax.Array:
-    """Which of `size` positions lie in the span; bool[..., size] for spans [...]."""
+    """Returns which of `size` positions lie in the span: bool[..., size] for spans [...]."""
     offset = jnp.arange(size).reshape((1,) * start.ndim + (size,)) - start[..., None]
     return (offset >= 0) & (offset < length[..., None])
 
 
 def style_gains(key: jax.Array, frames: jax.Array, modality: str) -> jax.Array:
-    """Changes the brightness of infrared frames and the colours of visible frames.
+    """Changes the brightness of infrared frames and the colors of visible frames.
 
-    An infrared frame is multiplied by one number of U[0.5, 1.5]. A visible frame is multiplied by
-    one such number a channel, and its channels are then permuted. Drawn for every frame.
+    An infrared frame is multiplied by a gain drawn from U[0.5, 1.5]. A visible frame is multiplied
+    by one such gain per channel, and its channels are then permuted. Drawn for every frame.
 
     Args:
       key: random key.
-      frames: float32[B, T, H, W, 3], normalised, all of one modality.
+      frames: float32[B, T, H, W, 3], normalized, all of one modality.
       modality: "visible" or "infrared".
 
     Returns:
       float32[B, T, H, W, 3].
 
     Raises:
-      ValueError: another modality.
+      ValueError: the modality is neither.
     """
     shape = frames.shape[:2]
     gain_key, permutation_key = jax.random.split(key)

@@ -1,6 +1,6 @@
-"""The schema of a config: every key, the values it may have and what it means.
+"""The schema of a config: every key, its allowed values and its meaning.
 
-docs/config.md is made from the table `KEYS`; after a change of it, write the file anew:
+docs/config.md is generated from the table `KEYS`; after changing it, regenerate the file:
 
   python -m star_jax.config > docs/config.md
 """
@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from data_pipelines.errors import InputError
 
-# Of `star_jax.models.backbones`; not imported, so that a config is checked without starting JAX.
+# Those of `star_jax.models.backbones`, not imported, to check a config without importing JAX.
 BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101"),
     *("resnet50_ibn_a", "vit_tiny", "vit_small", "vit_base"),
@@ -29,8 +29,8 @@ class Values(NamedTuple):
     """A set of values.
 
     Attributes:
-      text: which they are; completes the sentence "use ...".
-      include: whether a value is one of them.
+      text: a description that completes the sentence "use ...".
+      include: returns whether a value is in the set.
     """
 
     text: str
@@ -38,12 +38,12 @@ class Values(NamedTuple):
 
 
 def flag() -> Values:
-    """Returns the values True and False; 0 and 1 are not among them."""
+    """Returns the set of True and False; 0 and 1 are not in it."""
     return Values("True or False", lambda value: isinstance(value, bool))
 
 
 def integer(least: int, most: int = INT32_MAX) -> Values:
-    """Returns the integers of a range; bools and floats are not among them."""
+    """Returns the set of integers in a range; bools and floats are not in it."""
     return Values(
         f"an integer {span(least, most)}",
         lambda value: (
@@ -55,12 +55,12 @@ def integer(least: int, most: int = INT32_MAX) -> Values:
 def integers(
     least: int, most: int = INT32_MAX, *, count: int | None = None, ascending: bool = False
 ) -> Values:
-    """Returns the tuples and lists of integers of a range.
+    """Returns the set of tuples and lists of integers in a range.
 
     Args:
-      least: of each integer.
-      most: of each integer.
-      count: how many; any number if None.
+      least: smallest allowed integer.
+      most: largest allowed integer.
+      count: number of integers; any if None.
       ascending: whether each must be larger than the one before.
     """
     words = [str(count)] * (count is not None) + ["ascending"] * ascending
@@ -76,18 +76,18 @@ def integers(
 
 
 def span(least: int, most: int) -> str:
-    """Returns the words for a range of integers."""
+    """Returns the description of a range of integers."""
     return f"of {least} or more" if most == INT32_MAX else f"from {least} to {most}"
 
 
 def number(text: str, inside: Callable[[Any], Any]) -> Values:
-    """Returns the floats and integers that are finite and `inside` a range as float32."""
+    """Returns the set of finite floats and integers that are `inside` a range as float32."""
 
     def include(value: Any) -> bool:
         return (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            # Neither infinite nor NaN; and JAX takes integers as int32.
+            # Neither infinite nor NaN; JAX converts integers to int32.
             and abs(value) <= (INT32_MAX if isinstance(value, int) else FLOAT32_MAX)
             and bool(inside(np.float32(value)))
         )
@@ -96,7 +96,7 @@ def number(text: str, inside: Callable[[Any], Any]) -> Values:
 
 
 def text(least: int, most: int = 1000) -> Values:
-    """Returns the strings of printable characters whose length is in a range."""
+    """Returns the set of printable strings whose length is in a range."""
     return Values(
         f"printable text of {least} to {most} characters",
         lambda value: (
@@ -106,7 +106,7 @@ def text(least: int, most: int = 1000) -> Values:
 
 
 def choice(*names: str) -> Values:
-    """Returns some strings."""
+    """Returns the set of the given strings."""
     *others, last = map(repr, names)
     return Values(
         f"{', '.join(others)} or {last}", lambda value: isinstance(value, str) and value in names
@@ -114,7 +114,7 @@ def choice(*names: str) -> Values:
 
 
 def part(*names: str) -> Values:
-    """Returns names of parts, and paths of parts of other packages; those are looked up later."""
+    """Returns the set of part names and `package.module:object` paths, which resolve later."""
     return Values(
         f"{', '.join(map(repr, names))} or 'package.module:object'",
         lambda value: (
@@ -126,7 +126,7 @@ def part(*names: str) -> Values:
 
 
 def options() -> Values:
-    """Returns sections whose keys are a part's own; the part checks them."""
+    """Returns the set of config sections with the options of a part, which the part checks."""
     return Values(
         "a section of options",
         lambda value: isinstance(value, Mapping | ml_collections.ConfigDict),
@@ -134,14 +134,14 @@ def options() -> Values:
 
 
 def optional(values: Values) -> Values:
-    """Returns some values, and None."""
+    """Returns a set of values extended by None."""
     return Values(
         f"{values.text}, or None", lambda value: value is None or bool(values.include(value))
     )
 
 
 def weighted_parts() -> Values:
-    """Returns tuples of pairs: the path of a part of another package, and its weight."""
+    """Returns the set of tuples of pairs: the path of a part of another package, and its weight."""
 
     def include(value: Any) -> bool:
         return isinstance(value, list | tuple) and all(
@@ -162,7 +162,7 @@ PROBABILITY = number("a number from 0 to 1", lambda x: 0 <= x <= 1)
 
 
 class Key(NamedTuple):
-    """The values that a key may have, and what it means, in Markdown."""
+    """The allowed values of a key, and its meaning in Markdown."""
 
     values: Values
     meaning: str
@@ -170,47 +170,48 @@ class Key(NamedTuple):
 
 KEYS: Mapping[str, Key] = {
     "seed": Key(
-        # JAX takes a seed modulo 2^32: larger ones would start the same network as smaller ones.
+        # JAX takes a seed modulo 2^32: larger seeds would repeat the networks of smaller ones.
         integer(0, 2**32 - 1),
         "Seed of everything random: initial parameters, batches, augmentation and dropout.",
     ),
     "log_every_steps": Key(integer(1), "Steps from one row of `metrics.jsonl` to the next."),
     "data.dir": Key(
-        text(1), "The packed dataset: what `launch/prepare.py` names, or its `gs://` address."
+        text(1),
+        "The packed dataset: the folder that `launch/prepare.py` prints, or its `gs://` address.",
     ),
     "data.sampling": Key(
         part("hitsz_vcm", "bupt_campus"),
-        "How tracklets and frames are drawn. `hitsz_vcm`: tracklets of both modalities apart, one "
-        "frame of each of T equal chunks. `bupt_campus`: aligned pairs of tracklets, the same T "
-        "frames in both.",
+        "How tracklets and frames are drawn. `hitsz_vcm`: tracklets of each modality "
+        "separately, one frame from each of T equal chunks. `bupt_campus`: aligned pairs of "
+        "tracklets, the same T frames in both.",
     ),
     "data.frame_size": Key(
-        # Stage 3 has one value per 16 pixels: of a map of a single value, nothing but its style is
-        # left for stage 4, since instance normalisation makes it 0.
+        # Stage 3 has one value per 16 pixels. Instance normalization makes a map of a single value
+        # 0, so that nothing but its style would reach stage 4.
         integers(17, 4096, count=2),
-        "Height and width, in pixels, to which frames are resized.",
+        "Height and width in pixels to which frames are resized.",
     ),
-    "data.clip_length": Key(integer(1, 1024), "Frames of a clip, T."),
+    "data.clip_length": Key(integer(1, 1024), "Frames per clip, T."),
     "data.identities_per_batch": Key(
         integer(2, 2**16),
-        "Identities of a batch, P, over all devices; at least two, since the triplet loss compares "
-        "them, and at most as many as there are.",
+        "Identities per batch over all devices, P; at least two, since the triplet loss compares "
+        "them, and at most the number of training identities.",
     ),
     "data.tracklets_per_identity": Key(
         integer(1, 2**16),
-        "Tracklets of each modality of an identity in a batch, K; a batch has P * K pairs.",
+        "Tracklets per identity and modality in a batch, K; a batch has P * K pairs.",
     ),
     "data.num_threads": Key(
-        integer(1, 256), "Batches that are loaded at a time, on a thread each, per process."
+        integer(1, 256), "Batches that each process loads concurrently, one thread per batch."
     ),
     "augment.per_frame": Key(
-        flag(), "Draw crop, flip and erasing for every frame instead of once a tracklet."
+        flag(), "Draw crop, flip and erasing for every frame instead of once per tracklet."
     ),
-    "augment.move_keypoints": Key(flag(), "Let the skeletons follow the pixels in crop and flip."),
+    "augment.move_keypoints": Key(flag(), "Move the skeletons with the pixels in crop and flip."),
     "augment.padding": Key(
         integer(0, 4095),
-        "Pixels of black added on each side before the crop, and so the largest shift; less than "
-        "the frame's height and width.",
+        "Black pixels added on each side before the crop, the largest shift; less than the frame's "
+        "height and width.",
     ),
     "augment.flip_probability": Key(PROBABILITY, "Share of tracklets that are mirrored."),
     "augment.erasing_probability": Key(
@@ -218,46 +219,46 @@ KEYS: Mapping[str, Key] = {
     ),
     "augment.style": Key(
         flag(),
-        "Style gains on the frames, and the second pass with disturbed style, which the losses "
-        "`disturbed_identity` and `defense` need.",
+        "Apply style gains to the frames, and run the second pass with disturbed style that the "
+        "losses `disturbed_identity` and `defense` need.",
     ),
     "augment.style_stages": Key(
         integers(1, 100, count=2, ascending=True),
-        "Stages of the backbone after which style is disturbed: after the first by a frame of the "
-        "same modality, after the second by one of the other.",
+        "Backbone stages after which style is disturbed: after the first by a frame of the same "
+        "modality, after the second by a frame of the other.",
     ),
     "model.num_identities": Key(
         optional(integer(2, 10**7)),
-        "Identities that the classifiers distinguish. None takes those of the training split, from "
-        "which a number must not differ.",
+        "Number of identities that the classifiers distinguish. None takes that of the training "
+        "split; any other value is an error.",
     ),
     "model.backbone": Key(
         part(*BACKBONES),
-        "From frames to features of frames.",
+        "The network from frames to frame features.",
     ),
     "model.backbone_options": Key(
         options(),
-        "Values for the backbone's own attributes. The ResNets have `stage_sizes` (blocks of each "
-        "of four stages) and `width` (channels of the stems), the 50 and 101 also `ibn`.",
+        "Values of the backbone's attributes. ResNets have `stage_sizes` (blocks in each of four "
+        "stages) and `width` (channels of the stems), ResNet-50 and ResNet-101 also `ibn`.",
     ),
     "model.guidance": Key(
         part("frame", "none"),
-        "What refines the features of frames: `frame`, by the skeletons; `none`, nothing. Without "
-        "it, and with a pooling other than `guided`, the network has no skeleton branch, and the "
-        "losses `modality_consistency` and `skeleton_consistency` are left out.",
+        "How the frame features are refined: `frame`, by the skeletons; `none`, not at all. "
+        "Without it, and with a pooling other than `guided`, the network has no skeleton branch, "
+        "and the losses `modality_consistency` and `skeleton_consistency` are left out.",
     ),
     "model.pooling": Key(
         part("guided", "gem", "mean", "max"),
-        "From the features of frames to those of a tracklet: `guided`, generalized means that the "
-        "skeletons weigh; `gem`, one generalized mean; `mean`; `max`.",
+        "How frame features become a tracklet feature: `guided`, generalized means weighted by the "
+        "skeletons; `gem`, one generalized mean; `mean`; `max`.",
     ),
     "model.gem_power": Key(
         number("a number of 1 or more", lambda x: x >= 1), "Power of the pooling `gem`."
     ),
     "model.keypoints": Key(
         choice("relative", "pixels"),
-        "`relative`: in shares of the frame's width and height, undetected joints masked. "
-        "`pixels`: as they come, as in the authors' code.",
+        "`relative`: divided by the frame's width and height, undetected joints masked. `pixels`: "
+        "unchanged, as in the authors' code.",
     ),
     "model.graph_edges": Key(
         choice("every_frame", "first_frame"),
@@ -272,16 +273,17 @@ KEYS: Mapping[str, Key] = {
         "Dtype of convolutions and large matrix products; parameters are float32.",
     ),
     "model.remat": Key(
-        flag(), "Compute blocks again in the backward pass, which takes more time and less memory."
+        flag(), "Recompute blocks in the backward pass, which takes more time and less memory."
     ),
     "init.backbone": Key(
         text(0),
         "ImageNet weights that the backbone starts from, a `.safetensors` or `.pth` file; empty: "
-        "random ones.",
+        "random weights.",
     ),
     "losses.identity": Key(
         NOT_NEGATIVE,
-        "Weight of the cross entropy of the tracklets' identities; 0 leaves it out of the program.",
+        "Weight of the cross entropy of the tracklets' identities; a loss of weight 0 is not "
+        "computed.",
     ),
     "losses.triplet": Key(
         NOT_NEGATIVE, "Weight of the batch-hard triplet loss of the tracklets' features."
@@ -301,15 +303,17 @@ KEYS: Mapping[str, Key] = {
     ),
     "losses.modality_consistency": Key(
         NOT_NEGATIVE,
-        "Weight of the divergence of the skeletons' identities between modalities; needs guidance.",
+        "Weight of the divergence of the skeletons' identities between modalities; needs skeletons "
+        "(guidance `frame` or pooling `guided`).",
     ),
     "losses.skeleton_consistency": Key(
         NOT_NEGATIVE,
-        "Weight of the divergence of the joints' features from the edges'; needs guidance.",
+        "Weight of the divergence of the joints' features from the edges'; needs skeletons "
+        "(guidance `frame` or pooling `guided`).",
     ),
     "losses.extra": Key(
         weighted_parts(),
-        "Losses of other packages with their weights; see `star_jax/losses.py`.",
+        "Losses from other packages with their weights; see `star_jax/losses.py`.",
     ),
     "optim.lr": Key(POSITIVE, "Learning rate of all layers but the backbone, after warm-up."),
     "optim.backbone_lr": Key(
@@ -317,31 +321,31 @@ KEYS: Mapping[str, Key] = {
     ),
     "optim.momentum": Key(BELOW_ONE, "Nesterov momentum."),
     "optim.weight_decay": Key(
-        NOT_NEGATIVE, "Share of the parameters that is added to their gradients."
+        NOT_NEGATIVE, "Weight decay: this multiple of the parameters is added to their gradients."
     ),
     "optim.clip_norm": Key(
-        NOT_NEGATIVE, "Norm to which the gradient of all parameters is clipped; 0 does not clip."
+        NOT_NEGATIVE,
+        "Largest norm of the gradient of all parameters, which is clipped to it; 0 disables "
+        "clipping.",
     ),
     "optim.warmup_epochs": Key(
         integer(0), "Epochs in which both learning rates rise linearly to their values."
     ),
     "optim.decay_epochs": Key(
         integers(0, ascending=True),
-        "Epochs from which on both learning rates are a tenth of what they were.",
+        "Epochs at which both learning rates drop to a tenth.",
     ),
     "optim.epochs": Key(integer(1, 10**6), "Epochs of training."),
     "parallel.fsdp": Key(
         integer(1),
-        "Devices over which parameters and optimizer state are split; divides the number of "
-        "groups of devices that share the pairs of a batch.",
+        "Number of devices over which parameters and optimizer state are split; must divide the "
+        "number of device groups that share the pairs of a batch.",
     ),
     "eval.protocol": Key(
         part("hitsz_vcm/v1", "buptcampus/full", "buptcampus/official-bs64"),
-        "Who is query and who is gallery, and what is reported.",
+        "Which tracklets are queries and gallery, and which scores are reported.",
     ),
-    "eval.batch_size": Key(
-        integer(1, 2**16), "Clips that are embedded at a time, over all devices."
-    ),
+    "eval.batch_size": Key(integer(1, 2**16), "Clips that are embedded at once, over all devices."),
     "eval.clips": Key(
         choice("first", "dense"),
         "Frames of a tracklet that are embedded. `first`: one clip, the first frame of each chunk. "
@@ -351,7 +355,7 @@ KEYS: Mapping[str, Key] = {
         integer(0), "Epochs from one evaluation during training to the next; 0 never evaluates."
     ),
     "checkpoint.every_steps": Key(integer(1), "Steps from one checkpoint to the next."),
-    "checkpoint.keep": Key(integer(1), "The last checkpoints that are kept."),
+    "checkpoint.keep": Key(integer(1), "Number of most recent checkpoints to keep."),
 }
 
 SECTIONS = tuple(dict.fromkeys(key.rpartition(".")[0] for key in KEYS if "." in key))
@@ -361,19 +365,19 @@ SKELETON_LOSSES = ("modality_consistency", "skeleton_consistency")
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-    """Raises an InputError that names the key, its value and what to use, if a value is wrong.
+    """Raises an InputError that names the key, its value and what to use if a value is invalid.
 
-    Tuples may be lists, as in a config read from JSON, and floats may be written as integers.
+    Lists are accepted for tuples, as in a config read from JSON, and integers for floats.
 
     Args:
-      config: an experiment, as in `configs/`.
+      config: a whole config, as in `configs/`.
     """
     check_section(config, "")
     check_together(config)
 
 
 def check_section(config: ml_collections.ConfigDict, section: str) -> None:
-    """Checks each key of a section, such as `model`, by itself; the section "" is all."""
+    """Checks each key of a section, such as `model`, by itself; "" stands for all sections."""
     check_names(config, section)
     for key, value in entries(config, section):
         values = KEYS[key].values
@@ -395,7 +399,7 @@ def check_names(config: ml_collections.ConfigDict, section: str = "") -> None:
 
 
 def check_together(config: ml_collections.ConfigDict) -> None:
-    """Checks what keys must fulfil together, each of them being right by itself."""
+    """Checks the constraints between keys, each of which is valid by itself."""
     size, padding = tuple(config.data.frame_size), config.augment.padding
     if padding >= min(size):
         raise InputError(
@@ -419,12 +423,12 @@ def check_together(config: ml_collections.ConfigDict) -> None:
             f"config.losses is 0 for {', '.join(computed)}: use a number above 0 for one of them "
             f"(config.model.guidance is {config.model.guidance!r}, config.model.pooling is "
             f"{config.model.pooling!r} and config.augment.style is {config.augment.style}, so that "
-            "there are no other losses)"
+            "no other losses are computed)"
         )
 
 
 def entries(config: Any, section: str) -> Iterator[tuple[str, Any]]:
-    """Yields the keys of a section, with its name and a dot before them, and their values."""
+    """Yields the keys of a section, prefixed with its name and a dot, and their values."""
     for name in config:
         try:
             value = config[name]
@@ -438,7 +442,7 @@ def entries(config: Any, section: str) -> Iterator[tuple[str, Any]]:
 
 
 def unknown(key: str) -> str:
-    """Returns what is to say of a key that does not exist."""
+    """Returns the error message for a key that does not exist."""
     close = lambda cutoff: difflib.get_close_matches(key, KEYS, n=1, cutoff=cutoff)  # noqa: E731
     name = key.rpartition(".")[2].replace("_", " ")
     described = [known for known, (_, meaning) in KEYS.items() if name in meaning.lower()]
@@ -448,13 +452,13 @@ def unknown(key: str) -> str:
 
 
 def keys_of(section: str) -> str:
-    """Returns what is to say of the keys of a section."""
+    """Returns the description of a section and its keys for an error message."""
     names = [key.rpartition(".")[2] for key in KEYS if key.rpartition(".")[0] == section]
     return f"a section with the keys {', '.join(names)}"
 
 
 def shown(value: Any) -> str:
-    """Returns a value as it is shown in an error: on one line, and not longer than that."""
+    """Returns a value as shown in an error message: one line of at most 100 characters."""
     try:
         text = " ".join(repr(value).split())
     except ValueError:  # an integer of thousands of digits
@@ -463,17 +467,17 @@ def shown(value: Any) -> str:
 
 
 def markdown() -> str:
-    """Returns the text of docs/config.md."""
+    """Returns the content of docs/config.md."""
     lines = [
         "# Config",
         "",
-        "Every key of an experiment: the values that it may have and what it means. Written by "
+        "Every config key with its allowed values and its meaning. Generated by "
         "`python -m star_jax.config > docs/config.md`",
-        "from the table in `star_jax/config.py`. A run checks its config by this table before "
+        "from the table in `star_jax/config.py`. A run checks its config against this table before "
         "anything else.",
         "",
-        "`configs/star_hitsz_vcm.py` holds the published recipe. Any value is replaced on the "
-        "command line: `--config.optim.lr=0.05`, or for a",
+        "`configs/star_hitsz_vcm.py` is the published recipe. Override any value on the command "
+        "line: `--config.optim.lr=0.05`, or for a",
         'tuple `--config.optim.decay_epochs="(40, 80)"`.',
     ]
     for section in ("", *SECTIONS):

@@ -8,13 +8,13 @@ import numpy as np
 
 
 def find_not_finite(tree: Any) -> str | None:
-    """Returns the path of the first array that holds NaN or infinity, None if there is none.
+    """Returns the path of the first array that contains NaN or infinity, or None.
 
-    Arrays on devices are reduced where they are, so that one flag an array reaches the host. In a
-    run of several processes all must call this.
+    Arrays are reduced on their devices, and only one flag per array is copied to the host. In a run
+    of several processes, all must call this.
 
     Args:
-      tree: of JAX arrays, which may be sharded, NumPy arrays and numbers. Integers, booleans and
+      tree: JAX arrays, which may be sharded, NumPy arrays and numbers. Integers, booleans and
         random keys are always finite.
 
     Returns:
@@ -37,6 +37,6 @@ def find_not_finite(tree: Any) -> str | None:
     return None
 
 
-@jax.jit  # once a shape: all arrays in one program would take long to compile
+@jax.jit  # compiled per shape: one program for all arrays would take long to compile
 def _is_finite(array: jax.Array) -> jax.Array:
     return jnp.isfinite(array).all()

@@ -1,16 +1,16 @@
-"""STAR's losses, and any others by name.
+"""STAR's losses, and losses of other packages by path.
 
-The upper half are formulas: keyword arguments, arrays in, a float32 scalar out. Below, each entry
-of `LOSSES` is a function of `(output, batch, step)`:
+The first functions are formulas that map arrays, given as keyword arguments, to a float32 scalar.
+Each entry of `LOSSES` is a function of `(output, batch, step)`:
 
 - output: the `StarOutput` of B pairs of tracklets; the modalities are an axis of its arrays;
 - batch: the `TrainBatch` on the device: `labels` int32[B], `cameras` and `positions` int32[B, 2],
-  and the frames and keypoints as they were loaded;
-- step: int32[], steps done.
+  and the frames and keypoints as loaded, without augmentation;
+- step: int32[], completed steps.
 
-It returns a float32 scalar, or None where the network lacks what the loss is of. A loss with
-parameters or a state of its own is a Flax module with the same call: its parameters are trained
-with `config.optim.lr`, its other collections are kept as the call leaves them, and both are saved.
+It returns a float32 scalar, or None if the network does not compute the inputs of the loss. A loss
+with parameters or state is a Flax module with the same call: its parameters are trained with
+`config.optim.lr`, its other collections are updated by each call, and checkpoints contain both.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ Batch = Mapping[str, Any]
 
 
 def cross_entropy(*, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross entropy.
+    """Returns the mean cross entropy.
 
     Args:
       logits: float32[..., N].
@@ -39,10 +39,10 @@ def cross_entropy(*, logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def pairwise_distances(*, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Euclidean distances: float32[M, C] and float32[N, C] to float32[M, N]."""
-    # Distances do not change with the origin, and near it their squares cancel less.
-    centre = jax.lax.stop_gradient(b.mean(0, keepdims=True))
-    a, b = a - centre, b - centre
+    """Returns Euclidean distances: float32[M, C] and float32[N, C] to float32[M, N]."""
+    # Distances are invariant to translation; centering reduces cancellation.
+    center = jax.lax.stop_gradient(b.mean(0, keepdims=True))
+    a, b = a - center, b - center
     products = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
     squared = jnp.square(a).sum(1)[:, None] + jnp.square(b).sum(1)[None] - 2 * products
     return jnp.sqrt(jnp.maximum(squared, 1e-12))
@@ -51,14 +51,14 @@ def pairwise_distances(*, a: jax.Array, b: jax.Array) -> jax.Array:
 def batch_hard_triplet(
     *, embeddings: jax.Array, labels: jax.Array, margin: float = 0.3
 ) -> jax.Array:
-    """Batch-hard triplet loss (Hermans et al., arXiv 1703.07737), Euclidean.
+    """Returns the batch-hard Euclidean triplet loss (Hermans et al., arXiv 1703.07737).
 
-    For every row: the farthest row of its identity against the nearest of another.
+    Compares, for every row, the farthest row of its identity with the nearest of another.
 
     Args:
-      embeddings: float32[R, C], not normalised.
+      embeddings: float32[R, C], not normalized.
       labels: int32[R]; at least two identities.
-      margin: how much nearer the positive should be.
+      margin: by how much the positive should be nearer than the negative.
     """
     distances = pairwise_distances(a=embeddings, b=embeddings)
     same = labels[:, None] == labels[None]
@@ -68,17 +68,17 @@ def batch_hard_triplet(
 
 
 def defense(*, features: jax.Array, disturbed: jax.Array) -> jax.Array:
-    """Mean over frames of the Euclidean norm of V - V': both float32[R, T, C]."""
+    """Returns the mean over frames of the Euclidean norm of V - V', both float32[R, T, C]."""
     squared = jnp.square(features - disturbed).sum(-1)
     return jnp.sqrt(jnp.maximum(squared, 1e-24)).mean()
 
 
 def modality_consistency(*, visible_logits: jax.Array, infrared_logits: jax.Array) -> jax.Array:
-    """Sum of the two directed KL divergences between class distributions, mean over pairs.
+    """Returns the symmetric KL divergence between class distributions, the mean over pairs.
 
     Args:
-      visible_logits: float32[B, N], of the visible tracklets' skeletons.
-      infrared_logits: float32[B, N], of their infrared partners'.
+      visible_logits: float32[B, N], logits of the visible tracklets' skeletons.
+      infrared_logits: float32[B, N], logits of the infrared tracklets' skeletons.
     """
     visible, infrared = jax.nn.log_softmax(visible_logits), jax.nn.log_softmax(infrared_logits)
     both_ways = (jnp.exp(visible) - jnp.exp(infrared)) * (visible - infrared)
@@ -86,7 +86,7 @@ def modality_consistency(*, visible_logits: jax.Array, infrared_logits: jax.Arra
 
 
 def skeleton_consistency(*, joints: jax.Array, edges: jax.Array) -> jax.Array:
-    """KL divergence of the joints' distribution over channels from the edges', mean over rows.
+    """Returns KL(edges || joints) of the distributions over channels, the mean over rows.
 
     Args:
       joints: Q, float32[R, C].
@@ -111,7 +111,7 @@ def identity_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Arra
 
 
 def triplet_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array:
-    """Returns the batch-hard triplet loss of the tracklets' features z, of both modalities."""
+    """Returns the batch-hard triplet loss over the tracklet features z of both modalities."""
     del step
     labels = labels_like(output.tracklet, batch).ravel()
     embeddings = output.tracklet.reshape(len(labels), -1)
@@ -135,7 +135,7 @@ def disturbed_identity_loss(output: StarOutput, batch: Batch, step: jax.Array) -
 
 
 def defense_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array | None:
-    """Returns the distance of the frames' features to those with disturbed style."""
+    """Returns the distance between the frame features with and without disturbed style."""
     del batch, step
     if output.disturbed is None:
         return None
@@ -145,7 +145,7 @@ def defense_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array
 def modality_consistency_loss(
     output: StarOutput, batch: Batch, step: jax.Array
 ) -> jax.Array | None:
-    """Returns the divergence of the skeletons' identities between the modalities of a pair."""
+    """Returns the divergence of the skeletons' class distributions between modalities."""
     del batch, step
     logits = output.skeleton_logits
     if logits is None:
@@ -175,7 +175,7 @@ LOSSES: Mapping[str, Any] = {
 
 
 class Losses(nn.Module):
-    """All losses of an experiment; `build_losses` makes it from a config.
+    """All losses of an experiment; `build_losses` creates it from a config.
 
     Attributes:
       parts: name, weight and function or module of each loss.
@@ -185,7 +185,7 @@ class Losses(nn.Module):
 
     @property
     def has_state(self) -> bool:
-        """Whether any loss has parameters or a state."""
+        """Whether any loss has parameters or state."""
         return any(isinstance(part, nn.Module) for _, _, part in self.parts)
 
     @nn.compact
@@ -193,9 +193,9 @@ class Losses(nn.Module):
         """Returns the losses by name, unweighted, and their weighted `total`.
 
         Args:
-          output: of a training pass of B pairs.
+          output: the network's output in a training pass over B pairs.
           batch: a `TrainBatch` of B pairs.
-          step: int32[], steps done.
+          step: int32[], completed steps.
         """
         values, total = {}, jnp.float32(0)
         for name, weight, part in self.parts:
@@ -208,16 +208,16 @@ class Losses(nn.Module):
 
 
 def build_losses(config: ml_collections.ConfigDict) -> Losses:
-    """Returns the losses of an experiment that have a weight.
+    """Returns the losses of an experiment that have a nonzero weight.
 
-    A module is made with those values of `config.model` that it has as attributes, for instance
-    `num_identities`. It is named by what is after the colon.
+    A module is created with the values of `config.model` that it has as attributes, for instance
+    `num_identities`, and named by the part of its path after the colon.
 
     Args:
       config: an experiment; `losses` and `model` are read.
 
     Raises:
-      InputError: there is no such loss, or it cannot be made.
+      InputError: there is no such loss, or it cannot be created.
     """
     weights = {name: weight for name, weight in config.losses.items() if name != "extra"}
     parts = []

@@ -1,4 +1,4 @@
-"""The optimizer of the published recipe: SGD as PyTorch computes it, two groups, epoch steps."""
+"""The optimizer of the published recipe: PyTorch's SGD, two groups, a schedule by epochs."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ import optax
 def learning_rate_factor(
     step: jax.Array, config: ml_collections.ConfigDict, steps_per_epoch: int
 ) -> jax.Array:
-    """What both learning rates are multiplied with at a step.
+    """Returns the factor by which both learning rates are multiplied at a step.
 
-    Linear over the warm-up epochs, then a tenth from each of the decay epochs on; constant within
-    an epoch, as in the authors' code.
+    Rises linearly over the warm-up epochs, then drops to a tenth at each decay epoch; constant
+    within an epoch, as in the authors' code.
 
     Args:
-      step: int32[], steps done.
+      step: int32[], completed steps.
       config: a `config.optim`.
       steps_per_epoch: steps of an epoch.
 
@@ -33,10 +33,10 @@ def learning_rate_factor(
 def make_optimizer(
     config: ml_collections.ConfigDict, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum; weight decay is added to the gradient, as PyTorch does.
+    """Returns SGD with Nesterov momentum and weight decay added to the gradient, as in PyTorch.
 
-    Gradients longer than `config.clip_norm`, if that is not 0, are first scaled down to it.
-    Parameters below `backbone` learn with `config.backbone_lr`, all others with `config.lr`.
+    Gradients whose norm exceeds `config.clip_norm`, if that is not 0, are first scaled down to it.
+    Parameters under `backbone` use `config.backbone_lr`, all others `config.lr`.
 
     Args:
       config: a `config.optim`.

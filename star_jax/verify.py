@@ -1,9 +1,9 @@
-"""Does this machine compute STAR right? Small programs and the network against known numbers.
+"""Checks that this machine computes STAR correctly, by small programs and recorded outputs.
 
-The known numbers of the network are those of the authors' PyTorch network in float32 on a CPU, in
-`star_jax.golden`: the `reference` setting, parameters and inputs made from a seed. The environment
-variable STAR_PARITY_FIXTURES may name a folder of further `eval_seed*.npz` and `train_seed*.npz`;
-a file of the same name takes the place of ours.
+The outputs in `star_jax.golden` were recorded from the authors' PyTorch network in float32 on a
+CPU, with the `reference` setting and parameters and inputs generated from a seed. The environment
+variable STAR_PARITY_FIXTURES may name a folder of additional `eval_seed*.npz` and
+`train_seed*.npz`; a file of the same name replaces ours.
 """
 
 import concurrent.futures
@@ -35,17 +35,17 @@ GOLDEN = pathlib.Path(golden.__file__).parent
 MODALITIES = ("visible", "infrared")
 PER_FRAME = ("frame_features", "disturbed", "edges", "guided", "frame_logits", "disturbed_logits")
 
-# The largest differences that are right: of a tensor by its largest magnitude, of a loss and of a
-# gradient's norm by the number itself.
+# The largest acceptable differences, relative to a tensor's largest magnitude, or to the value
+# itself for a loss or a gradient norm.
 #
-# float32: the authors' own figures differ from those of their network in float64 by 4e-5 for S,
+# float32: the recorded outputs differ from those of the authors' network in float64 by 4e-5 for S,
 # 1e-6 for other tensors and for losses, and 1e-3 for gradient norms.
 #
-# bfloat16: three times and more what was measured against float32 on a CPU with the seeds 7 and 11:
-# at most 0.004 for a tensor of inference, 0.04 for one of the training pass, whose batches make
-# deviations large, 0.002 for losses and statistics, and 0.08 for gradient norms. The LSTM is the
-# exception: keypoints in pixels saturate its gates, so that rounding turns some of them over, and S
-# differs by 0.54, the gradients of its kernels by 0.24. Zeros in place of S would differ by 1.
+# bfloat16: at least three times the differences from float32 measured on a CPU with seeds 7 and 11:
+# at most 0.004 for a tensor of inference, 0.04 for one of the training pass, where batch statistics
+# amplify differences, 0.002 for losses and statistics, and 0.08 for gradient norms. The LSTM is the
+# exception: keypoints in pixels saturate its gates, so that rounding flips some of them; S differs
+# by 0.54, the gradients of its kernels by 0.24. Zeros in place of S would differ by 1.
 TOLERANCES: dict[str, dict[str, float]] = {
     "float32": {
         "eval": 1e-4,
@@ -65,14 +65,14 @@ TOLERANCES: dict[str, dict[str, float]] = {
         "gradient norms, LSTM": 0.75,
     },
 }
-# Share of the norm of all gradients below which a gradient is taken for rounding: that of the
-# graph's receiver vectors, for one, may be zero but for that.
+# Share of the norm of all gradients below which a gradient counts as rounding error: for example,
+# that of the graph's receiver vectors may be zero up to rounding.
 GRADIENT_FLOOR = {"float32": 1e-6, "bfloat16": 1e-4}
-CANARIES_TOLERANCE = 1e-5  # of sums of 60 products of float32 numbers
-# Sums in another order; a single ReLU that rounding switches moved a gradient by 6e-4.
+CANARIES_TOLERANCE = 1e-5  # sums of 60 products of float32 numbers
+# Sums in a different order; a single ReLU that rounding switches moved a gradient by 6e-4.
 DEVICES_TOLERANCE = 5e-3
 
-# Layers of the authors' network whose running statistics are known, and their names in ours.
+# Layers of the authors' network whose running statistics are recorded, and their names in ours.
 RUNNING = {
     "pose_bottleneck": "skeleton_bnneck",
     "global_bottleneck": "bnneck",
@@ -85,7 +85,7 @@ RUNNING = {
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What was compared, the largest difference that was found and the largest that is right."""
+    """What was compared, the largest difference found and the largest acceptable one."""
 
     what: str
     difference: float
@@ -93,12 +93,12 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is within the tolerance; NaN is not."""
+        """Whether the difference is within the tolerance; False for NaN."""
         return self.difference <= self.tolerance
 
 
 def verify(config: ml_collections.ConfigDict) -> list[Check]:
-    """Returns the results of all checks, run on the devices of this process.
+    """Runs all checks on the devices of this process and returns their results.
 
     Args:
       config: the experiment `star_hitsz_vcm_reference`.
@@ -112,14 +112,14 @@ def verify(config: ml_collections.ConfigDict) -> list[Check]:
             parts.append(functools.partial(check_network, path, config, dtype))
     if jax.local_device_count() > 1:
         parts.append(functools.partial(check_devices, config))
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # they compile most of the time
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # most of the time is compilation
         results = pool.map(lambda part: part(), parts)
         found = with_progress(results, len(parts), "verify", unit="parts")
         return [check for checks in found for check in checks]
 
 
 def check_canaries() -> list[Check]:
-    """Checks the programs on which XLA's CPU compiler was wrong (`star_jax.compiler`)."""
+    """Checks the programs that XLA's CPU compiler got wrong (see `star_jax.compiler`)."""
     programs = {"a product with a broadcast": broadcast_product, "a sum in vmap": sums_in_vmap}
     return [
         Check(f"canary: {what}", relative_difference(*program()), CANARIES_TOLERANCE)
@@ -128,7 +128,7 @@ def check_canaries() -> list[Check]:
 
 
 def broadcast_product() -> tuple[np.ndarray, np.ndarray]:
-    """Returns what the device and what NumPy computes; wrong by 1e28 with JAX 0.10.2 to 0.12."""
+    """Returns the results of the device and of NumPy; off by 1e28 with JAX 0.10.2 to 0.12."""
     rng = np.random.default_rng(0)
     e = rng.standard_normal((5, 60, 60)).astype(np.float32)
     c = rng.standard_normal((60, 1)).astype(np.float32)
@@ -143,7 +143,7 @@ def broadcast_product() -> tuple[np.ndarray, np.ndarray]:
 
 
 def sums_in_vmap() -> tuple[np.ndarray, np.ndarray]:
-    """Returns what the device and what NumPy computes; a row is wrong with JAX 0.10.2."""
+    """Returns the results of the device and of NumPy; one row is wrong with JAX 0.10.2."""
     rows = np.random.default_rng(0).standard_normal((32769, 3)).astype(np.float32)
 
     @jax.jit
@@ -155,9 +155,9 @@ def sums_in_vmap() -> tuple[np.ndarray, np.ndarray]:
 
 
 def relative_difference(actual: Any, expected: Any) -> float:
-    """The largest difference of two arrays, as a share of the expected one's largest magnitude.
+    """Returns the largest difference of two arrays, relative to the largest expected magnitude.
 
-    NaN if there is a NaN.
+    NaN if either contains NaN.
 
     Raises:
       ValueError: the shapes differ.
@@ -169,7 +169,7 @@ def relative_difference(actual: Any, expected: Any) -> float:
 
 
 def fixtures(kind: str) -> list[pathlib.Path]:
-    """The fixtures of a kind, "eval" or "train": ours, and those of STAR_PARITY_FIXTURES.
+    """Returns the fixtures of a kind, "eval" or "train": ours, and those of STAR_PARITY_FIXTURES.
 
     Raises:
       InputError: STAR_PARITY_FIXTURES names a folder without any.
@@ -186,7 +186,7 @@ def fixtures(kind: str) -> list[pathlib.Path]:
 
 
 def check_network(path: pathlib.Path, config: ml_collections.ConfigDict, dtype: str) -> list[Check]:
-    """Checks the network by a fixture: a line for each tensor, the worst of everything else."""
+    """Compares the network with a fixture: one check per tensor, and one per kind of the rest."""
     stage = path.stem.partition("_")[0]
     compare = {"eval": inference_differences, "train": training_differences}[stage]
     found: dict[str, list[float]] = {}
@@ -204,7 +204,7 @@ def check_network(path: pathlib.Path, config: ml_collections.ConfigDict, dtype: 
 
 
 def kind_of(name: str) -> str:
-    """The line of the table to which a name in a fixture belongs."""
+    """Returns the line of the table to which a name in a fixture belongs."""
     first, _, rest = name.partition(".")
     if first == "grad_norm":
         return "gradient norms, LSTM" if rest.startswith("lstm_edge.") else "gradient norms"
@@ -213,14 +213,14 @@ def kind_of(name: str) -> str:
 
 
 def largest(differences: list[float]) -> float:
-    """The largest of some numbers, or NaN if there is one among them."""
+    """Returns the largest of some numbers, or NaN if one is NaN."""
     return float(np.max(differences))
 
 
 def inference_differences(
     path: pathlib.Path, config: ml_collections.ConfigDict, dtype: str
 ) -> dict[str, float]:
-    """Differences of inference by the names of a fixture, `visible.embedding` for instance."""
+    """Returns differences of inference by the names of a fixture, such as `visible.embedding`."""
     with np.load(path) as known:
         return {
             f"{modality}.{name}": relative_difference(
@@ -235,7 +235,7 @@ def inference_differences(
 def inference(
     seed: int, config: ml_collections.ConfigDict, dtype: str, modality: str
 ) -> StarOutput:
-    """What our network computes for a tracklet of 12 frames of 288x144 of a modality."""
+    """Returns our network's output for a tracklet of a modality, 12 frames of 288x144."""
     config = reference_config(config, 500, dtype)
     model = build_model(config.model)
     variables = from_authors(state_dict(seed, 500), config.model)
@@ -247,7 +247,7 @@ def inference(
 def training_differences(
     path: pathlib.Path, config: ml_collections.ConfigDict, dtype: str
 ) -> dict[str, float]:
-    """Differences of a training pass by the names of a fixture, `loss.triplet` for instance."""
+    """Returns differences of a training pass by the names of a fixture, such as `loss.triplet`."""
     losses, output, statistics, gradients = training_pass(seed_of(path), config, dtype)
     with np.load(path) as known:
         numbers = {name: known[name] for name in known.files}
@@ -277,7 +277,7 @@ def training_differences(
 def training_pass(
     seed: int, config: ml_collections.ConfigDict, dtype: str
 ) -> tuple[dict[str, Any], StarOutput, Any, dict[str, np.ndarray]]:
-    """What one training pass over four pairs of tracklets computes, without any chance in it.
+    """Runs one deterministic training pass over four pairs of tracklets.
 
     Returns:
       Losses, output of the pairs, new running statistics, and gradients by the authors' names.
@@ -316,7 +316,7 @@ def training_pass(
 def reference_config(
     config: ml_collections.ConfigDict, num_identities: int, dtype: str
 ) -> ml_collections.ConfigDict:
-    """The experiment with another number of identities, another dtype and no dropout."""
+    """Returns the config with a number of identities, a dtype and no dropout."""
     config = config.copy_and_resolve_references()
     config.model.num_identities = num_identities
     config.model.dtype = dtype
@@ -326,7 +326,7 @@ def reference_config(
 
 @functools.cache
 def state_dict(seed: int, num_identities: int) -> dict[str, np.ndarray]:
-    """The parameters of a fixture, by the authors' names."""
+    """Returns the parameters of a fixture, by the authors' names."""
     shapes = json.loads((GOLDEN / "state_dict.json").read_text(encoding="utf-8"))
     for name in ("local_classifier.weight", "global_classifier.weight", "pose_classifier.weight"):
         shapes[name][0] = num_identities
@@ -337,26 +337,26 @@ def state_dict(seed: int, num_identities: int) -> dict[str, np.ndarray]:
 
 
 def inputs(seed: int, prefix: str, modality: str, *shape: int) -> tuple[jax.Array, jax.Array]:
-    """Frames float32[B, T, H, W, 3] and keypoints float32[B, T, 17, 3] of a fixture."""
+    """Returns frames float32[B, T, H, W, 3] and keypoints float32[B, T, 17, 3] of a fixture."""
     frames = reference_arrays.frames(seed, f"{prefix}frames.{modality}", *shape)
     keypoints = reference_arrays.keypoints(seed, f"{prefix}keypoints.{modality}", *shape)
     return jnp.asarray(frames.transpose(0, 1, 3, 4, 2)), jnp.asarray(keypoints)
 
 
 def seed_of(path: pathlib.Path) -> int:
-    """The seed in a fixture's name.
+    """Returns the seed in a fixture's file name.
 
     Raises:
-      InputError: there is none.
+      InputError: the name contains none.
     """
     match = re.search(r"_seed(\d+)$", path.stem)
     if not match:
-        raise InputError(f"{path}: name it eval_seed<number>.npz or train_seed<number>.npz")
+        raise InputError(f"{path}: rename it to eval_seed<number>.npz or train_seed<number>.npz")
     return int(match[1])
 
 
 def check_devices(config: ml_collections.ConfigDict) -> list[Check]:
-    """Checks that a training step over all devices of this process is that of one device."""
+    """Compares a training step over all devices of this process with one on a single device."""
     local = jax.local_devices()
     one, all_ = (small_step(config, local[:count], len(local)) for count in (1, len(local)))
     differences = [
@@ -370,7 +370,7 @@ def check_devices(config: ml_collections.ConfigDict) -> list[Check]:
 def small_step(
     config: ml_collections.ConfigDict, devices: list[jax.Device], num_identities: int
 ) -> Any:
-    """State and metrics after a step of a small network with style, dropout and augmentation."""
+    """Returns state and metrics after a step of a small network with all augmentation."""
     config = config.copy_and_resolve_references()
     config.model.backbone = "resnet18"
     config.model.backbone_options = {"stage_sizes": (1, 1, 1, 1), "width": 8}

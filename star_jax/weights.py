@@ -1,7 +1,7 @@
-"""Weights from elsewhere: the authors' STAR network and ImageNet backbones, into Flax variables.
+"""Conversion of the authors' STAR network and of ImageNet backbones to Flax variables.
 
 State dicts are mappings from PyTorch names to arrays. Every array is either used or listed as
-unused; what is missing, left over or of another shape is an error that names it.
+unused; a missing or unknown array, or one of the wrong shape, is an error that names it.
 """
 
 import io
@@ -34,13 +34,13 @@ SAFETENSORS_DTYPES: dict[str, Any] = {
 
 Variables = dict[str, Any]
 
-# An entry: where an array goes in our variables, the arrays it is made of, and how.
+# An entry: the path of an array in our variables, its source arrays, and how to convert them.
 Entry = tuple[str, tuple[str, ...], Callable[..., Any]]
 
 NEVER_USED = (
     r"num_batches_tracked$",
-    # Each stem carries a whole ResNet of which the first layers run, and the shared trunk one
-    # of which the first layers do not.
+    # Each stem contains a whole ResNet of which only the first layers run; the shared trunk
+    # contains one of which only the other layers run.
     r"^(thermal_module\.thermal|visible_module\.visible)\.layer\d",
     r"^base_resnet\.base\.(conv1|bn1)\.",
     r"^bn\.",
@@ -48,27 +48,29 @@ NEVER_USED = (
     r"^fc\.(weight|bias)$",  # torchvision's ImageNet classifier
 )
 VIT_NEVER_USED = (r"^(head|pre_logits)\.",)  # the ImageNet classifier
-# What a network with less guidance leaves out.
+# Unused by networks without the whole skeleton branch, guidance and pooling.
 SKELETON = (r"^(gat|lstm_edge|fc1|pose_classifier|pose_bottleneck|time_guide|GuidedAggModule)\b",)
 
 
 def from_authors(state_dict: Mapping[str, Any], config: ml_collections.ConfigDict) -> Variables:
-    """The authors' state dict as variables of the network that `config` describes.
+    """Converts the authors' state dict to variables of the network that `config` describes.
 
     Args:
-      state_dict: the entries of their PyTorch network, as arrays.
+      state_dict: the arrays of their PyTorch network by name.
       config: a `config.model`; `num_identities` is that of the state dict.
 
     Returns:
       {"params": ..., "batch_stats": ...}, float32.
 
     Raises:
-      ValueError: naming the arrays that are missing, unknown or of another shape.
+      InputError: arrays are missing, unknown or of the wrong shape; names them.
     """
     model = build_model(config)
     expected = abstract_variables(model)
     if not isinstance(model.backbone, ResNet):
-        raise InputError(f"config.model.backbone is {config.backbone!r}: the authors' is a ResNet")
+        raise InputError(
+            f"config.model.backbone is {config.backbone!r}: the authors' network has a ResNet"
+        )
     entries = [*resnet_entries(expected, AUTHORS_STEMS, "base_resnet.base."), *head_entries()]
     if model.uses_skeletons:
         entries += skeleton_entries(model.backbone.num_channels)
@@ -83,10 +85,10 @@ def from_imagenet(state_dict: Mapping[str, Any], model: Star, variables: Variabl
     Args:
       state_dict: the arrays of the model's ResNet or Vision Transformer; see below.
       model: the network.
-      variables: of the network.
+      variables: the variables of the network.
 
     Raises:
-      InputError: the backbone is of another family, or the arrays do not fit it.
+      InputError: the backbone is of neither family, or the arrays do not fit it.
     """
     if isinstance(model.backbone, ResNet):
         return from_torchvision_resnet(state_dict, variables)
@@ -106,7 +108,7 @@ def from_torchvision_resnet(state_dict: Mapping[str, Any], variables: Variables)
     Args:
       state_dict: the arrays of torchvision's `resnet18`, `resnet34`, `resnet50` or `resnet101`, or
         of IBN-Net's `resnet50_ibn_a` and so on, by their names.
-      variables: of a network with such a ResNet.
+      variables: the variables of a network with such a ResNet.
 
     Raises:
       InputError: naming the arrays that are missing, unknown or of another shape.
@@ -124,7 +126,7 @@ def from_timm_vit(state_dict: Mapping[str, Any], variables: Variables) -> Variab
 
     Args:
       state_dict: the arrays of timm's `vit_small_patch16_224` and so on, by their names.
-      variables: of a network with such a `ViT`.
+      variables: the variables of a network with such a `ViT`.
 
     Raises:
       InputError: naming the arrays that are missing, unknown or of another shape.
@@ -135,26 +137,26 @@ def from_timm_vit(state_dict: Mapping[str, Any], variables: Variables) -> Variab
 
 
 def backbone_of(variables: Variables) -> dict[str, Any]:
-    """The variables of the backbone by path."""
+    """Returns the variables of the backbone by path."""
     flat = flax.traverse_util.flatten_dict(variables, sep="/")
     return {path: array for path, array in flat.items() if path.split("/")[1] == "backbone"}
 
 
 def with_backbone(variables: Variables, backbone: Variables) -> Variables:
-    """`variables` with those of another backbone."""
+    """Returns `variables` with the variables of another backbone."""
     return {name: {**parts, **backbone.get(name, {})} for name, parts in variables.items()}
 
 
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a state dict from a `.safetensors` or (with PyTorch installed) a `.pth` file.
 
-    The path may be an address, `gs://bucket/file`. Arrays of any floating type become float32.
+    The path may be an address, `gs://bucket/file`. Floating-point arrays become float32.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for another kind of file, a `.pth` that holds more than arrays, and an array of an
-        unknown type or with NaN or infinity in it.
-      ImportError: for a `.pth` without PyTorch.
+      FileNotFoundError: there is no such file.
+      InputError: the file is of another format, a `.pth` has other content than arrays, or an array
+        has an unsupported type or contains NaN or infinity.
+      MissingPackageError: the file is a `.pth`, and PyTorch is not installed.
     """
     file = locate(path)
     with naming_failures(file):
@@ -166,9 +168,9 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     elif file.suffix in (".pth", ".pt"):
         arrays = _read_torch(stored, path)
     else:
-        raise InputError(f"{path}: give a .safetensors or a .pth file")
+        raise InputError(f"{path}: use a .safetensors or a .pth file")
     if name := find_not_finite(arrays):
-        raise InputError(f"{path}: {name} holds NaN or infinity; these weights are of no use")
+        raise InputError(f"{path}: {name} contains NaN or infinity; use other weights")
     return arrays
 
 
@@ -180,7 +182,7 @@ def _read_safetensors(stored: bytes, path: str | os.PathLike[str]) -> dict[str, 
     arrays = {}
     for name, facts in found:
         dtype = SAFETENSORS_DTYPES.get(facts["dtype"])
-        if dtype is None:  # 8 bits and fewer need factors that are kept elsewhere
+        if dtype is None:  # types of 8 bits or fewer need scales that are stored elsewhere
             raise InputError(
                 f"{path}: {name} is of type {facts['dtype']}; convert it to float32 (known types: "
                 f"{', '.join(SAFETENSORS_DTYPES)})"
@@ -195,7 +197,7 @@ def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.nda
         import torch
     except ImportError as error:
         raise MissingPackageError(
-            f"{path}: reading a .pth needs PyTorch; install it, or give a .safetensors file"
+            f"{path}: reading a .pth needs PyTorch; install it, or use a .safetensors file"
         ) from error
     try:
         content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
@@ -204,10 +206,10 @@ def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.nda
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
-        raise InputError(f"{path}: holds something else than arrays by name; save a state dict")
+        raise InputError(f"{path}: has other content than arrays by name; save a state dict")
     arrays = {}
     for name, tensor in content.items():
-        if tensor.dtype is torch.bfloat16:  # NumPy has no such type
+        if tensor.dtype is torch.bfloat16:  # NumPy has no bfloat16
             tensor = tensor.float()
         try:
             arrays[name.removeprefix("module.")] = _as_float32(tensor.detach().numpy())
@@ -219,10 +221,10 @@ def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.nda
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:
-    """An array of float32 if it was of any floating type."""
+    """Returns an array of any floating type as float32, and others unchanged."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return array
-    with np.errstate(over="ignore"):  # becomes infinity, which is refused
+    with np.errstate(over="ignore"):  # overflow becomes infinity, which is rejected later
         return array.astype(np.float32, copy=False)
 
 
@@ -231,7 +233,7 @@ AUTHORS_STEMS = {
     "stem_infrared": "thermal_module.thermal.",
 }
 
-# What a part of a path in our ResNet is called in PyTorch, where the two differ.
+# PyTorch's names of the parts of paths in our ResNet, where the two differ.
 RESNET_NAMES = {
     **{"conv": "conv1", "bn": "bn1"},  # of a stem
     **{"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"},
@@ -241,32 +243,32 @@ RESNET_NAMES = {
 
 
 def transpose(array: Any) -> Any:
-    """A linear layer's weight, [out, in], as a kernel, [in, out]."""
+    """Returns a linear layer's weight, [out, in], as a kernel, [in, out]."""
     return array.T
 
 
 def squeeze(array: Any) -> Any:
-    """An array without its first axis, of length 1."""
+    """Returns an array without its first axis, of length 1."""
     return array.squeeze(0)
 
 
 def unchanged(array: Any) -> Any:
-    """The array itself."""
+    """Returns the array itself."""
     return array
 
 
 def matrix(array: Any) -> Any:
-    """A 1x1 convolution's weight, [out, in, 1, 1], as a kernel, [in, out]."""
+    """Returns a 1x1 convolution's weight, [out, in, 1, 1], as a kernel, [in, out]."""
     return array.squeeze((2, 3)).T
 
 
 def kernel(array: Any) -> Any:
-    """A convolution's weight, [out, in, height, width], as a kernel, [height, width, in, out]."""
+    """Returns a convolution's weight, [out, in, height, width], as [height, width, in, out]."""
     return array.transpose(2, 3, 1, 0)
 
 
 def norm_entries(path: str, name: str, *, learned_bias: bool = True) -> Iterator[Entry]:
-    """A batch norm."""
+    """Yields the entries of a batch norm."""
     yield f"params/{path}/scale", (f"{name}.weight",), unchanged
     bias_collection = "params" if learned_bias else "batch_stats"
     yield f"{bias_collection}/{path}/bias", (f"{name}.bias",), unchanged
@@ -275,13 +277,13 @@ def norm_entries(path: str, name: str, *, learned_bias: bool = True) -> Iterator
 
 
 def layer_norm_entries(path: str, name: str) -> Iterator[Entry]:
-    """A layer norm."""
+    """Yields the entries of a layer norm."""
     yield f"params/{path}/scale", (f"{name}.weight",), unchanged
     yield f"params/{path}/bias", (f"{name}.bias",), unchanged
 
 
 def linear_entries(path: str, name: str) -> Iterator[Entry]:
-    """A linear layer with a bias."""
+    """Yields the entries of a linear layer with a bias."""
     yield f"params/{path}/kernel", (f"{name}.weight",), transpose
     yield f"params/{path}/bias", (f"{name}.bias",), unchanged
 
@@ -289,7 +291,7 @@ def linear_entries(path: str, name: str) -> Iterator[Entry]:
 def resnet_entries(
     expected: Mapping[str, Any], stems: Mapping[str, str], trunk: str
 ) -> Iterator[Entry]:
-    """The stems and the stages of a ResNet, with the PyTorch prefix of each."""
+    """Yields the entries of a ResNet, given the PyTorch prefixes of its stems and trunk."""
     for path in expected:
         _, module, first, *parts = path.split("/")
         if module != "backbone":
@@ -303,7 +305,7 @@ def resnet_entries(
 
 
 def vit_entries(expected: Mapping[str, Any]) -> Iterator[Entry]:
-    """A Vision Transformer."""
+    """Yields the entries of a Vision Transformer."""
     params = "params/backbone"
     for stem in ("stem_visible", "stem_infrared"):
         yield f"{params}/{stem}/kernel", ("patch_embed.proj.weight",), kernel
@@ -334,14 +336,14 @@ def vit_entries(expected: Mapping[str, Any]) -> Iterator[Entry]:
 
 
 def head_entries() -> Iterator[Entry]:
-    """The global and the frame head."""
+    """Yields the entries of the global and the frame head."""
     for ours, theirs in (("", "global"), ("frame_", "local")):
         yield from norm_entries(f"{ours}bnneck", f"{theirs}_bottleneck", learned_bias=False)
         yield f"params/{ours}classifier/kernel", (f"{theirs}_classifier.weight",), transpose
 
 
 def skeleton_entries(channels: int) -> Iterator[Entry]:
-    """The skeleton branch, the guidance and the skeleton head."""
+    """Yields the entries of the skeleton branch, the skeleton head, guidance and pooling."""
     yield from linear_entries("edge_sequence/embed", "fc1")
     lstm = "params/edge_sequence/lstm"
     for ours, theirs in (("input", "ih"), ("recurrent", "hh")):
@@ -392,12 +394,12 @@ def skeleton_entries(channels: int) -> Iterator[Entry]:
 def attention_entries(
     path: str, heads: tuple[int, ...], projections: str, out: str
 ) -> Iterator[Entry]:
-    """An attention, whose three input projections PyTorch keeps as one matrix.
+    """Yields the entries of an attention, whose input projections PyTorch stores as one matrix.
 
     Args:
-      path: of the attention.
-      heads: the number of heads and the channels of one.
-      projections: what the names of the input projections' weight and bias begin with.
+      path: path of the attention in our variables.
+      heads: the number of heads and the channels per head.
+      projections: prefix of the names of the input projections' weight and bias.
       out: the name of the output projection.
     """
     for i, part in enumerate(("query", "key", "value")):
@@ -410,7 +412,7 @@ def attention_entries(
 
 
 def abstract_variables(model: Star) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the variables of the network by path, without their values."""
+    """Returns the shapes and dtypes of the network's variables by path."""
     frames = jax.ShapeDtypeStruct((1, 2, 2, 64, 32, 3), jnp.float32)
     keypoints = jax.ShapeDtypeStruct((1, 2, 2, 17, 3), jnp.float32)
     init = lambda *inputs: model.init(jax.random.key(0), *inputs)  # noqa: E731
@@ -423,13 +425,17 @@ def convert(
     expected: Mapping[str, jax.ShapeDtypeStruct],
     may_be_unused: tuple[str, ...],
 ) -> Variables:
-    """Applies the entries, strictly."""
+    """Returns the variables that the entries make of a state dict, strictly.
+
+    Raises:
+      InputError: arrays are missing, unknown or of the wrong shape; names them.
+    """
     used = {name for _, names, _ in entries for name in names}
     if missing := sorted(used - set(state_dict)):
         raise InputError(f"the state dict lacks {', '.join(missing)}")
     left = sorted(set(state_dict) - used)
     if unknown := [x for x in left if not any(re.search(p, x) for p in may_be_unused)]:
-        raise InputError(f"the state dict has arrays that no part of the network takes: {unknown}")
+        raise InputError(f"the state dict has arrays that no part of the network uses: {unknown}")
     flat = {}
     for path, names, function in entries:
         try:
@@ -439,7 +445,7 @@ def convert(
             raise InputError(f"{', '.join(names)} of {shapes} does not fit {path}") from error
         if flat[path].shape != expected[path].shape:
             raise InputError(
-                f"{', '.join(names)} gives {path} the shape {flat[path].shape}; the config wants "
+                f"{', '.join(names)} gives {path} the shape {flat[path].shape}; the config expects "
                 f"{expected[path].shape}"
             )
         flat[path] = jnp.asarray(flat[path], jnp.float32)

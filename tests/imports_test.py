@@ -1,4 +1,4 @@
-"""Imports run one way, and training needs no TensorFlow."""
+"""Imports go down the layers only, and training needs no TensorFlow."""
 
 import ast
 import os
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("star_jax", "data_pipelines", "configs", "launch", "benchmarks")
 
-# From below to above: a module imports from its own layer and from those before it.
+# From bottom to top: a module imports from its own layer and from those before it.
 LAYERS = (
     ("data_pipelines.coco17", "data_pipelines.errors", "data_pipelines.pixels"),
     ("data_pipelines.parts",),
@@ -41,7 +41,7 @@ SOURCES = {name_of(path): path for folder in FOLDERS for path in (ROOT / folder)
 
 
 def imports_of(name):
-    """All that a module imports of ours, also inside functions, by the modules' full names."""
+    """Returns the full names of our modules that a module imports, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -63,7 +63,7 @@ def inside(module, package):
 
 
 def layer_of(module):
-    """The layer of the longest name in LAYERS that the module is, or is inside of."""
+    """Returns the layer of the longest name in LAYERS that is the module or contains it."""
     names = {name: i for i, layer in enumerate(LAYERS) for name in layer if inside(module, name)}
     assert names, f"{module} belongs to no layer: add it to LAYERS"
     return names[max(names, key=len)]
@@ -73,7 +73,7 @@ def test_the_walk_sees_imports():
     assert "data_pipelines.coco17" in IMPORTS["star_jax.models.skeleton"]
     assert "star_jax.augment" in IMPORTS["star_jax.training.steps"]  # from star_jax import augment
     assert "star_jax.training.loop" in IMPORTS["launch.train"]  # inside a function
-    assert "launch.command" in IMPORTS["launch.train"]  # as a script's neighbour
+    assert "launch.command" in IMPORTS["launch.train"]  # as a script's neighbor
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_nothing_imports_the_commands():
 
 
 def test_training_imports_no_tensorflow(tmp_path):
-    # A stand-in that cannot be imported, so that nothing tries in silence.
+    # A stand-in that raises on import, so that no import goes unnoticed.
     stand_in = tmp_path / "tensorflow.py"
     stand_in.write_text("raise RuntimeError('something imports TensorFlow')\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}

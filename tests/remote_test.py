@@ -120,7 +120,7 @@ def test_a_checkpoint_is_named_by_its_address():
     assert (str(workdir), step) == ("gs://bucket/run", 7)
     workdir, step = embed.locate_checkpoint("gs://bucket/run/", None)
     assert (str(workdir), step) == ("gs://bucket/run", None)
-    with pytest.raises(FileNotFoundError, match=r"^gs://bucket/run: no run here"):
+    with pytest.raises(FileNotFoundError, match=r"^gs://bucket/run: not the folder of a run"):
         embed.restore_network(workdir, step)
 
 
@@ -140,7 +140,7 @@ def test_the_small_files_of_a_run(bucket):
     assert str(report) == "gs://bucket/run/eval/3-a-b-first-01234567.json"
     assert json.loads(report.read_bytes()).items() >= kind.items()
     config.seed = 9
-    with pytest.raises(ValueError, match="gs://bucket/run belongs to another config: seed"):
+    with pytest.raises(ValueError, match="gs://bucket/run belongs to a different config: seed"):
         run_files.claim(workdir, config)
     assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "eval", "run.json"]
 
@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_renamed(bucket):
         files.write_file(directory / name, name.encode())
     reloaded = []
     manager = SimpleNamespace(directory=directory, reload=lambda: reloaded.append(True))
-    checkpoint._put_aside(manager, [2])
+    checkpoint._rename_damaged(manager, [2])
     names = sorted(path.name for path in directory.iterdir())
     assert names == ["1", "2.damaged", "2.damaged.2"]
     assert (directory / "2.damaged.2" / "d" / "0").read_bytes() == b"2/d/0"

@@ -1,1 +1,1 @@
-"""Many devices and many processes: mesh, shardings, start and agreement."""
+"""Several devices and several processes: mesh, shardings, start-up and agreement."""

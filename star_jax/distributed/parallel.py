@@ -1,7 +1,7 @@
-"""One program for one chip or many: the mesh, the shardings and the way of a batch onto devices.
+"""The device mesh, the shardings, and the transfer of batches to devices.
 
 The mesh has three axes. Pairs of tracklets are split over `data` and `fsdp`, the frames of a pair
-over `frames`, and parameters over `fsdp`; everything else is on every device.
+over `frames`, and parameters over `fsdp`; everything else is replicated.
 """
 
 import math
@@ -20,9 +20,9 @@ from data_pipelines.errors import InputError
 AXES = ("data", "fsdp", "frames")
 _ROWS = ("data", "fsdp")
 
-# Which of the arrays of a training state are split over `fsdp`: the first pattern that is found in
-# an array's path decides. "largest" splits the longest axis that can be split evenly, the last of
-# equals. Small arrays would cost more to gather than they take up.
+# Which arrays of a training state are split over `fsdp`: the first pattern that matches an array's
+# path decides. "largest" splits the longest axis that divides evenly, the last of equal ones. Small
+# arrays are replicated, since gathering them would cost more than the memory they take.
 RULES = (
     (r"batch_stats|step$", "whole"),
     (r"(scale|bias)$", "whole"),
@@ -34,18 +34,18 @@ _SMALL = 2**14  # elements
 def make_mesh(
     config: ml_collections.ConfigDict | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """The mesh for training as a config says; without one, for embedding rows of any kind.
+    """Returns the mesh for training with a config or, without one, for embedding.
 
-    As many devices as there are pairs in a batch get whole pairs. If there are more, each pair goes
-    to several, which share its frames. The axes are `Auto`: JAX's default, explicit axes, refuses
-    plain gathers such as those of graphs.
+    Up to as many devices as a batch has pairs, each device gets whole pairs. With more, several
+    devices share the frames of each pair. The axes are `Auto`, since JAX's default of explicit axes
+    rejects plain gathers such as those of graphs.
 
     Args:
       config: an experiment; `data` and `parallel` are read.
-      devices: all devices if None.
+      devices: the devices to use; all if None.
 
     Raises:
-      ValueError: the devices do not suit the batch or `config.parallel.fsdp`; says what would.
+      InputError: the devices do not fit the batch or `config.parallel.fsdp`; says what would.
     """
     devices = jax.devices() if devices is None else devices
     if config is None:
@@ -72,24 +72,24 @@ def make_mesh(
 
 
 def usable_devices(pairs: int, clip_length: int, most: int) -> list[int]:
-    """The numbers of devices, up to `most`, that can share a batch by pairs or by their frames."""
+    """Returns the device counts up to `most` that can split a batch by pairs or by frames."""
     whole = [n for n in range(1, min(pairs, most) + 1) if pairs % n == 0]
     shared = [pairs * n for n in range(2, clip_length + 1) if clip_length % n == 0]
     return [n for n in whole + shared if n <= most]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """Returns the sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_rows(mesh: Mesh) -> NamedSharding:
-    """The sharding of clips to embed: rows that are split over all devices."""
+    """Returns the sharding of clips to embed: rows split over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def batch_shardings(mesh: Mesh) -> dict[str, Any]:
-    """The shardings of a `data_pipelines.schema.TrainBatch`."""
+    """Returns the shardings of a `data_pipelines.schema.TrainBatch`."""
     pairs, frames = (
         NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((_ROWS,), (_ROWS, "frames"))
     )
@@ -98,7 +98,7 @@ def batch_shardings(mesh: Mesh) -> dict[str, Any]:
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """The shardings of a tree of arrays, or of their shapes, by `RULES`."""
+    """Returns the shardings of a tree of arrays, or of their shapes, by `RULES`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(
             mesh, _rule(mesh, jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape)
@@ -118,10 +118,10 @@ def _rule(mesh: Mesh, path: str, shape: Sequence[int]) -> PartitionSpec:
 
 
 def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> list[int]:
-    """The rows of an array of a shape of which devices of this process hold a part, ascending.
+    """Returns the rows that devices of this process hold at least partly, in ascending order.
 
-    They need not be neighbours: on a torus of chips, a machine's chips are not those that follow
-    each other in the mesh.
+    They need not be contiguous: on a torus of chips, the chips of one machine are not consecutive
+    in the mesh.
     """
     indices = sharding.addressable_devices_indices_map(shape).values()
     parts = [range(shape[0])[index[0]] for index in indices if index is not None]
@@ -129,12 +129,12 @@ def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> list[int]:
 
 
 def put(tree: Any, shardings: Any, num_rows: int) -> Any:
-    """Makes global arrays of `num_rows` rows from the rows that this process has loaded.
+    """Returns global arrays of `num_rows` rows, made from the rows that this process loaded.
 
     Args:
       tree: NumPy arrays whose first axis holds the `local_rows` of their sharding.
       shardings: one for all arrays, or a tree of them.
-      num_rows: over all processes.
+      num_rows: number of rows over all processes.
     """
 
     def global_array(part: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -154,13 +154,13 @@ def put(tree: Any, shardings: Any, num_rows: int) -> Any:
 
 
 def local_part(array: jax.Array) -> np.ndarray:
-    """The rows of an array, split as `split_rows` says, that this process holds."""
+    """Returns the rows held by this process of an array sharded by `split_rows`."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def gather(tree: Any) -> Any:
-    """Puts the rows of NumPy arrays of all processes one after the other, on every process."""
+    """Returns, on every process, the concatenated rows of all processes' NumPy arrays."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))

@@ -1,4 +1,4 @@
-"""Many processes as one run: their start, what they must agree on, and how they are preempted."""
+"""Several processes as one run: start-up, agreement and preemption."""
 
 import contextlib
 import hashlib
@@ -19,14 +19,14 @@ from data_pipelines.errors import InputError
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 30  # a process that is silent for so long is dead, and the others stop
+HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and the others stop
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 
 
 class Preempted(SystemExit):
-    """The run was told to stop.
+    """Raised when the run is interrupted.
 
-    The exit code is not 0, for a scheduler must not take the run for finished.
+    The exit code is not 0, so that a scheduler does not consider the run finished.
     """
 
     def __init__(self) -> None:
@@ -39,21 +39,22 @@ def start(
     process_id: int | None = None,
     timeout_seconds: int = 300,
 ) -> None:
-    """Connects this process with the others of the run; call it before anything else of JAX.
+    """Connects this process with the others of the run; must precede any other use of JAX.
 
-    Without arguments the environment says who the others are: on Cloud TPU, under SLURM and Open
-    MPI JAX finds out; elsewhere `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID` tell. Where nothing says so, the process is alone.
+    Without arguments, the other processes are found from the environment: JAX detects Cloud TPU,
+    SLURM and Open MPI; elsewhere `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID` are read. If none of these apply, the run has a single process.
 
     Args:
       coordinator: address of process 0, `host:port`.
-      num_processes: of the run.
-      process_id: of this process, from 0.
-      timeout_seconds: how long to wait for the others.
+      num_processes: number of processes of the run.
+      process_id: index of this process, from 0.
+      timeout_seconds: how long to wait for the other processes.
 
     Raises:
-      ValueError: some but not all of the three are given, or they contradict each other.
-      ConnectionError: the others could not be reached in time.
+      InputError: some but not all of the three are given, or they are invalid.
+      ConnectionError: the other processes could not be reached in time.
+      OSError: JAX finds no device.
     """
     if coordinator is None:
         coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
@@ -84,18 +85,18 @@ def start(
             process_id,
             initialization_timeout=timeout_seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,  # how long one that failed waits for others
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,  # wait after a failure
         )
     except RuntimeError as error:
         raise ConnectionError(
-            f"the processes did not find each other within {timeout_seconds} s (coordinator "
+            f"the processes could not connect within {timeout_seconds} s (coordinator "
             f"{coordinator}): {' '.join(str(error).split())[:200]}"
         ) from error
     _require_devices()
 
 
 def _wait_for_coordinator(address: str, timeout_seconds: float) -> None:
-    """Waits until the coordinator listens; JAX would end the process without an exception."""
+    """Waits until the coordinator listens; JAX would abort the process without an exception."""
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -105,8 +106,8 @@ def _wait_for_coordinator(address: str, timeout_seconds: float) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise ConnectionError(
-                    f"nobody answered at --coordinator={address} within {timeout_seconds} s "
-                    f"({error}); start process 0 there, or give its address"
+                    f"no answer from --coordinator={address} within {timeout_seconds} s "
+                    f"({error}); start process 0 there, or pass its address"
                 ) from error
         time.sleep(0.5)
 
@@ -115,18 +116,18 @@ def _require_devices() -> None:
     try:
         jax.devices()
     except RuntimeError as error:
-        raise OSError(f"JAX finds no device: {error}; see the variable JAX_PLATFORMS") from error
+        raise OSError(f"JAX finds no device: {error}; check the variable JAX_PLATFORMS") from error
 
 
 def _number_from_environment(name: str) -> int | None:
     text = os.environ.get(name)
     if text is not None and not text.isdecimal():
-        raise InputError(f"the environment variable {name} is {text!r}, no number")
+        raise InputError(f"the environment variable {name} is {text!r}, not a number")
     return None if text is None else int(text)
 
 
 def _in_a_known_cluster() -> bool:
-    from jax._src.clusters import ClusterEnv  # JAX offers no public way to ask
+    from jax._src.clusters import ClusterEnv  # JAX has no public function for this
 
     return any(
         cluster.is_env_present() and not cluster.opt_in_only_method
@@ -135,7 +136,7 @@ def _in_a_known_cluster() -> bool:
 
 
 def check_same(what: str, text: str) -> None:
-    """Raises a ValueError, on all processes, if a text is not the same on all of them."""
+    """Raises an InputError on all processes if `text` is not the same on all of them."""
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
@@ -149,26 +150,26 @@ def check_same(what: str, text: str) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone writes and prints."""
+    """Returns whether this is process 0, the only one that writes and prints."""
     return jax.process_index() == 0
 
 
 def all_agree(fact: bool) -> bool:
-    """Whether something holds on all processes; all of them must ask."""
+    """Returns whether `fact` is true on all processes; all of them must call this."""
     if jax.process_count() == 1:
         return fact
     return bool(multihost_utils.process_allgather(np.array(fact)).all())
 
 
 def largest(number: int) -> int:
-    """Returns the largest of the numbers that the processes give; all of them must ask."""
+    """Returns the largest `number` of all processes; all of them must call this."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.array(number)).max())
 
 
 def of_the_first(content: bytes) -> bytes:
-    """What process 0 gives, on all processes."""
+    """Returns the `content` of process 0 on all processes; all of them must call this."""
     if jax.process_count() == 1:
         return content
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
@@ -177,10 +178,10 @@ def of_the_first(content: bytes) -> bytes:
 
 
 def wait_for_all(event: str) -> None:
-    """Waits until all processes are there.
+    """Waits until all processes reach this call.
 
-    Before the first collective between all devices they must meet, for on CPUs and GPUs these
-    connect then, and one that has compiled half a minute before the other gives up.
+    Required before the first collective over all devices: CPUs and GPUs connect at that point, and
+    a process that arrives half a minute before the others would time out.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(event)
@@ -188,27 +189,27 @@ def wait_for_all(event: str) -> None:
 
 @contextlib.contextmanager
 def watch_for_stop() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether the run was told to stop, by SIGTERM or Ctrl-C.
+    """Yields a function that returns whether the run was interrupted by SIGTERM or Ctrl-C.
 
-    It is for every step of training and every batch of an evaluation: of several processes all must
-    call it equally often, and the same call returns True on all of them, whichever received the
-    signal. A second Ctrl-C ends the process at once.
+    Call it after every training step and every batch of an evaluation. All processes must call it
+    equally often; the same call returns True on all of them, whichever received the signal. A
+    second Ctrl-C ends the process at once.
     """
-    told = threading.Event()
+    interrupted = threading.Event()
     calls = itertools.count(1)
-    distributed = jax.distributed.is_initialized()  # JAX has caught SIGTERM since then
+    distributed = jax.distributed.is_initialized()  # then JAX handles SIGTERM
 
     def interrupt(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.write(2, b"\nstopping once the state is saved; Ctrl-C again ends at once\n")
+        os.write(2, b"\nstopping after the state is saved; Ctrl-C again ends at once\n")
         if distributed:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            told.set()
+            interrupted.set()
 
     handlers = {signal.SIGINT: interrupt}
     if not distributed:
-        handlers[signal.SIGTERM] = lambda *_: told.set()
+        handlers[signal.SIGTERM] = lambda *_: interrupted.set()
     if threading.current_thread() is not threading.main_thread():
         handlers = {}  # signals reach the main thread only
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
@@ -216,7 +217,7 @@ def watch_for_stop() -> Iterator[Callable[[], bool]]:
         if distributed:
             yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
         else:
-            yield told.is_set
+            yield interrupted.is_set
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

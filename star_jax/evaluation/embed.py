@@ -1,4 +1,4 @@
-"""Checkpoints to embeddings, of a whole split of any packed dataset, and to scores."""
+"""Embedding a split of a packed dataset with a checkpoint, and evaluating it."""
 
 import hashlib
 import json
@@ -37,26 +37,29 @@ def embed_split(
     split: str = "test",
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
-    """Embeds every tracklet of a split; several clips of one are averaged.
+    """Embeds every tracklet of a split; the embeddings of its clips are averaged.
 
     Args:
       config: the experiment; `data` and `eval` are read.
       model: the network.
       variables: its parameters and statistics, on the mesh.
-      mesh: of devices.
-      split: of the packed dataset `config.data.dir`.
-      stop_requested: called after each batch, as often by each process.
+      mesh: the device mesh.
+      split: a split of the packed dataset `config.data.dir`.
+      stop_requested: called after each batch, equally often by each process.
 
     Returns:
       float32[n, C], rows of length 1, in the order of `open_index(config.data.dir, split)`.
 
     Raises:
+      InputError: the split is empty.
       Preempted: `stop_requested` returned True.
     """
-    batch_size = math.ceil(config.eval.batch_size / mesh.size) * mesh.size  # the devices share it
+    batch_size = (
+        math.ceil(config.eval.batch_size / mesh.size) * mesh.size
+    )  # a multiple of the devices
     index = open_index(config.data.dir, split)
     if not len(index.modalities):
-        raise InputError(f"{config.data.dir}: split {split} holds no tracklet")
+        raise InputError(f"{config.data.dir}: split {split} has no tracklets")
     rows = split_rows(mesh)
     positions: list[np.ndarray] = []
     embeddings: list[np.ndarray] = []
@@ -83,7 +86,7 @@ def embed_split(
                 embeddings.append(local_part(embed(variables, *inputs)))
                 positions.append(batch["position"])
                 found = np.unique(batch["position"][batch["position"] >= 0])
-                done += len(found) * jax.process_count()  # about; exact in a single process
+                done += len(found) * jax.process_count()  # approximate with several processes
                 progress.update(min(done, total))
                 if stop_requested():
                     raise processes.Preempted
@@ -94,10 +97,10 @@ def embed_split(
 
 
 def describe_evaluation(config: ml_collections.ConfigDict, step: int) -> dict[str, Any]:
-    """Returns what sets an evaluation apart from others of the same network.
+    """Returns what identifies an evaluation among others of the same run.
 
     Returns:
-      `protocol`, `step` of the weights, `split`, `clips`, and `dataset`, its `dir` and
+      `protocol`, `step` of the checkpoint, `split`, `clips`, and `dataset` with its `dir` and
       `fingerprint`.
     """
     dataset = {"dir": config.data.dir, "fingerprint": fingerprint(config.data.dir)}
@@ -121,7 +124,7 @@ def evaluate_test_split(
     """Embeds the test split and scores it; see `star_jax.evaluation.protocols.evaluate`.
 
     Returns:
-      The report: `describe_evaluation` and the scores.
+      The report: the entries of `describe_evaluation` and the scores.
     """
     description = describe_evaluation(config, step)
     embeddings = embed_split(
@@ -132,14 +135,14 @@ def evaluate_test_split(
 
 
 class Network(NamedTuple):
-    """What a checkpoint holds.
+    """A network restored from a checkpoint.
 
     Attributes:
-      step: of the checkpoint.
-      config: the experiment it belongs to.
+      step: step of the checkpoint.
+      config: the experiment that trained it.
       model: the network.
       variables: its parameters and statistics, on the mesh.
-      mesh: of all devices.
+      mesh: the mesh of all devices.
     """
 
     step: int
@@ -150,14 +153,14 @@ class Network(NamedTuple):
 
 
 def locate_checkpoint(workdir: str | None, path: str | None) -> tuple[epath.Path, int | None]:
-    """Returns the workdir and the step that a user names by one of two paths.
+    """Returns the workdir and the step given by either of two paths.
 
     Args:
-      workdir: of a run, whose last checkpoint is meant (None).
-      path: of a checkpoint, `<workdir>/checkpoints/<step>`.
+      workdir: folder of a run; the step is None, which stands for the last checkpoint.
+      path: path of a checkpoint, `<workdir>/checkpoints/<step>`.
 
     Raises:
-      ValueError: both are given or none is, or the checkpoint's name is no step.
+      InputError: both are given or neither is, or the checkpoint's name is not a step.
     """
     if workdir and not path:
         return locate(workdir), None
@@ -173,15 +176,17 @@ def restore_network(workdir: epath.Path, step: int | None) -> Network:
     """Restores the network of a checkpoint.
 
     Args:
-      workdir: of the run.
-      step: of the checkpoint; the last one if None.
+      workdir: folder of the run.
+      step: step of the checkpoint; the last one if None.
 
     Raises:
       FileNotFoundError: the run has no such checkpoint.
-      ValueError: the checkpoint does not fit its config.
+      InputError: the checkpoint does not fit its config.
     """
     if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{workdir}: no run here (no checkpoints folder)")
+        raise FileNotFoundError(
+            f"{workdir}: not the folder of a run (it has no checkpoints folder)"
+        )
     with checkpoint.open_manager(workdir, keep=None) as manager:
         steps = sorted(manager.all_steps())
         if not steps or step not in (None, *steps):
@@ -207,17 +212,17 @@ def evaluate_checkpoint(
     """Evaluates a checkpoint of a run.
 
     Args:
-      workdir: of the run.
-      step: of the checkpoint; the last one if None.
-      dataset_dir: the packed dataset, if not the config's.
-      clips: "first" or "dense", if not the config's.
+      workdir: folder of the run.
+      step: step of the checkpoint; the last one if None.
+      dataset_dir: the packed dataset; the config's if None.
+      clips: "first" or "dense"; the config's if None.
 
     Returns:
-      The report and the file that it was written to.
+      The report and the path that it was written to.
 
     Raises:
       FileNotFoundError: the run has no such checkpoint.
-      ValueError: the checkpoint or the dataset does not fit the config.
+      InputError: the checkpoint or the dataset does not fit the config.
     """
     step, config, model, variables, mesh = restore_network(workdir, step)
     if dataset_dir is not None:
@@ -240,14 +245,14 @@ def embed_dataset(
     """Embeds a split of any packed dataset; clip length and frame size are the network's.
 
     Args:
-      network: of `restore_network`.
+      network: as returned by `restore_network`.
       dataset_dir: the packed dataset.
-      split: of the dataset.
-      clips: "first" or "dense", if not those of the network's config.
+      split: a split of the dataset.
+      clips: "first" or "dense"; that of the network's config if None.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: there is no such split, or it has no skeleton and the network needs them.
+      InputError: there is no such split, or it has no skeletons and the network needs them.
     """
     config = network.config.copy_and_resolve_references()
     remote = is_remote(dataset_dir)
@@ -261,14 +266,14 @@ def embed_dataset(
             raise
         raise FileNotFoundError(
             f"{dataset_dir}: not a packed dataset; pack a folder of footage with `python "
-            f"launch/prepare.py --dataset=folder --source={dataset_dir}` and give the directory "
-            "that it names"
+            f"launch/prepare.py --dataset=folder --source={dataset_dir}` and pass the directory "
+            "that it prints"
         ) from error
     no_skeletons = (index.missing_skeletons == index.num_frames).all()
     if network.model.uses_skeletons and no_skeletons:
         raise InputError(
             f"{dataset_dir}: no frame has a skeleton, but the network is guided by skeletons; pack "
-            "the dataset with them, or use a network that was trained with "
+            "the dataset with skeletons, or use a network trained with "
             "--config.model.guidance=none --config.model.pooling=gem"
         )
     embeddings = embed_split(config, network.model, network.variables, network.mesh, split)
@@ -290,6 +295,6 @@ def embed_dataset(
 
 
 def config_hash(config: ml_collections.ConfigDict) -> str:
-    """SHA-256 of a config, which with the step tells networks apart."""
+    """Returns the SHA-256 of a config, which together with the step identifies a network."""
     text = json.dumps(run_files.as_json(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Embeddings of tracklets as files: what each row is, and which network made it."""
+"""Files of tracklet embeddings: what each row is, and which network computed it."""
 
 import csv
 import dataclasses
@@ -15,26 +15,26 @@ from data_pipelines.schema import MODALITIES
 
 _FORMAT = "star_jax embeddings 2"
 _COLUMNS = ("identities", "cameras", "modalities", "rows", "num_frames", "first_frames")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how cells begin that spreadsheets compute
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # first characters of spreadsheet formulas
 _HEADER = ("identity", "camera", "modality", "row", "frames", "first_frame")
 
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """The n tracklets of a packed split, embedded.
+    """Embeddings of the n tracklets of a packed split.
 
     Attributes:
       embeddings: float32[n, C], rows of length 1; row i is tracklet i of the split.
-      identities: str[n], as written on disk.
+      identities: str[n], as in the source dataset.
       cameras: int32[n].
       modalities: str[n], "visible" or "infrared".
       rows: int32[n], 1-based row in the source index.
       num_frames: int32[n].
       first_frames: str[n], the first frame's path below the source's root.
       dataset_dir: the packed dataset, an absolute path.
-      dataset_fingerprint: tells it from others, `reading.fingerprint`.
-      split: of the dataset.
-      step: of the checkpoint.
+      dataset_fingerprint: fingerprint of the dataset (`reading.fingerprint`).
+      split: the split of the dataset.
+      step: step of the checkpoint.
       config_hash: SHA-256 of the checkpoint's config.
     """
 
@@ -60,10 +60,10 @@ _TEXTS = (
 
 
 def save(output: str | os.PathLike[str], embeddings: Embeddings) -> tuple[pathlib.Path, ...]:
-    """Writes `<output>.npz`, and `<output>.csv` with a row a tracklet; each whole or not at all.
+    """Writes `<output>.npz`, and `<output>.csv` with one row per tracklet, each file atomically.
 
     Returns:
-      The paths of both.
+      The paths of both files.
     """
     arrays = io.BytesIO()
     fields = {field.name: getattr(embeddings, field.name) for field in _FIELDS}
@@ -76,11 +76,11 @@ def save(output: str | os.PathLike[str], embeddings: Embeddings) -> tuple[pathli
 
 
 def load(path: str | os.PathLike[str]) -> Embeddings:
-    """Reads what `save` has written; never runs what a file holds.
+    """Reads a file written by `save`, without executing anything in it.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is broken or holds something else.
+      InputError: the file is corrupt or has other content.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; make it with launch/embed.py")
@@ -90,17 +90,17 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
             names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
             unpacked = sum(member.file_size for member in archive.infolist())
         fields = {}
-        # `save` does not compress: what unpacks to more than the file holds could fill the memory.
+        # `save` does not compress: an archive larger unpacked than packed could exhaust the memory.
         if sorted(names) == sorted(expected) and unpacked <= os.path.getsize(path):
             with np.load(path, allow_pickle=False) as file:
                 fields = {name: file[name] for name in expected}
-    except Exception as error:  # a broken archive makes zipfile and NumPy raise of many kinds
-        raise InputError(f"{path}: no readable .npz of embeddings ({error})") from error
+    except Exception as error:  # zipfile and NumPy raise many kinds of errors on a corrupt archive
+        raise InputError(f"{path}: not a readable .npz of embeddings ({error})") from error
     if not fields or str(fields.pop("format")) != _FORMAT:
         held = ascii(", ".join(sorted(names)))[1:300].rstrip("'") or "nothing"
         raise InputError(
             f"{path}: holds {held} ({unpacked} bytes), not the embeddings that this version of "
-            "launch/embed.py writes; make the file anew"
+            "launch/embed.py writes; write the file again"
         )
     _check(path, fields)
     return Embeddings(
@@ -111,7 +111,7 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
 def csv_file(rows: list[tuple]) -> bytes:
     """Returns the content of a CSV file, UTF-8.
 
-    Text that a spreadsheet would take for a formula gets a `'` in front; numbers stay as they are.
+    Text that a spreadsheet would read as a formula is prefixed with `'`; numbers are unchanged.
     """
 
     def inert(cell: object) -> object:
@@ -128,8 +128,8 @@ def _check(path: str | os.PathLike[str], fields: dict[str, np.ndarray]) -> None:
         raise InputError(
             f"{path}: embeddings are {vectors.dtype}{list(vectors.shape)}, not float32[n, C]"
         )
-    if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-2).all():  # catches NaN, too
-        raise InputError(f"{path}: embeddings whose length is not 1")
+    if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-2).all():  # also catches NaN
+        raise InputError(f"{path}: embeddings must have length 1")
     for name in fields.keys() - {"embeddings"}:
         kind = "U" if name in _TEXTS else "iu"
         shape = (len(vectors),) if name in _COLUMNS else ()

@@ -1,6 +1,6 @@
-"""Pictures of what a search has found: a contact sheet as PNG and as a web page.
+"""Contact sheets of search results, as a PNG file and as a web page.
 
-Names of identities and files are data of others: the page escapes them and may load nothing.
+Names of identities and files are untrusted: the page escapes them and may not load anything.
 """
 
 import base64
@@ -24,18 +24,18 @@ from star_jax.evaluation.search import Match, Result, facts_of
 
 Thumbnails = Callable[[int], Image.Image | None]
 
-_THUMBNAIL = (112, 192)  # width and height of the box that a picture is fitted into
+_THUMBNAIL = (112, 192)  # width and height of the box that a picture is fitted to
 _BORDER = 5
 _CELL = (_THUMBNAIL[0] + 2 * _BORDER + 14, _THUMBNAIL[1] + 2 * _BORDER + 82)
 _MARGIN = 20
 _QUERY_GAP = 26
 _LINE = 16
 _PNG_ROWS = 50
-_COLOURS = {True: "#1a8f3c", False: "#c62828", None: "#9aa0a6"}
+_COLORS = {True: "#1a8f3c", False: "#c62828", None: "#9aa0a6"}
 _LEGEND = (
-    ("the query's identity", _COLOURS[True]),
-    ("another identity", _COLOURS[False]),
-    ("not known", _COLOURS[None]),
+    ("the query's identity", _COLORS[True]),
+    ("another identity", _COLORS[False]),
+    ("unknown", _COLORS[None]),
 )
 _STYLE = """
 body { font: 13px/1.35 system-ui, sans-serif; margin: 20px; color: #202124; background: #fff; }
@@ -53,16 +53,17 @@ figcaption small { color: #5f6368; }
 
 
 def thumbnails(embeddings: Embeddings, tell: Callable[[str], None]) -> Thumbnails:
-    """Returns a function that gives the middle frame of a tracklet, fitted into a small box.
+    """Returns a function from a tracklet's position to its middle frame, as a thumbnail.
 
-    If the packed dataset is gone or is another one by now, `tell` is told why, and the function
-    gives None. A dataset at an address is not asked for: embeddings may come from somebody else.
+    If the packed dataset is missing or has changed, `tell` is called with the reason, and the
+    function returns None. A dataset at an address is never accessed, since embeddings may come from
+    an untrusted source.
     """
     dataset_dir = embeddings.dataset_dir
     try:
         if remote.is_remote(dataset_dir):
             raise InputError(
-                f"{dataset_dir}: an address that a file names is not followed; embed a local copy "
+                f"{dataset_dir}: an address in embeddings is not followed; embed a local copy "
                 "of the dataset"
             )
         if fingerprint(dataset_dir) != embeddings.dataset_fingerprint:
@@ -90,18 +91,18 @@ def matches_png(
     results: Sequence[Result],
     pictures: tuple[Thumbnails, Thumbnails],
 ) -> bytes:
-    """Draws the contact sheet: a row a query, which is at the left, and its matches by rank.
+    """Draws the contact sheet, one row per query: the query, then its matches by rank.
 
-    More than the first 50 queries would make a picture that many programs cannot show.
+    Only the first 50 queries are drawn; many programs cannot show larger pictures.
 
     Args:
-      query: what was searched with.
-      gallery: what was searched in.
-      results: of `search.search`.
-      pictures: `thumbnails` of both.
+      query: embeddings of the queries.
+      gallery: embeddings of the gallery.
+      results: as returned by `search.search`.
+      pictures: `thumbnails` of queries and gallery.
 
     Returns:
-      A PNG file.
+      The content of a PNG file.
     """
     results = results[:_PNG_ROWS]
     columns = max(len(result.matches) for result in results)
@@ -120,7 +121,7 @@ def matches_png(
             x = _MARGIN + _QUERY_GAP + _CELL[0] * (1 + place)
             lines = (_rank(place, match), *_captions(gallery, match.position))
             picture = pictures[1](match.position)
-            _draw_cell(sheet, draw, (x, y), picture, lines, _COLOURS[match.same])
+            _draw_cell(sheet, draw, (x, y), picture, lines, _COLORS[match.same])
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
@@ -132,7 +133,7 @@ def matches_html(
     results: Sequence[Result],
     pictures: tuple[Thumbnails, Thumbnails],
 ) -> bytes:
-    """The contact sheet as a web page that needs no other file; see `matches_png`."""
+    """Returns the contact sheet as a self-contained web page; see `matches_png`."""
     rows = []
     for result in with_progress(results, len(results), "drawing", "queries"):
         figures = [
@@ -142,12 +143,10 @@ def matches_html(
         ]
         for place, match in enumerate(result.matches):
             lines = (_rank(place, match), *_captions(gallery, match.position))
-            figures.append(_figure(pictures[1](match.position), lines, _COLOURS[match.same]))
+            figures.append(_figure(pictures[1](match.position), lines, _COLORS[match.same]))
         figures[0] = figures[0].replace("<figure>", '<figure class="query">', 1)
         rows.append(f'<div class="row">{"".join(figures)}</div>')
-    legend = "".join(
-        f'<span style="border-color:{colour}">{text}</span>' for text, colour in _LEGEND
-    )
+    legend = "".join(f'<span style="border-color:{color}">{text}</span>' for text, color in _LEGEND)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     page = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Matches</title>
@@ -169,14 +168,14 @@ def _captions(embeddings: Embeddings, position: int) -> tuple[str, str, str]:
     return identity, f"{modality}, camera {camera}", frame
 
 
-def _figure(picture: Image.Image | None, lines: Sequence[str], colour: str) -> str:
+def _figure(picture: Image.Image | None, lines: Sequence[str], color: str) -> str:
     image = "no picture"
     if picture is not None:
         jpeg = simplejpeg.encode_jpeg(np.asarray(picture), 90, "RGB")
         image = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
     title, identity, where, frame = map(html.escape, lines)
     return (
-        f'<figure><div class="picture" style="border-color:{colour}">{image}</div>'
+        f'<figure><div class="picture" style="border-color:{color}">{image}</div>'
         f"<figcaption>{title}<b>{identity}</b>{where}<br><small>{frame}</small></figcaption>"
         "</figure>"
     )
@@ -184,8 +183,8 @@ def _figure(picture: Image.Image | None, lines: Sequence[str], colour: str) -> s
 
 def _draw_legend(draw: ImageDraw.ImageDraw) -> None:
     x = _MARGIN
-    for text, colour in _LEGEND:
-        draw.rectangle((x, _MARGIN + 1, x + 12, _MARGIN + 13), fill=colour)
+    for text, color in _LEGEND:
+        draw.rectangle((x, _MARGIN + 1, x + 12, _MARGIN + 13), fill=color)
         draw.text((x + 19, _MARGIN), text, "#202124", font=_font(12))
         x += 19 + round(draw.textlength(text, _font(12))) + 24
 
@@ -196,11 +195,11 @@ def _draw_cell(
     corner: tuple[int, int],
     picture: Image.Image | None,
     lines: Sequence[str],
-    colour: str,
+    color: str,
 ) -> None:
     x, y = corner
     right, bottom = (x + _THUMBNAIL[0] + 2 * _BORDER, y + _THUMBNAIL[1] + 2 * _BORDER)
-    draw.rectangle((x, y, right - 1, bottom - 1), fill="#eceff1", outline=colour, width=_BORDER)
+    draw.rectangle((x, y, right - 1, bottom - 1), fill="#eceff1", outline=color, width=_BORDER)
     if picture is None:
         draw.text(((x + right) / 2, (y + bottom) / 2), "no picture", "#5f6368", _font(12), "mm")
     else:
@@ -218,7 +217,7 @@ def _draw_cell(
 def _fit(
     draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int, keep_end: bool
 ) -> str:
-    """Cuts a text to a width; of a path the end tells most."""
+    """Truncates a text to a width, at the start if `keep_end`, as for paths."""
     shown = text
     while draw.textlength(shown, font) > width and text:
         text = text[1:] if keep_end else text[:-1]

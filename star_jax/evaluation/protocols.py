@@ -1,4 +1,4 @@
-"""Named evaluation protocols: who is query and who is gallery, and what is reported."""
+"""Evaluation protocols: which tracklets are queries and gallery, and what is reported."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -13,12 +13,12 @@ from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 
 
 class Rules(NamedTuple):
-    """What sets a protocol apart.
+    """The rules of a protocol.
 
     Attributes:
       camera_rule: whether gallery entries of the query's identity and camera are removed.
-      visible_batch: the last visible entries of query and of gallery that do not fill a batch of
-        this size are dropped.
+      visible_batch: batch size; visible queries and gallery entries beyond the last full batch are
+        dropped.
     """
 
     camera_rule: bool = False
@@ -36,12 +36,12 @@ _RANKS = (1, 5, 10, 20)
 
 
 def find_protocol(name: str) -> Rules:
-    """Returns the rules of a name, or at a path; raises InputError if there are none."""
+    """Returns the rules at a name or path; raises an InputError if there are none."""
     return find_part(PROTOCOLS, name, "config.eval.protocol", needs=Rules._fields)
 
 
 class TrackletIndex(Protocol):
-    """What an evaluation must know of the N embedded tracklets."""
+    """What an evaluation needs to know about the N embedded tracklets."""
 
     @property
     def modalities(self) -> np.ndarray:
@@ -61,50 +61,50 @@ class TrackletIndex(Protocol):
 
     @property
     def queries(self) -> np.ndarray:
-        """bool[N], which are searched with."""
+        """bool[N], whether a tracklet is a query."""
 
     @property
     def galleries(self) -> np.ndarray:
-        """bool[N], which are searched for."""
+        """bool[N], whether a tracklet is in the gallery."""
 
 
 def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dict[str, Any]:
     """Scores the embeddings of a test split.
 
-    The infrared queries search the visible gallery (`i2v`) and the reverse (`v2i`), one trial;
+    Infrared queries search the visible gallery (`i2v`) and vice versa (`v2i`), in one trial;
     similarity is the dot product in float32.
 
-    `hitsz_vcm/v1`: the rule that removes gallery entries of the query's identity and camera removes
-    nothing on this set, which is asserted.
-    `buptcampus/full`: there is no such rule; cameras play no part.
-    `buptcampus/official-bs64`: likewise, and the last visible queries and gallery entries that do
-    not fill a batch of 64 are left out, as the published loader does. Of a multiple of 64, and of
-    infrared entries, none is.
+    `hitsz_vcm/v1`: gallery entries of the query's identity and camera are removed. On this dataset
+    there are none, which is checked.
+    `buptcampus/full`: cameras are ignored.
+    `buptcampus/official-bs64`: cameras are ignored, and visible queries and gallery entries beyond
+    the last full batch of 64 are dropped, as in the published loader; infrared ones are not.
 
     Args:
-      protocol: one of PROTOCOLS.
-      embeddings: float32[N, C], rows of length 1, one a test tracklet.
-      index: what is known of the N tracklets, in the same order. The gallery is taken in this
-        order, the queries in the order of their rows.
+      protocol: one of PROTOCOLS, or a path.
+      embeddings: float32[N, C], rows of length 1, one per test tracklet.
+      index: describes the N tracklets in the same order. The gallery is in this order, the queries
+        in the order of their rows.
 
     Returns:
       `{"protocol": name, "i2v": scores, "v2i": scores}`; scores hold `rank1`, `rank5`, `rank10`,
-      `rank20`, `map` and `minp` in percent, and the counts `queries` (those with a match),
+      `rank20`, `map` and `minp` in percent, and the counts `queries` (with a match),
       `gallery` and `unmatched` (queries without a match, left out of the means).
 
     Raises:
-      ValueError: unknown protocol, embeddings that do not fit the index or are not normalised, a
-        direction without queries or gallery, or an identity with one camera in both modalities.
+      InputError: the protocol is unknown, the embeddings do not fit the index or are not
+        normalized, a direction has no queries or gallery, no query has a match, or, with the camera
+        rule, a camera shows an identity in both modalities.
     """
     rules = find_protocol(protocol)
     embeddings = np.asarray(embeddings, np.float32)
     if embeddings.ndim != 2 or len(embeddings) != len(index.identities):
         raise InputError(
-            f"embeddings must be [{len(index.identities)}, C], one row a tracklet of the index, "
+            f"embeddings must be [{len(index.identities)}, C], one row per tracklet of the index, "
             f"found {embeddings.shape}"
         )
     lengths = np.linalg.norm(embeddings, axis=1)
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-2))  # the negation catches NaN too
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-2))  # the negation also catches NaN
     if wrong.size:
         raise InputError(
             f"embeddings must have length 1, found {lengths[wrong[0]]} in row {wrong[0]} "
@@ -144,7 +144,7 @@ def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dic
 
 
 def require_scorable(protocol: str, index: TrackletIndex) -> None:
-    """Scores random embeddings, so that a protocol which cannot score a dataset fails early.
+    """Scores random embeddings, so that a protocol that cannot score a dataset fails early.
 
     Raises:
       InputError: as `evaluate` does.
@@ -181,7 +181,7 @@ def _scores(result: RetrievalResult) -> dict[str, float | int]:
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """The report of `evaluate` as a plain text table, one row a direction."""
+    """Returns the report of `evaluate` as a plain text table, one row per direction."""
     columns = list(report["i2v"])
     rows = [
         [report["protocol"], *columns],

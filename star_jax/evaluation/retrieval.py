@@ -1,6 +1,6 @@
 """Retrieval metrics of person re-identification: CMC, mean average precision and mINP.
 
-NumPy only: the embeddings have left the device when the gallery is ranked.
+Uses only NumPy: the embeddings are on the host when the gallery is ranked.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ class RetrievalResult:
     Attributes:
       cmc: float64[G]; `cmc[k - 1]` is the share of the evaluated queries whose first match is among
         the first k gallery entries.
-      mean_ap: mean over queries of the average precision, the mean of the precisions at the hits.
+      mean_ap: mean over queries of the average precision, the mean of the precisions at matches.
       mean_inp: mean over queries of the inverse negative penalty, the number of matches divided by
         the rank of the last one (Ye et al., arXiv 2001.04193).
       num_queries: evaluated queries, those with at least one match.
       num_gallery: gallery entries, G.
-      num_unmatched: queries without any match, in none of the means.
+      num_unmatched: queries without a match, left out of the means.
       num_removed: gallery entries removed for a query of the same identity and camera, summed over
         all queries.
     """
@@ -39,7 +39,7 @@ class RetrievalResult:
     num_removed: int
 
     def rank(self, k: int) -> float:
-        """The share of queries with a match among the first k; k beyond G counts as G."""
+        """Returns the share of queries with a match among the first k; k beyond G counts as G."""
         if k < 1:
             raise ValueError(f"ranks count from 1, found k = {k}")
         return float(self.cmc[min(k, self.num_gallery) - 1])
@@ -55,21 +55,21 @@ def evaluate_retrieval(
 ) -> RetrievalResult:
     """Ranks the gallery for every query and scores the rankings.
 
-    Gallery entries of the query's identity *and* camera are removed for that query; none is if no
-    cameras are given. Entries of equal similarity keep the order of the gallery.
+    Gallery entries of the query's identity *and* camera are removed for that query; without cameras
+    none are. Entries of equal similarity keep their order in the gallery.
 
     Args:
       similarity: float[Q, G], larger is more alike.
       query_ids: [Q], identities: strings or integers.
       gallery_ids: [G].
-      query_cameras: [Q], given together with those of the gallery or not at all.
+      query_cameras: [Q], given together with `gallery_cameras` or not at all.
       gallery_cameras: [G].
 
     Returns:
       The scores over the queries that have a match.
 
     Raises:
-      ValueError: the shapes do not fit, a similarity is NaN, or no query has a match.
+      ValueError: the shapes do not match, a similarity is NaN, or no query has a match.
     """
     similarity = np.asarray(similarity)
     similarity = similarity.astype(np.result_type(similarity, np.float32), copy=False)
@@ -105,7 +105,7 @@ def evaluate_retrieval(
         ranks = np.cumsum(np.take_along_axis(~removed, order, axis=1), axis=1)
         hits = np.take_along_axis(same_identity & ~removed, order, axis=1)
 
-        # The hits are few: from here on one entry a hit, by query and then by rank.
+        # Matches are few: the arrays below have one entry per match, by query and then by rank.
         query, position = np.nonzero(hits)
         hit_rank = ranks[query, position]
         matches = np.bincount(query, minlength=len(hits))
@@ -120,7 +120,7 @@ def evaluate_retrieval(
     if not matched.any():
         raise InputError(
             f"none of the {num_queries} queries has a match among the {num_gallery} gallery entries"
-            f" ({num_removed} removed, being of the query's identity and camera)"
+            f" ({num_removed} removed, which share the query's identity and camera)"
         )
     first_matches = np.bincount(first_match[matched] - 1, minlength=num_gallery)
     return RetrievalResult(
@@ -140,12 +140,12 @@ def _as_numbers(
     shape: tuple[int, int],
     names: tuple[str, str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers identities or cameras, so that comparing strings Q x G times is avoided."""
+    """Maps identities or cameras to integers, which avoids Q x G comparisons of strings."""
     queries, gallery = np.asarray(queries), np.asarray(gallery)
     for name, values, length in zip(names, (queries, gallery), shape, strict=True):
         if values.shape != (length,):
             raise ValueError(
-                f"{name} must be [{length}] as similarity is {shape}, found {values.shape}"
+                f"{name} must be [{length}], since similarity is {shape}, found {values.shape}"
             )
     _, numbers = np.unique(np.concatenate([queries, gallery]), return_inverse=True)
     return numbers[: len(queries)], numbers[len(queries) :]

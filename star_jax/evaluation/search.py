@@ -1,4 +1,4 @@
-"""Search among embedded tracklets: which of a gallery look most like each query."""
+"""Search among embedded tracklets: the most similar gallery entries of each query."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from data_pipelines.io.tables import aligned
 from data_pipelines.io.terminal import printable
 from star_jax.evaluation.embeddings import Embeddings, csv_file
 
-UNKNOWN = "unknown"  # the identity of whom nobody has named
+UNKNOWN = "unknown"  # identity of tracklets without an annotation
 _HEADER = (
     *("query", "query_identity", "query_camera", "query_modality", "query_first_frame"),
     *("rank", "score", "identity", "camera", "modality", "first_frame", "same_identity"),
@@ -21,9 +21,9 @@ class Match(NamedTuple):
     """One tracklet of the gallery that was found.
 
     Attributes:
-      position: in the gallery.
-      score: cosine of the angle between its embedding and the query's.
-      same: whether the identities are the same; None if one of them is not known.
+      position: its index in the gallery.
+      score: cosine similarity of its embedding and the query's.
+      same: whether the identities are the same; None if one of them is unknown.
     """
 
     position: int
@@ -32,7 +32,7 @@ class Match(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What was found for one query: its position, and the matches, best first."""
+    """The result for one query: its position, and the matches, best first."""
 
     query: int
     matches: list[Match]
@@ -47,21 +47,21 @@ def search(
     top: int = 10,
     max_queries: int = 20,
 ) -> list[Result]:
-    """Finds the tracklets of the gallery that are most like each query.
+    """Returns the most similar tracklets of the gallery for each query.
 
-    A tracklet is never found by itself, where both are of the same packed split. Of equal scores,
-    the tracklet that comes first in the gallery is first.
+    A tracklet never matches itself if both sets are the same packed split. Matches of equal score
+    are in the order of the gallery.
 
     Args:
-      query: whom to search with.
-      gallery: whom to search among.
+      query: embeddings of the queries.
+      gallery: embeddings of the gallery.
       query_modality: "visible", "infrared" or "any".
       gallery_modality: likewise.
-      top: how many matches of a query, at most.
-      max_queries: the first so many queries are searched with.
+      top: maximum number of matches per query.
+      max_queries: maximum number of queries; the first ones are used.
 
     Raises:
-      ValueError: the embeddings are of different networks, or none is of the modality.
+      InputError: the embeddings come from different networks, or none has the modality.
     """
     require_same_network(query, gallery)
     queries = _of_modality(query, query_modality, "queries")[:max_queries]
@@ -87,7 +87,7 @@ def search(
 
 
 def require_same_network(query: Embeddings, gallery: Embeddings) -> None:
-    """Raises a ValueError that says why, if embeddings cannot be compared."""
+    """Raises an InputError with the reason if embeddings cannot be compared."""
     widths = query.embeddings.shape[1], gallery.embeddings.shape[1]
     reason = ""
     if widths[0] != widths[1]:
@@ -95,10 +95,10 @@ def require_same_network(query: Embeddings, gallery: Embeddings) -> None:
     elif query.config_hash != gallery.config_hash:
         reason = "the configs of the checkpoints differ"
     elif query.step != gallery.step:
-        reason = f"the checkpoints are of steps {query.step} and {gallery.step}"
+        reason = f"the checkpoints have steps {query.step} and {gallery.step}"
     if reason:
         raise InputError(
-            f"the embeddings of queries and gallery are of different networks: {reason}; embed "
+            f"the embeddings of queries and gallery come from different networks: {reason}; embed "
             "both with the same checkpoint"
         )
 
@@ -114,7 +114,7 @@ def _of_modality(embeddings: Embeddings, modality: str, role: str) -> np.ndarray
 
 
 def format_result(query: Embeddings, gallery: Embeddings, result: Result) -> str:
-    """A query and its matches as text for a terminal."""
+    """Returns a query and its matches as text for a terminal."""
     rows = [("rank", "score", "identity", "camera", "modality", "first frame")]
     for rank, match in enumerate(result.matches, start=1):
         identity, camera, modality, frame = facts_of(gallery, match.position)
@@ -125,7 +125,7 @@ def format_result(query: Embeddings, gallery: Embeddings, result: Result) -> str
 
 
 def matches_csv(query: Embeddings, gallery: Embeddings, results: Sequence[Result]) -> bytes:
-    """All matches as a CSV file, one row each."""
+    """Returns all matches as a CSV file, one row per match."""
     rows: list[tuple] = [_HEADER]
     for result in results:
         own = (result.query, *facts_of(query, result.query))
@@ -137,7 +137,7 @@ def matches_csv(query: Embeddings, gallery: Embeddings, results: Sequence[Result
 
 
 def facts_of(embeddings: Embeddings, position: int) -> tuple[str, str, str, str]:
-    """Identity, camera, modality and first frame of a tracklet."""
+    """Returns identity, camera, modality and first frame of a tracklet as text."""
     columns = (
         embeddings.identities,
         embeddings.cameras,

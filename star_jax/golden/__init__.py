@@ -1,6 +1,6 @@
-"""What the authors' network computes, seed 7: `star_jax.verify` holds ours against it.
+"""Recorded outputs of the authors' network for seed 7; `star_jax.verify` compares ours with them.
 
-`eval_seed7.npz` holds tensors of inference, `train_seed7.npz` those, the losses, the running
-statistics and the gradient norms of one training pass. `reference_arrays.py` makes the parameters
-and inputs of both from the seed, for the names and shapes of `state_dict.json`.
+`eval_seed7.npz` holds tensors of inference; `train_seed7.npz` holds tensors, losses, running
+statistics and gradient norms of one training pass. `reference_arrays.py` generates the parameters
+and inputs of both from the seed, for the names and shapes in `state_dict.json`.
 """

@@ -1,13 +1,13 @@
-"""Backbones by name: from frames to frame features.
+"""Backbones by name: networks from frames to frame features.
 
-To add one, add it to `BACKBONES`, or name it in `config.model.backbone` as `package.module:object`.
-A backbone is a Flax module with
+To add a backbone, add it to `BACKBONES`, or name it in `config.model.backbone` as
+`package.module:object`. A backbone is a Flax module with
 
 - `num_channels`, C;
-- `num_stages`, between which the style disturbance can act, 0 if it cannot;
-- a call as `star_jax.models.resnet.ResNet` has it.
+- `num_stages`, the stages after which style can be disturbed, 0 if it cannot;
+- a call with the signature of `star_jax.models.resnet.ResNet`.
 
-It is made with the values of `config.model` that it has as attributes, such as `dtype`, and with
+It is created with the values of `config.model` that it has as attributes, such as `dtype`, and with
 `config.model.backbone_options`.
 """
 

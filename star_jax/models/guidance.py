@@ -1,7 +1,7 @@
-"""What skeletons do to the visual features of each frame.
+"""Refinement of the visual features of each frame by skeletons.
 
-A guidance is a module of frame features, skeleton features and detected frames; to add one, add it
-to `GUIDANCE`, or name it in `config.model.guidance` as `package.module:object`.
+A guidance is a module called with frame features, skeleton features and detected frames. To add
+one, add it to `GUIDANCE`, or name it in `config.model.guidance` as `package.module:object`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ NUM_HEADS = 4
 
 
 class FrameGuidance(nn.Module):
-    """G: frame features refined by the skeleton sequence (STAR, frame level, steps 3 and 4).
+    """Computes G, frame features refined by the skeletons (STAR, frame level, steps 3 and 4).
 
     Attributes:
       dtype: the dtype of the matrix products.
@@ -26,12 +26,12 @@ class FrameGuidance(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, edges: jax.Array, detected: jax.Array) -> jax.Array:
-        """Guides the frame features.
+        """Returns the refined frame features.
 
         Args:
           features: V, float32[B, T, ..., C], not negative.
           edges: S, float32[B, T, ..., C].
-          detected: bool[B, T, ...], frames that have a skeleton; the others are not attended to.
+          detected: bool[B, T, ...], frames that have a skeleton; the others are masked.
 
         Returns:
           G, float32[B, T, ..., C], positive.
@@ -46,7 +46,7 @@ class FrameGuidance(nn.Module):
         return x.astype(jnp.float32) + features + 1e-3
 
     def attention(self, name: str) -> nn.MultiHeadDotProductAttention:
-        """Attention over time. PyTorch draws its three input projections as one matrix."""
+        """Returns attention over time, initialized as PyTorch's one matrix of input projections."""
         return nn.MultiHeadDotProductAttention(
             NUM_HEADS,
             dtype=self.dtype,
@@ -61,9 +61,9 @@ class FrameGuidance(nn.Module):
 def attend(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Scaled dot-product attention with its softmax in float32.
+    """Computes scaled dot-product attention with the softmax in float32.
 
-    Flax's own, with `force_fp32_for_softmax`, multiplies float32 weights with bfloat16 values.
+    Flax's version with `force_fp32_for_softmax` multiplies float32 weights by bfloat16 values.
 
     Args:
       query: float[B, T, ..., heads, D].
@@ -72,7 +72,7 @@ def attend(
       mask: bool[B, ..., 1, 1 or T, S], which keys a query attends to.
 
     Returns:
-      float[B, T, ..., heads, D], of the value's dtype.
+      float[B, T, ..., heads, D], with the dtype of `value`.
     """
     precision = precision_of(query.dtype)
     query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)

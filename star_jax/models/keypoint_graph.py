@@ -1,4 +1,4 @@
-"""Q: the joints of a tracklet as a graph in space and time (STAR, sequence level)."""
+"""Q: the joints of a tracklet as a graph over space and time (STAR, sequence level)."""
 
 import flax.linen as nn
 import jax
@@ -15,10 +15,10 @@ LEAKY_SLOPE = 0.2
 def tracklet_edges(
     num_frames: int, *, skeleton_in_every_frame: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of the space-time keypoint graph of one tracklet (STAR, sequence level).
+    """Returns the edges of the space-time keypoint graph of one tracklet (STAR, sequence level).
 
-    Node `t * 17 + j` is joint j in frame t. Joints are linked along the skeleton inside a frame and
-    to themselves in the next frame, both ways, and every node has a self loop.
+    Node `t * 17 + j` is joint j in frame t. Joints are linked along the skeleton within a frame and
+    to themselves in the next frame, in both directions, and every node has a self-loop.
 
     Args:
       num_frames: frames per tracklet, T.
@@ -44,10 +44,10 @@ def tracklet_edges(
 def keypoint_graph(
     keypoints: jax.Array, detected: jax.Array, *, skeleton_in_every_frame: bool
 ) -> jraph.GraphsTuple:
-    """The space-time graph of a batch of tracklets (STAR, sequence level, step 1).
+    """Returns the space-time graph of a batch of tracklets (STAR, sequence level, step 1).
 
-    All tracklets have the same edges, so the graph is written once and the R tracklets are a
-    second axis of its features: segment operations then never cross tracklets, nor devices.
+    All tracklets have the same edges, so there is one graph, and the R tracklets are the second
+    axis of its features: segment operations cross neither tracklets nor devices.
 
     Args:
       keypoints: float32[B, T, ..., 17, 3], of R = B * ... tracklets.
@@ -56,7 +56,7 @@ def keypoint_graph(
 
     Returns:
       One graph of N = T * 17 nodes: nodes float32[N, R, 3], edges bool[E, R] (whether the sender
-      was detected and so may send).
+      was detected).
     """
     time = keypoints.shape[1]
     senders, receivers = tracklet_edges(time, skeleton_in_every_frame=skeleton_in_every_frame)
@@ -75,12 +75,12 @@ def keypoint_graph(
 
 
 class GraphAttention(nn.Module):
-    """A graph attention layer (GAT) on a `keypoint_graph`; the bias comes after aggregation.
+    """A graph attention layer (GAT) on a `keypoint_graph`, with a bias after aggregation.
 
     Attributes:
-      features: output features of each head.
-      num_heads: heads, concatenated.
-      dropout_rate: dropout on the attention weights.
+      features: output features per head.
+      num_heads: number of heads, whose outputs are concatenated.
+      dropout_rate: dropout rate of the attention weights.
     """
 
     features: int
@@ -89,7 +89,7 @@ class GraphAttention(nn.Module):
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple, *, train: bool) -> jraph.GraphsTuple:
-        """Replaces the nodes, float32[N, R, F], by float32[N, R, num_heads * features]."""
+        """Maps the nodes from float32[N, R, F] to float32[N, R, num_heads * features]."""
         init = nn.initializers.xavier_uniform()
         precision = precision_of(jnp.float32)
         shape = (self.num_heads, self.features)
@@ -126,13 +126,13 @@ class GraphAttention(nn.Module):
 
 
 class KeypointGraphNetwork(nn.Module):
-    """Q: two graph attention layers, flattened and pooled to C (STAR, sequence level, 2 and 3).
+    """Computes Q with two graph attention layers and pooling (STAR, sequence level, steps 2, 3).
 
     Attributes:
       num_channels: C.
       skeleton_in_every_frame: see `tracklet_edges`.
-      dropout_rate: dropout after the first layer.
-      attention_dropout_rate: dropout on the attention weights of both layers.
+      dropout_rate: dropout rate after the first layer.
+      attention_dropout_rate: dropout rate of the attention weights of both layers.
     """
 
     num_channels: int
@@ -157,13 +157,13 @@ class KeypointGraphNetwork(nn.Module):
 
 
 def adaptive_average(x: jax.Array, num_bins: int) -> jax.Array:
-    """Adaptive average pooling of the last axis, with PyTorch's bins.
+    """Computes adaptive average pooling of the last axis, with PyTorch's bins.
 
     Bin i is the mean of x from `floor(i * L / num_bins)` to `ceil((i + 1) * L / num_bins)`.
 
     Args:
       x: float32[..., L].
-      num_bins: bins, at least 1.
+      num_bins: number of bins, at least 1.
 
     Returns:
       float32[..., num_bins].

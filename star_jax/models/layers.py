@@ -1,4 +1,4 @@
-"""Layers that compute as PyTorch's do where Flax's differ: batch norm, linear layers, GeM."""
+"""Layers that follow PyTorch where Flax differs: batch norm, linear layers, GeM."""
 
 import math
 from typing import Any
@@ -14,23 +14,23 @@ EPSILON = 1e-5
 
 
 def precision_of(dtype: Dtype) -> jax.lax.Precision | None:
-    """The precision of convolutions and matrix products with operands of a dtype.
+    """Returns the precision for convolutions and matrix products with operands of a dtype.
 
-    Left to their default, float32 products are not float32 off the CPU: TPUs round their operands
-    to bfloat16, recent NVIDIA GPUs to TF32. Gradients take the precision of what they derive.
+    By default, float32 products are exact only on CPUs: TPUs round their operands to bfloat16,
+    recent NVIDIA GPUs to TF32. Gradients inherit the precision of the forward operation.
     """
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, with PyTorch's unbiased running variance.
+    """Batch normalization over all axes but the last, with PyTorch's unbiased running variance.
 
-    Statistics are taken and applied in float32, over the global batch under any sharding; the
+    Statistics are computed and applied in float32, over the global batch under any sharding; the
     result has the input's dtype.
 
     Attributes:
-      learned_bias: False keeps the shift out of training: it stays zero, or as imported.
-      scale_init: initialiser of the scale.
+      learned_bias: False excludes the bias from training: it stays zero, or as imported.
+      scale_init: initializer of the scale.
     """
 
     learned_bias: bool = True
@@ -38,7 +38,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x`, of shape [..., C]; in training also updates the running statistics."""
+        """Normalizes `x`, of shape [..., C]; in training also updates the running statistics."""
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
@@ -59,21 +59,21 @@ class BatchNorm(nn.Module):
                 running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * unbiased
         multiplier = scale * jax.lax.rsqrt(var + EPSILON)
         shift = bias - mean * multiplier
-        # Written out, since implicit rank promotion is an error in our tests.
+        # Explicit, since implicit rank promotion is an error in our tests.
         shape = (1,) * (x.ndim - 1) + (channels,)
         wide = x.astype(jnp.float32) * multiplier.reshape(shape) + shift.reshape(shape)
         return wide.astype(x.dtype)
 
 
 class InstanceBatchNorm(nn.Module):
-    """Instance norm of the first half of the channels, batch norm of the rest (IBN-Net, IBN-a).
+    """Instance norm on the first half of the channels, batch norm on the rest (IBN-Net, IBN-a).
 
-    Instance norm takes its statistics over each map by itself, in training and at inference.
+    Instance norm computes its statistics per map, in training and at inference.
     """
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x`, float[N, H, W, C]; in training also updates the running statistics."""
+        """Normalizes `x`, float[N, H, W, C]; in training also updates the running statistics."""
         half = x.shape[-1] // 2
         instance = nn.InstanceNorm(
             epsilon=EPSILON, dtype=x.dtype, use_fast_variance=False, name="instance"
@@ -86,21 +86,21 @@ class InstanceBatchNorm(nn.Module):
 def mean_and_variance(
     x: jax.Array, axes: tuple[int, ...], *, keepdims: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and (biased) variance over some axes, in float32."""
+    """Returns mean and biased variance over some axes, in float32."""
     wide = x.astype(jnp.float32)
     mean = wide.mean(axes, keepdims=keepdims)
     if x.dtype != jnp.bfloat16:
         return mean, wide.var(axes, keepdims=keepdims)
-    # One pass over memory instead of two. What is lost to cancellation in float32 is small beside
-    # the input's own rounding (4e-3); with float32 inputs it would show.
+    # One pass over memory instead of two. For bfloat16 inputs, the cancellation in float32 is small
+    # compared with their rounding (4e-3); for float32 inputs it would be noticeable.
     square = jnp.square(wide).mean(axes, keepdims=keepdims)
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
 def bnneck(**options: Any) -> BatchNorm:
-    """Returns the batch norm in front of a classifier (BNNeck, Luo et al., arXiv 1903.07071).
+    """Returns the batch norm before a classifier (BNNeck, Luo et al., arXiv 1903.07071).
 
-    Its scale starts at N(1, 0.01), as the authors initialize it.
+    Its scale is initialized from N(1, 0.01), as in the authors' code.
     """
 
     def scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
@@ -110,13 +110,13 @@ def bnneck(**options: Any) -> BatchNorm:
 
 
 def classifier(num_classes: int, **options: Any) -> nn.Dense:
-    """A linear classifier in float32, whose weights start at N(0, 0.001)."""
+    """Returns a linear classifier in float32 with weights initialized from N(0, 0.001)."""
     init = nn.initializers.normal(0.001)
     return nn.Dense(num_classes, kernel_init=init, precision=precision_of(jnp.float32), **options)
 
 
 def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
-    """Uniform numbers in [-bound, bound)."""
+    """Returns an initializer that draws uniformly from [-bound, bound)."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -125,7 +125,7 @@ def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
 
 
 def linear(features: int | tuple[int, ...], fan_in: int, dtype: Dtype, **options: Any) -> nn.Module:
-    """A linear layer on the last axis, initialised as PyTorch does by default."""
+    """Returns a linear layer on the last axis with PyTorch's default initialization."""
     init = symmetric_uniform(1 / math.sqrt(fan_in))
     return nn.DenseGeneral(
         features,
@@ -138,7 +138,7 @@ def linear(features: int | tuple[int, ...], fan_in: int, dtype: Dtype, **options
 
 
 def gem_pool(x: jax.Array, power: float) -> jax.Array:
-    """Returns the generalised mean (GeM) over the time axis: `(mean_t x^p + 1e-12)^(1/p)`.
+    """Returns the generalized mean (GeM) over the time axis: `(mean_t x^p + 1e-12)^(1/p)`.
 
     Args:
       x: float32[B, T, ..., C], not negative.

@@ -1,7 +1,7 @@
-"""From frame features to one feature a tracklet: pooling over time, guided by the skeleton or not.
+"""Pooling over time: from frame features to one feature per tracklet.
 
-A pooling is a module of frames and skeleton; to add one, add it to `POOLINGS`, or name it in
-`config.model.pooling` as `package.module:object`.
+A pooling is a module called with frame features and skeleton features. To add
+one, add it to `POOLINGS`, or name it in `config.model.pooling` as `package.module:object`.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ POWERS = (0.7, 1.0, 3.0, 5.0, 7.0)
 
 
 class GuidedPooling(nn.Module):
-    """z: a mixture of generalised means that the skeleton weighs per channel (sequence level, 5).
+    """Computes z, generalized means weighted per channel by the skeleton (sequence level, step 5).
 
     Attributes:
       dtype: the dtype of the matrix product.
@@ -28,7 +28,7 @@ class GuidedPooling(nn.Module):
 
     @nn.compact
     def __call__(self, frames: jax.Array, skeleton: jax.Array) -> jax.Array:
-        """Pools over time.
+        """Returns the features pooled over time.
 
         Args:
           frames: float32[B, T, ..., C], positive.
@@ -45,10 +45,10 @@ class GuidedPooling(nn.Module):
 
 
 class GemPooling(nn.Module):
-    """The generalised mean over time.
+    """Computes the generalized mean over time.
 
     Attributes:
-      gem_power: its power, p.
+      gem_power: the power, p.
     """
 
     gem_power: float
@@ -61,7 +61,7 @@ class GemPooling(nn.Module):
 
 
 class MeanPooling(nn.Module):
-    """The mean over time."""
+    """Computes the mean over time."""
 
     uses_skeleton: ClassVar[bool] = False
 
@@ -72,7 +72,7 @@ class MeanPooling(nn.Module):
 
 
 class MaxPooling(nn.Module):
-    """The largest value of each channel over time."""
+    """Computes the maximum of each channel over time."""
 
     uses_skeleton: ClassVar[bool] = False
 

@@ -1,7 +1,7 @@
 """The two-stem ResNet and the style disturbance between its stages (STAR, backbone).
 
-Convolutions pad as PyTorch does, and 1x1 convolutions are matrix products, which XLA runs faster
-on a CPU and no slower elsewhere.
+Convolutions pad as in PyTorch. 1x1 convolutions are matrix products, which XLA runs faster on CPUs
+and no slower elsewhere.
 """
 
 import functools
@@ -23,7 +23,7 @@ KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def convolution(features: int, size: int, stride: int, dtype: Dtype, name: str) -> nn.Conv:
-    """A bias-free convolution of an odd kernel size, padded by half of it on both sides."""
+    """Returns a bias-free convolution of odd kernel size, padded by half of it on both sides."""
     return nn.Conv(
         features,
         (size, size),
@@ -41,9 +41,9 @@ def convolution(features: int, size: int, stride: int, dtype: Dtype, name: str) 
 def convolve(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` of NHWC maps; fast on CPUs for very small maps, too.
+    """Computes `jax.lax.conv_general_dilated` of NHWC maps, with a fast path for tiny maps on CPUs.
 
-    XLA on a CPU is a hundred times slower where the result is smaller than the kernel. There,
+    XLA on CPUs is a hundred times slower if the result is smaller than the kernel. In that case,
     shifted copies of the map are stacked and the convolution is one matrix product.
     """
     size, stride = kernel.shape[0], strides[0]
@@ -76,7 +76,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float[N, H, W, D] to float[N, H / stride, W / stride, features]."""
+        """Maps float[N, H, W, D] to float[N, H / stride, W / stride, features]."""
         x = x[:, :: self.stride, :: self.stride]
         return nn.Dense(
             self.features,
@@ -99,7 +99,7 @@ class BottleneckBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float[N, H, W, D] to float[N, H / stride, W / stride, 4 * width]."""
+        """Maps float[N, H, W, D] to float[N, H / stride, W / stride, 4 * width]."""
         out_features = self.width * self.expansion
         y = Projection(self.width, dtype=self.dtype, name="conv1")(x)
         y = nn.relu(first_norm(self.ibn)(y, train=train))
@@ -121,7 +121,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float[N, H, W, D] to float[N, H / stride, W / stride, width]."""
+        """Maps float[N, H, W, D] to float[N, H / stride, W / stride, width]."""
         y = convolution(self.width, 3, self.stride, self.dtype, "conv1")(x)
         y = nn.relu(first_norm(self.ibn)(y, train=train))
         y = convolution(self.width, 3, 1, self.dtype, "conv2")(y)
@@ -130,12 +130,12 @@ class BasicBlock(nn.Module):
 
 
 def first_norm(ibn: bool) -> BatchNorm | InstanceBatchNorm:
-    """The first norm of a residual branch."""
+    """Returns the first norm of a residual branch."""
     return InstanceBatchNorm(name="bn1") if ibn else BatchNorm(name="bn1")
 
 
 def shortcut(x: jax.Array, y: jax.Array, stride: int, dtype: Dtype, train: bool) -> jax.Array:
-    """`x`, projected where its shape differs from the residual branch's."""
+    """Returns `x`, projected if its shape differs from the residual branch's."""
     if x.shape == y.shape:
         return x
     x = Projection(y.shape[-1], stride, dtype, name="downsample_conv")(x)
@@ -149,14 +149,14 @@ BLOCKS: dict[str, type[BottleneckBlock | BasicBlock]] = {
 
 
 class Stem(nn.Module):
-    """7x7 convolution of stride 2, batch norm, ReLU and a 3x3 max pool of stride 2."""
+    """7x7 convolution of stride 2, batch norm, ReLU and 3x3 max pooling of stride 2."""
 
     width: int
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float[N, H, W, 3] to float[N, H / 4, W / 4, width]."""
+        """Maps float[N, H, W, 3] to float[N, H / 4, W / 4, width]."""
         x = convolution(self.width, 7, 2, self.dtype, "conv")(x)
         x = nn.relu(BatchNorm(name="bn")(x, train=train))
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -165,7 +165,7 @@ class Stem(nn.Module):
 class Stage(nn.Module):
     """Residual blocks, the first of them with the stage's stride.
 
-    With `remat`, the backward pass computes what is inside a block again instead of keeping it.
+    With `remat`, the backward pass recomputes activations inside blocks instead of storing them.
     """
 
     block: str
@@ -178,7 +178,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """float[N, H, W, D] to float[N, H / stride, W / stride, width * expansion]."""
+        """Maps float[N, H, W, D] to float[N, H / stride, W / stride, width * expansion]."""
         for i in range(self.num_blocks):
             stride = self.stride if i == 0 else 1
             block = BLOCKS[self.block](self.width, stride, self.dtype, self.ibn, name=f"block{i}")
@@ -189,12 +189,12 @@ class Stage(nn.Module):
 
 @flax.struct.dataclass
 class StyleSources:
-    """Which frame lends its style to which, and after which stages of the backbone.
+    """The frames whose style other frames take, and the backbone stages after which they do.
 
-    Frames are numbered in the order of their axes: `(pair * T + t) * 2 + modality`.
+    Frames are numbered in the order of the axes: `(pair * T + t) * 2 + modality`.
 
     Attributes:
-      same: int32[B * T * 2], for each frame one of its own modality.
+      same: int32[B * T * 2], for each frame one of the same modality.
       other: int32[B * T * 2], for each frame one of the other modality.
       stages: the stage after which the style of `same` is taken, and a later one for `other`.
     """
@@ -205,32 +205,32 @@ class StyleSources:
 
 
 def adain(x: jax.Array, source: jax.Array) -> jax.Array:
-    """Returns maps that each take the style of another (adaptive instance normalization, AdaIN).
+    """Returns maps with the style of others (adaptive instance normalization, AdaIN).
 
     Args:
       x: float[N, H, W, C], feature maps.
       source: int32[N], the map whose per-channel spatial mean and standard deviation each takes.
 
     Returns:
-      float[N, H, W, C], of x's dtype.
+      float[N, H, W, C], with the dtype of `x`.
     """
     mean, variance = mean_and_variance(x, (1, 2), keepdims=True)
     size = x.shape[1] * x.shape[2]
     deviation = jnp.sqrt(variance * (size / max(size - 1, 1)) + 1e-6)
-    normalised = (x.astype(jnp.float32) - mean) / deviation
-    return (normalised * deviation[source] + mean[source]).astype(x.dtype)
+    normalized = (x.astype(jnp.float32) - mean) / deviation
+    return (normalized * deviation[source] + mean[source]).astype(x.dtype)
 
 
 class ResNet(nn.Module):
-    """ResNet with a stem for each modality and shared stages.
+    """A ResNet with a stem for each modality and shared stages.
 
     Attributes:
       block: "bottleneck" or "basic".
-      stage_sizes: blocks of each of the four stages.
+      stage_sizes: number of blocks in each of the four stages.
       width: channels of the stems and of the first stage's narrow convolutions.
       dtype: the dtype of the computation; parameters are float32.
-      remat: whether to compute the inside of blocks again in the backward pass: less memory.
-      ibn: whether the first norm of each residual branch, but for the last stage's, is an
+      remat: whether to recompute blocks in the backward pass, which saves memory.
+      ibn: whether the first norm of each residual branch, except in the last stage, is an
         `InstanceBatchNorm` (ResNet-IBN-a; Pan et al., arXiv 1807.09441).
     """
 
@@ -253,7 +253,7 @@ class ResNet(nn.Module):
         return self.width * 8 * BLOCKS[self.block].expansion
 
     def setup(self) -> None:
-        """Makes the stems and the stages; the last stage keeps the resolution."""
+        """Creates the stems and the stages; the last stage keeps the resolution."""
         self.stem_visible = Stem(self.width, self.dtype)
         self.stem_infrared = Stem(self.width, self.dtype)
         strides = (1, 2, 2, 1)
@@ -279,12 +279,12 @@ class ResNet(nn.Module):
         train: bool,
         style: StyleSources | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Computes the frame features V, and the disturbed ones V' where a style is given.
+        """Computes the frame features V, and the disturbed features V' if a style is given.
 
         Args:
-          frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3], normalised.
+          frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3], normalized.
           modality: "visible" or "infrared"; None for frames of both.
-          train: whether batch norm uses and gathers the batch's statistics.
+          train: whether batch norm uses the batch's statistics and updates the running ones.
           style: sources of style, or None for no disturbed pass.
 
         Returns:
@@ -302,7 +302,7 @@ class ResNet(nn.Module):
         features = spatial_mean(x).reshape(*frames.shape[:-3], -1)
         if style is None or undisturbed is None:
             return features, None
-        # The clean pass comes first in the running statistics.
+        # The undisturbed pass updates the running statistics first.
         y = adain(undisturbed, style.same)
         for number, stage in enumerate(self.stages[same_after:], start=same_after + 1):
             y = stage(y, train=train)
@@ -313,6 +313,6 @@ class ResNet(nn.Module):
 
 def spatial_mean(x: jax.Array) -> jax.Array:
     """Returns the mean over each map: float[N, H, W, C] to float32[N, C]."""
-    # Fused into a bfloat16 convolution, XLA of JAX 0.12 makes NaN of this mean on a CPU.
+    # On CPUs, XLA of JAX 0.12 returns NaN if it fuses this mean into a bfloat16 convolution.
     x = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
     return x.astype(jnp.float32).mean((1, 2))

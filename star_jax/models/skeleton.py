@@ -1,4 +1,4 @@
-"""S: the skeleton's edges, read as a sequence by a bidirectional LSTM (STAR, frame level)."""
+"""S: the skeleton's edges, encoded by a bidirectional LSTM (STAR, frame level)."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ EDGE_EMBEDDING = 64
 
 
 def edge_features(keypoints: jax.Array, detected: jax.Array) -> jax.Array:
-    """Length and direction of every skeleton edge (STAR, frame level, step 1).
+    """Computes the length and direction of every skeleton edge (STAR, frame level, step 1).
 
     Args:
       keypoints: float32[..., 17, 3].
@@ -28,7 +28,7 @@ def edge_features(keypoints: jax.Array, detected: jax.Array) -> jax.Array:
     start, end = np.array(EDGES).T
     vector = keypoints[..., end, :2] - keypoints[..., start, :2]
     valid = detected[..., start] & detected[..., end] & (jnp.square(vector).sum(-1) > 0)
-    # Root and angle have no gradient at 0, and its NaN would pass through the last `where`.
+    # Root and angle have no gradient at 0, and a NaN would pass through the last `where`.
     vector = jnp.where(valid[..., None], vector, 1.0)
     length = jnp.sqrt(jnp.square(vector).sum(-1))
     angle = jnp.arctan2(vector[..., 1], vector[..., 0])
@@ -37,13 +37,13 @@ def edge_features(keypoints: jax.Array, detected: jax.Array) -> jax.Array:
 
 
 class BidirectionalLSTM(nn.Module):
-    """One LSTM layer in both directions, run as one scan; steps that are not valid are skipped.
+    """A bidirectional LSTM layer, run as one scan; steps that are not valid are skipped.
 
-    A skipped step leaves both directions' states as they were. One bias stands for PyTorch's two
-    and starts as their sum.
+    A skipped step leaves the states of both directions unchanged. One bias replaces PyTorch's two
+    and is initialized as their sum.
 
     Attributes:
-      units: hidden units of each direction.
+      units: hidden units per direction.
       dtype: the dtype of the matrix products; states stay float32.
     """
 
@@ -52,7 +52,7 @@ class BidirectionalLSTM(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
-        """Runs over time.
+        """Returns the hidden states of both directions.
 
         Args:
           x: float32[B, T, ..., D].
@@ -92,8 +92,8 @@ def lstm_states(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.A
 
     Args:
       kernel: float[D, H, 4 * H], recurrent weights; its dtype is that of the matrix products.
-      inputs: float32[T, D, B, 4 * H], what the inputs add to the gates.
-      valid: bool[T, D, B, 1]; a step that is not valid leaves the states as they were.
+      inputs: float32[T, D, B, 4 * H], the inputs' contribution to the gates.
+      valid: bool[T, D, B, 1]; a step that is not valid leaves the states unchanged.
 
     Returns:
       float32[T, D, B, H].
@@ -141,7 +141,7 @@ def _recurrent(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class EdgeSequence(nn.Module):
-    """S: the edge features of every frame, read as a sequence (STAR, frame level, step 2).
+    """Computes S, the sequence of edge features encoded by an LSTM (STAR, frame level, step 2).
 
     Attributes:
       num_channels: C.

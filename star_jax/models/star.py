@@ -1,7 +1,7 @@
-"""STAR assembled: backbone, skeleton branch, guidance, pooling and heads.
+"""The STAR network: backbone, skeleton branch, guidance, pooling and heads.
 
-Axis 1 is time everywhere. Axes between time and a feature's own, such as that of the modalities of
-a training batch, are more of the batch.
+Axis 1 is always time. Axes between time and the feature axes, such as the modalities of a training
+batch, are batch axes.
 """
 
 import inspect
@@ -29,17 +29,17 @@ from star_jax.models.skeleton import EdgeSequence
 
 @flax.struct.dataclass
 class StarOutput:
-    """What the network computes for B tracklets of one modality; the letters are the paper's.
+    """The outputs of the network for B tracklets of one modality; the letters are the paper's.
 
-    Of B pairs of tracklets, the arrays have the modalities as one more axis: after the time axis
-    where there is one ([B, T, 2, C]), else after the first ([B, 2, C]).
+    For B pairs of tracklets, the arrays have the modalities as an additional axis: after the time
+    axis if there is one ([B, T, 2, C]), else after the first ([B, 2, C]).
 
     Attributes:
       frame_features: V, float32[B, T, C].
       disturbed: V', float32[B, T, C], or None without style sources.
       edges: S, float32[B, T, C], or None without skeletons.
       edges_last: S at the last step, float32[B, C], or None without skeletons.
-      guided: G, float32[B, T, C]; V + 1e-3 where there is no guidance of frames.
+      guided: G, float32[B, T, C]; V + 1e-3 without guidance.
       graph: Q, float32[B, C], or None without skeletons.
       skeleton: s, float32[B, 2 * C], or None without skeletons.
       tracklet: z, float32[B, C].
@@ -66,19 +66,19 @@ class StarOutput:
 
 
 class Star(nn.Module):
-    """The whole network; `build_model` makes one from a config.
+    """The whole network; `build_model` creates one from a config.
 
     Attributes:
-      num_identities: training identities, N.
+      num_identities: number of training identities, N.
       backbone: see `star_jax.models.backbones`.
       guidance: refines the frames' features (`star_jax.models.guidance`), or None.
       pooling: pools over time (`star_jax.models.pooling`).
-      keypoints: "relative" divides them by the frame's width and height and leaves joints of zero
-        confidence out of everything; "pixels" takes all of them as they come, as the authors do,
-        and the loader gives them as they are stored.
+      keypoints: "relative" divides coordinates by the frame's width and height and masks joints of
+        zero confidence; "pixels" uses all joints unchanged, as in the authors' code, and the loader
+        then yields them as stored.
       graph_edges: skeleton edges of the keypoint graph in "every_frame" or, as in the authors'
         code, in the "first_frame" only.
-      dropout_rate, attention_dropout_rate: of the keypoint graph network.
+      dropout_rate, attention_dropout_rate: dropout rates of the keypoint graph network.
       dtype: the dtype of the computation; parameters, statistics and heads are float32.
     """
 
@@ -98,7 +98,7 @@ class Star(nn.Module):
         return self.guidance is not None or self.pooling.uses_skeleton
 
     def setup(self) -> None:
-        """Makes the skeleton branch, if there is one, and the heads."""
+        """Creates the skeleton branch, if there is one, and the heads."""
         if self.uses_skeletons:
             channels = self.backbone.num_channels
             self.edge_sequence = EdgeSequence(channels, self.dtype)
@@ -124,7 +124,7 @@ class Star(nn.Module):
         train: bool = False,
         style: StyleSources | None = None,
     ) -> StarOutput:
-        """Runs the network.
+        """Computes the outputs of the network.
 
         Args:
           frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3] of pairs,
@@ -140,7 +140,7 @@ class Star(nn.Module):
           A `StarOutput`.
 
         Raises:
-          ValueError: for an unknown modality, or frames whose axes do not fit it.
+          ValueError: the modality is unknown, or the shape of the frames does not fit it.
         """
         features, disturbed = self.backbone(frames, modality=modality, train=train, style=style)
         guided = features + 1e-3
@@ -154,7 +154,7 @@ class Star(nn.Module):
             skeleton_logits = self.skeleton_classifier(skeleton)
             if self.guidance is not None:
                 guided = self.guidance(features, edges, detected.any(-1))
-        # The offset keeps the powers of guided pooling differentiable; the baseline is without it.
+        # The offset keeps the powers of guided pooling differentiable; the baseline has none.
         tracklet = self.pooling(guided if self.uses_skeletons else features, skeleton)
 
         normalized = self.bnneck(tracklet, train=train)
@@ -181,15 +181,15 @@ class Star(nn.Module):
     def prepare_keypoints(
         self, keypoints: jax.Array, frame_size: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns the keypoints as the network takes them, and which joints are detected.
+        """Returns the keypoints in the network's coordinates, and which joints are detected.
 
         Args:
           keypoints: float32[..., 17, 3]: x, y in pixels of the frame, confidence.
           frame_size: height and width, pixels.
 
         Returns:
-          float32[..., 17, 3] and bool[..., 17]. Relative coordinates are those of the joint's
-          pixel, `(x + 0.5) / width`; an undetected joint is exactly (0, 0, 0).
+          float32[..., 17, 3] and bool[..., 17]. Relative coordinates refer to the center of the
+          joint's pixel, `(x + 0.5) / width`; an undetected joint is exactly (0, 0, 0).
         """
         if self.keypoints == "pixels":
             return keypoints, jnp.ones(keypoints.shape[:-1], bool)
@@ -205,14 +205,14 @@ def last_detected(edges: jax.Array, detected: jax.Array) -> jax.Array:
 
     Args:
       edges: S, float32[B, T, ..., C].
-      detected: bool[B, T, ...], steps that have a skeleton; the last one if none has.
+      detected: bool[B, T, ...], steps that have a skeleton; if none has, the last step is used.
     """
     last = detected.shape[1] - 1 - jnp.argmax(detected[:, ::-1], axis=1)
     return jnp.take_along_axis(edges, last[:, None, ..., None], axis=1)[:, 0]
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Returns rows of length 1: float32[..., C] to float32[..., C]; zeros stay zeros."""
+    """Returns `x`, float32[..., C], scaled to length 1 along the last axis; zeros stay zeros."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
@@ -220,7 +220,7 @@ def build_model(config: ml_collections.ConfigDict) -> Star:
     """Returns the network that `config` (a `config.model`) describes.
 
     Raises:
-      InputError: naming the key whose value cannot be used.
+      InputError: a value cannot be used; names its key.
     """
     check_section(config, "model")
     if config.num_identities is None:
@@ -241,10 +241,10 @@ def build_model(config: ml_collections.ConfigDict) -> Star:
 def build_part(
     part: Callable[..., Any], values: Mapping[str, Any], options: Mapping[str, Any], where: str
 ) -> Any:
-    """Returns a part, made with those values that are arguments of it, and with its options.
+    """Returns a part, created with its options and with the values that it has as arguments.
 
     Raises:
-      InputError: the part has no such option, or not with such a value; `where` names the part.
+      InputError: an option or its value is invalid; `where` names the part.
     """
     arguments = set(inspect.signature(part).parameters) - {"parent", "name"}
     allowed = getattr(getattr(part, "func", part), "options", {})
@@ -263,7 +263,7 @@ def build_part(
     try:
         return part(**{**shared, **hashable})
     except TypeError as error:
-        raise InputError(f"{where}: cannot be made ({error})") from error
+        raise InputError(f"{where}: cannot be created ({error})") from error
 
 
 def _require(

@@ -1,4 +1,4 @@
-"""Each modality has a stem of its own; what follows it in a backbone is shared."""
+"""Stems: each modality has its own, and the rest of a backbone is shared."""
 
 from collections.abc import Callable
 
@@ -12,20 +12,20 @@ def apply_stems(
     visible: Callable[[jax.Array], jax.Array],
     infrared: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Returns each modality's stem applied to its frames, ordered as the frames are.
+    """Applies each modality's stem to its frames; returns the results in the order of the frames.
 
     Args:
       frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3] of both (axis 2:
         visible, infrared).
       modality: "visible", "infrared", or None for both.
       visible: the stem of visible frames, float32[M, H, W, 3] to float[M, ...].
-      infrared: the stem of infrared frames, alike.
+      infrared: the stem of infrared frames, likewise.
 
     Returns:
       float[N, ...], where N = B * T, or B * T * 2 for both modalities.
 
     Raises:
-      ValueError: for another modality, or frames of a shape that does not fit it.
+      ValueError: the modality is unknown, or the shape of the frames does not fit it.
     """
     stems = {"visible": visible, "infrared": infrared}
     if modality is not None and modality not in stems:
@@ -34,7 +34,7 @@ def apply_stems(
     if not fits:
         expected = "[B, T, H, W, 3]" if modality else "[B, T, 2, H, W, 3]"
         raise ValueError(
-            f"frames of modality {modality!r} are of shape {frames.shape}: use {expected}"
+            f"frames of modality {modality!r} have shape {frames.shape}: use {expected}"
         )
 
     flat = lambda x: x.reshape(-1, *x.shape[-3:])  # noqa: E731

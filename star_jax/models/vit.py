@@ -1,6 +1,7 @@
-"""The Vision Transformer as a backbone (Dosovitskiy et al., arXiv 2010.11929): two stems.
+"""The Vision Transformer as a backbone (Dosovitskiy et al., arXiv 2010.11929).
 
-A stem is a patch embedding. The rest is shared, and computes what timm's `vit_*_patch16_224` do.
+The two stems are patch embeddings. The rest is shared and computes the same as timm's
+`vit_*_patch16_224`.
 """
 
 import functools
@@ -21,26 +22,26 @@ INIT = nn.initializers.truncated_normal(0.02)
 
 
 def dense(features: int, dtype: Dtype, name: str) -> nn.Dense:
-    """A linear layer on the last axis."""
+    """Returns a linear layer on the last axis."""
     return nn.Dense(
         features, dtype=dtype, precision=precision_of(dtype), kernel_init=INIT, name=name
     )
 
 
 def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
-    """A layer norm, whose statistics are float32."""
+    """Returns a layer norm with statistics in float32."""
     return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class Block(nn.Module):
-    """Self-attention and a perceptron of one hidden layer, each after a norm and added to `x`."""
+    """A pre-norm transformer block: self-attention and an MLP, each with a residual connection."""
 
     num_heads: int
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float[N, L, C] to float[N, L, C]."""
+        """Maps float[N, L, C] to float[N, L, C]."""
         channels = x.shape[-1]
         attention = nn.MultiHeadDotProductAttention(
             self.num_heads,
@@ -56,17 +57,17 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision Transformer with a patch embedding for each modality and shared blocks.
+    """A Vision Transformer with a patch embedding for each modality and shared blocks.
 
     Attributes:
       width: channels of a token, C.
       depth: number of blocks.
       num_heads: heads of each attention.
       patch_size: height and width of a patch, pixels.
-      pos_grid: rows and columns of the position embedding; it is resized to the patches of the
-        frames, bicubically.
+      pos_grid: rows and columns of the position embedding, which is resized bicubically to the
+        patch grid of the frames.
       dtype: the dtype of the computation; parameters are float32.
-      remat: whether to compute the inside of blocks again in the backward pass: less memory.
+      remat: whether to recompute blocks in the backward pass, which saves memory.
     """
 
     width: int
@@ -99,20 +100,21 @@ class ViT(nn.Module):
         train: bool,
         style: StyleSources | None = None,
     ) -> tuple[jax.Array, None]:
-        """Computes the frame features V: the last state of the class token, made positive.
+        """Computes the frame features V: the final class token, made positive.
 
         Args:
           frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3] of both (axis
-            2: visible, infrared), normalised; padded with zeros to whole patches.
+            2: visible, infrared), normalized; padded with zeros to whole patches.
           modality: "visible", "infrared", or None for both.
-          train: without effect: nothing here differs in training.
-          style: None: there are no stages for the style disturbance to act between.
+          train: ignored; training and inference do not differ.
+          style: must be None, since there are no stages after which to disturb style.
 
         Returns:
           V, float32[B, T, C] or float32[B, T, 2, C], not negative, and None.
 
         Raises:
-          ValueError: for another modality, frames of a shape that does not fit it, or a style.
+          ValueError: the modality is unknown, the shape of the frames does not fit it, or a style
+            is given.
         """
         del train
         if style is not None:
@@ -137,7 +139,7 @@ class ViT(nn.Module):
         if grid != self.pos_grid:
             position = jax.image.resize(position, (*grid, self.width), "bicubic")
         patches = patches + position[None].astype(self.dtype)
-        # The class token and its position embedding in one: nothing uses them but their sum.
+        # The class token and its position embedding are one array, since only their sum is used.
         token = self.param("class_token", INIT, (self.width,)).astype(self.dtype)
         token = jnp.broadcast_to(token, (len(patches), 1, self.width))
         x = jnp.concatenate([token, patches.reshape(len(patches), -1, self.width)], axis=1)
@@ -146,7 +148,7 @@ class ViT(nn.Module):
         for i in range(self.depth):
             x = make_block(self.num_heads, self.dtype, name=f"block{i}")(x)
         features = layer_norm(jnp.float32, "norm")(x[:, 0])
-        # Generalised means over time take powers of features, so these must not be negative. A ReLU
-        # would drop about half of a pretrained class token; softplus keeps the order of its values.
+        # Generalized means over time take powers of features, which must not be negative. A ReLU
+        # would drop about half of a pretrained class token; softplus preserves the order of values.
         features = nn.softplus(features)
         return features.reshape(*frames.shape[:-3], self.width), None

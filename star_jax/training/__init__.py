@@ -1,1 +1,1 @@
-"""The loop, its steps and state, checkpoints, metrics and the files of a run."""
+"""Training: the loop, its steps and state, checkpoints, metrics and the files of a run."""

@@ -1,8 +1,8 @@
-"""Checkpoints: the state of training and what it belongs to, through Orbax, with checksums.
+"""Checkpoints of the training state, saved by Orbax, with checksums.
 
-Beside the arrays, each checkpoint holds a manifest: the config, the fingerprint of the dataset, and
-shape and checksum of every array. With it a checkpoint that does not fit, one that cannot be read
-now and one that is damaged are three different errors.
+Besides the arrays, each checkpoint contains a manifest: the config, the fingerprint of the dataset,
+and the shape and checksum of every array. It tells apart checkpoints that do not fit the network,
+are temporarily unreadable, or are damaged.
 """
 
 import contextlib
@@ -33,27 +33,27 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Pauses between attempts to read, for a storage that is away for a minute.
+# Pauses between attempts to read, for storage that is unavailable for up to a minute.
 PAUSES = (1.0, 3.0, 6.0, 10.0, 15.0, 30.0)  # seconds
 
 
 class MisfitError(InputError):
-    """A checkpoint is of another network or optimizer."""
+    """Raised if a checkpoint belongs to a different network or optimizer."""
 
 
 class DamagedError(InputError):
-    """A checkpoint can be read, but is not what was saved."""
+    """Raised if a checkpoint can be read, but differs from what was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint belongs to and holds.
+    """Describes the contents of a checkpoint and the run that saved it.
 
     Attributes:
-      config: of the experiment.
+      config: the experiment.
       dataset: fingerprint of the packed dataset that it was trained on.
-      structure: dtype and shape of each array, by its path; "empty" for a node without arrays.
-      checksums: of each array, by its path.
+      structure: dtype and shape of each array by path; "empty" for a node without arrays.
+      checksums: checksum of each array by path.
       orbax: the version of Orbax that wrote it.
     """
 
@@ -68,9 +68,9 @@ class Manifest:
 def open_manager(
     workdir: str | os.PathLike[str], keep: int | None
 ) -> Iterator[ocp.CheckpointManager]:
-    """Opens the manager of `<workdir>/checkpoints`; it keeps the last `keep` (None: all of them).
+    """Opens the manager of `<workdir>/checkpoints`, which keeps the last `keep` (None: all).
 
-    Saves go on behind the run; at the end of the `with` block the last one is waited for.
+    Saves run in the background; the end of the `with` block waits for the last one.
 
     Raises:
       OSError: the last checkpoint could not be saved.
@@ -87,7 +87,7 @@ def open_manager(
     try:
         yield manager
     except BaseException:
-        with contextlib.suppress(Exception):  # the first error is worth more
+        with contextlib.suppress(Exception):  # the first error is the cause
             manager.close()
         raise
     with _naming_the_failure(manager):
@@ -97,27 +97,27 @@ def open_manager(
 def save(
     manager: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any], dataset: str
 ) -> None:
-    """Starts to save the state and returns; does nothing if its step is saved already.
+    """Starts to save the state and returns; does nothing if its step is already saved.
 
     Args:
-      manager: of the run's checkpoints.
-      state: of the training.
-      config: of the experiment.
+      manager: manager of the run's checkpoints.
+      state: the training state.
+      config: the experiment.
       dataset: fingerprint of the packed dataset.
 
     Raises:
-      DivergedError: the state holds NaN or infinity; names the array. Nothing is saved.
-      OSError: this checkpoint, or the one before, which was written meanwhile, could not be saved.
+      DivergedError: the state contains NaN or infinity; names the array. Nothing is saved.
+      OSError: this checkpoint, or the previous one in the background, could not be saved.
     """
     step = int(state.step)
     if step in manager.all_steps():
         return
-    finish(manager)  # Orbax would wait for it as well
+    finish(manager)  # Orbax would also wait for it
     items = _items(state)
     if (path := find_not_finite(items)) is not None:
         raise DivergedError(
-            f"step {step}: {path} is not finite, so that step is not saved; the checkpoint before "
-            "is good. Lower config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
+            f"step {step}: {path} is not finite, so that step is not saved; the last checkpoint is "
+            "good. Lower config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
         )
     _require_space(manager, sum(array.nbytes for array in jax.tree.leaves(items)))
     manifest = Manifest(dict(config), dataset, _structure(items), checksums(items))
@@ -132,7 +132,7 @@ def save(
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """Returns what a checkpoint holds, apart: an evaluation reads the first item only."""
+    """Returns the items of a checkpoint, separate since an evaluation reads only the first."""
     of_losses = {"losses": state.losses} if state.losses else {}
     return {
         "variables": state.variables,
@@ -141,15 +141,15 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _require_space(manager: ocp.CheckpointManager, num_bytes: int) -> None:
-    """Raises an OSError if a checkpoint will not fit, which spares a half-written one."""
+    """Raises an OSError if a checkpoint will not fit, which avoids a half-written one."""
     if remote.is_remote(manager.directory):
         return
     free = shutil.disk_usage(manager.directory).free
     if free < num_bytes:
         raise OSError(
             f"{manager.directory}: a checkpoint could not be written: it needs "
-            f"{num_bytes / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free. Those before it are "
-            "whole; free some space, and the same command continues from the last of them"
+            f"{num_bytes / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free. Earlier ones "
+            "are intact; free some space, and the same command resumes from the last of them"
         )
 
 
@@ -163,29 +163,29 @@ def finish(manager: ocp.CheckpointManager) -> None:
 def _naming_the_failure(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a full disk is an OSError to one library, not to another
+    except Exception as error:  # not every library raises an OSError on a full disk
         raise OSError(
             f"{manager.directory}: a checkpoint could not be written "
-            f"({' '.join(str(error).split())[:300]}). Those before it are whole; see to the disk, "
-            "and the same command continues from the last of them"
+            f"({' '.join(str(error).split())[:300]}). Earlier ones are intact; check the disk, and "
+            "the same command resumes from the last of them"
         ) from error
 
 
 def restore_state(
     manager: ocp.CheckpointManager, abstract: TrainState
 ) -> tuple[TrainState, Manifest] | None:
-    """Returns the last saved state that is intact, as `abstract` has its shapes and shardings.
+    """Returns the last intact state, with the shapes and shardings of `abstract`.
 
-    A damaged checkpoint is renamed to `<step>.damaged`, for the run will save that step again, and
-    the one before is restored. Nothing is renamed before another one has been restored.
+    A damaged checkpoint is renamed to `<step>.damaged`, since the run will save that step again,
+    and the one before is restored. Nothing is renamed until an intact one has been restored.
 
     Returns:
       The state and the manifest of its checkpoint; None if there is no checkpoint.
 
     Raises:
-      MisfitError: the checkpoint is of another network or optimizer; names what differs.
-      InputError: all checkpoints are damaged, or an intact one holds NaN or infinity.
-      OSError: the last checkpoint cannot be read now, even after a minute.
+      MisfitError: the checkpoint belongs to a different network or optimizer; names what differs.
+      InputError: all checkpoints are damaged, or an intact one contains NaN or infinity.
+      OSError: the last checkpoint cannot be read, even after retrying for a minute.
     """
     items = _items(abstract)
     damaged: list[int] = []
@@ -193,10 +193,10 @@ def restore_state(
         try:
             restored, manifest = _restore(manager, step, items)
         except DamagedError as error:
-            log.warning("%s; going on from the checkpoint before", error)
+            log.warning("%s; resuming from the checkpoint before it", error)
             damaged.append(step)
             continue
-        _put_aside(manager, damaged)
+        _rename_damaged(manager, damaged)
         state = TrainState(
             step=jax.device_put(jax.numpy.int32(step), abstract.step.sharding),
             params=restored["variables"]["params"],
@@ -208,21 +208,21 @@ def restore_state(
     if damaged:
         raise InputError(
             f"{manager.directory}: all checkpoints are damaged ({', '.join(map(str, damaged))}); "
-            "copy them from elsewhere, or remove them to begin anew"
+            "restore them from a copy, or remove them to start from scratch"
         )
     return None
 
 
 def restore_config(manager: ocp.CheckpointManager, step: int) -> ml_collections.ConfigDict:
-    """Returns the config that the checkpoint of a step belongs to; raises as `restore_state`."""
+    """Returns the config in the checkpoint of a step; raises as `restore_state` does."""
     return ml_collections.ConfigDict(_restore(manager, step, {})[1].config)
 
 
 def restore_variables(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
-    """Returns the parameters and statistics of a step, as `abstract` has shapes and shardings.
+    """Returns the parameters and statistics of a step, with the shardings of `abstract`.
 
     Raises:
-      As `restore_state`; DamagedError if this checkpoint is damaged.
+      DamagedError: this checkpoint is damaged; otherwise as `restore_state`.
     """
     return _restore(manager, step, {"variables": abstract})[0]["variables"]
 
@@ -230,7 +230,7 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, abstract: Any) 
 def _restore(
     manager: ocp.CheckpointManager, step: int, items: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Manifest]:
-    """Restores items of a step on all processes; tries again what cannot be read."""
+    """Restores items of a step on all processes; retries if they cannot be read."""
     folder = manager.directory / str(step)
     for pause in (*PAUSES, None):
         try:
@@ -244,20 +244,20 @@ def _restore(
             time.sleep(pause)
     if (path := find_not_finite(arrays)) is not None:
         raise InputError(
-            f"{folder}: {path} is not finite; take an earlier checkpoint (a run continues from it "
-            "if this one is removed)"
+            f"{folder}: {path} is not finite; use an earlier checkpoint (a run resumes from it if "
+            "this one is removed)"
         )
     return arrays, manifest
 
 
-# What can be wrong when a checkpoint is restored, worst last.
+# Errors of restoring a checkpoint, in ascending order of severity.
 _FAILURES = (DamagedError, OSError, MisfitError)
 
 
 def _together(folder: epath.Path, act: Callable[..., T], *arguments: Any) -> T:
     """Returns `act(folder, *arguments)`; all processes raise the worst failure of any.
 
-    Otherwise those that go on would wait for the others in the next step.
+    Otherwise processes that succeed would wait for the others in the next collective.
     """
     error, severity = None, 0
     try:
@@ -290,7 +290,9 @@ def _restore_arrays(
         restored = dict(manager.restore(int(folder.name), args=ocp.args.Composite(**args)))
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
-    except Exception as error:  # Orbax and TensorStore raise many kinds, of a busy disk the same
+    except (
+        Exception
+    ) as error:  # Orbax and TensorStore raise many kinds, also if a disk is unavailable
         _read_all_files(folder)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if manifest.orbax != ocp.__version__:
@@ -303,15 +305,15 @@ def _restore_arrays(
     changed = [path for path in found if found[path] != manifest.checksums.get(path)]
     if changed:
         raise DamagedError(
-            f"{folder} is damaged ({len(changed)} arrays do not have their checksums, "
+            f"{folder} is damaged ({len(changed)} arrays do not match their checksums, "
             f"the first is {changed[0]})"
         )
     return restored
 
 
 def _sealed(manifest: Manifest) -> dict[str, Any]:
-    """Returns the manifest for a JSON file, with a checksum of its own."""
-    content = json.loads(json.dumps(dataclasses.asdict(manifest)))  # tuples are lists in JSON
+    """Returns the manifest as JSON content, with its own checksum."""
+    content = json.loads(json.dumps(dataclasses.asdict(manifest)))  # tuples become lists
     return {"manifest": content, "sha256": _sha256(content)}
 
 
@@ -320,7 +322,7 @@ def _sha256(content: Any) -> str:
 
 
 def _read_manifest(folder: epath.Path) -> Manifest:
-    """Reads the manifest of a checkpoint, which is the file that Orbax makes of a JSON item."""
+    """Reads the manifest of a checkpoint from the file that Orbax writes for a JSON item."""
     path = folder / "manifest" / "metadata"
     with remote.naming_failures(folder):
         if exists := "manifest" in {item.name for item in folder.iterdir()}:
@@ -331,14 +333,14 @@ def _read_manifest(folder: epath.Path) -> Manifest:
     try:
         sealed = json.loads(stored)
         if sealed["sha256"] != _sha256(sealed["manifest"]):
-            raise ValueError("another checksum")
+            raise ValueError("its checksum does not match")
         return Manifest(**sealed["manifest"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"{folder} is damaged (its manifest: {error})") from error
 
 
 def _check_fit(folder: epath.Path, manifest: Manifest, items: Mapping[str, Any]) -> None:
-    """Raises a MisfitError that names the arrays that differ from those of `items`."""
+    """Raises a MisfitError that names the arrays whose dtype or shape differs from `items`."""
     expected = _structure(items) if items else {}
     saved = {
         path: text for path, text in manifest.structure.items() if path.partition("/")[0] in items
@@ -351,14 +353,15 @@ def _check_fit(folder: epath.Path, manifest: Manifest, items: Mapping[str, Any])
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise MisfitError(
-            f"{folder} is of another network or optimizer: {'; '.join(differences[:3])}{more}. Use "
-            "the config and the code that it was trained with, or another workdir; nothing was "
+            f"{folder} belongs to a different network or optimizer: "
+            f"{'; '.join(differences[:3])}{more}. "
+            "Use the config and the code that it was trained with, or another workdir; nothing was "
             "changed"
         )
 
 
 def _structure(tree: Any) -> dict[str, str]:
-    """Returns dtype and shape of each array by its path, "empty" for nodes without arrays."""
+    """Returns dtype and shape of each array by path, "empty" for nodes without arrays."""
     empty = lambda node: isinstance(node, (tuple, dict, list)) and not node  # noqa: E731
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): "empty"
@@ -369,7 +372,7 @@ def _structure(tree: Any) -> dict[str, str]:
 
 
 def _read_all_files(folder: epath.Path) -> None:
-    """Raises an OSError if a file of a checkpoint cannot be read now."""
+    """Raises an OSError if a file of a checkpoint cannot be read at present."""
     try:
         for path in folder.iterdir():
             if path.is_dir():
@@ -379,10 +382,12 @@ def _read_all_files(folder: epath.Path) -> None:
                     while file.read(1 << 24):
                         pass
     except OSError as error:
-        raise OSError(f"{folder}: cannot be read now ({error}); nothing was changed") from error
+        raise OSError(
+            f"{folder}: cannot be read at present ({error}); nothing was changed"
+        ) from error
 
 
-def _put_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
+def _rename_damaged(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
     if steps and is_first():
         for step in steps:
             folder = manager.directory / f"{step}"

@@ -47,13 +47,13 @@ def train(
     *,
     started: float | None = None,
 ) -> TrainState:
-    """Trains the network that `config` describes, or continues where `workdir` stands.
+    """Trains the network that `config` describes, or resumes the run in `workdir`.
 
     Args:
       config: an experiment, as in `configs/`.
-      workdir: takes the config, checkpoints, metrics and evaluations; a folder or an address.
-      started: when the command started, by `time.monotonic`; now if None. How long the first step
-        took from then on is logged, and written to run.json.
+      workdir: receives config, checkpoints, metrics and evaluations; a folder or an address.
+      started: start time of the command by `time.monotonic`; now if None. The time from then to the
+        end of the first step is logged and written to run.json.
 
     Returns:
       The state after the last step.
@@ -61,8 +61,8 @@ def train(
     Raises:
       InputError: the config is invalid, or does not fit the dataset, the devices or the workdir.
       DivergedError: a loss, a parameter or a statistic is not finite.
-      OSError: a checkpoint could not be written, or not be read.
-      Preempted: the run was told to stop (SIGTERM or Ctrl-C) and has saved its state.
+      OSError: a checkpoint could not be written or read.
+      Preempted: the run was interrupted (SIGTERM or Ctrl-C) and has saved its state.
     """
     workdir = locate(workdir)
     started = time.monotonic() if started is None else started
@@ -78,7 +78,7 @@ def train(
         index, config.data.identities_per_batch, config.data.tracklets_per_identity
     )
     if not epoch:
-        raise InputError(f"{config.data.dir}: too few training tracklets for one batch an epoch")
+        raise InputError(f"{config.data.dir}: too few training tracklets for one batch per epoch")
     num_steps = config.optim.epochs * epoch
     dataset = fingerprint(config.data.dir)
     model = build_model(config.model)
@@ -102,7 +102,7 @@ def train(
             state, manifest = restored
             config = continued(config, manifest, manager.directory, dataset)
             run_files.write_config(workdir, config)
-            log.info("continuing from step %d of %d", state.step, num_steps)
+            log.info("resuming from step %d of %d", state.step, num_steps)
         start = int(state.step)
         batches = train_batches(
             config.data.dir,
@@ -127,7 +127,7 @@ def train(
         ):
             if start and evaluated_every and start % evaluated_every == 0:
                 report = run_files.report_path(workdir, describe_evaluation(config, start))
-                if processes.all_agree(not report.exists()):  # the run was stopped before it
+                if processes.all_agree(not report.exists()):  # interrupted before it
                     evaluate(config, model, state, mesh, workdir, writer, stop_requested)
             for step, batch in enumerate(batches, start=start + 1):
                 on_devices = put(batch, shardings, pairs)
@@ -135,7 +135,7 @@ def train(
                     run_step = train_step.lower(state, on_devices).compile()
                     processes.wait_for_all("the training step is compiled")
                 state, metrics = run_step(state, on_devices)
-                # The step before is read now, so that the device works while the host writes.
+                # The previous step is read now, so that the device computes while the host writes.
                 step_log.flush(writer, progress)
                 step_log.pending = (step, metrics)
                 if step == start + 1:
@@ -145,7 +145,7 @@ def train(
                 evaluate_now = evaluated_every and step % evaluated_every == 0
                 due = step % config.checkpoint.every_steps == 0 or step == num_steps
                 if due or evaluate_now or stop_now:
-                    step_log.flush(writer, progress)  # what is not finite is not saved
+                    step_log.flush(writer, progress)  # raises before NaN or infinity is saved
                     writer.upload()
                     checkpoint.save(manager, state, config.to_dict(), dataset)
                 if stop_now:
@@ -154,25 +154,23 @@ def train(
                     with step_log.paused():
                         evaluate(config, model, state, mesh, workdir, writer, stop_requested)
             step_log.flush(writer, progress)
-            checkpoint.finish(manager)  # while a signal does not end the process
+            checkpoint.finish(manager)  # while signals do not end the process
     return state
 
 
 @contextlib.contextmanager
 def saving_before_a_stop(manager: Any) -> Iterator[None]:
-    """Waits for the last checkpoint before a run that was told to stop ends."""
+    """Waits for the last checkpoint before an interrupted run ends."""
     try:
         yield
     except processes.Preempted:
         checkpoint.finish(manager)
-        log.info(
-            "told to stop: step %s is saved; the same command continues", manager.latest_step()
-        )
+        log.info("interrupted: step %s is saved; the same command resumes", manager.latest_step())
         raise
 
 
 def check_parts(config: ml_collections.ConfigDict) -> None:
-    """Raises an InputError if a part that the config names cannot be had."""
+    """Raises an InputError if a part that the config names cannot be loaded."""
     config = config.copy_and_resolve_references()
     config.model.num_identities = config.model.num_identities or 2  # not known yet
     model = build_model(config.model)
@@ -188,19 +186,19 @@ def continued(
     where: epath.Path,
     dataset: str,
 ) -> ml_collections.ConfigDict:
-    """Returns the config of a run that continues from a checkpoint.
+    """Returns the config of a run that resumes from a checkpoint.
 
-    It is `config`, but for `config.init`, which says where the first parameters came from.
+    It is `config`, except for `config.init`, which records the origin of the initial parameters.
 
     Raises:
-      InputError: the checkpoint is of another config or dataset.
+      InputError: the checkpoint belongs to a different config or dataset.
     """
     run_files.require_same(where, manifest.config, config)
     if manifest.dataset != dataset:
         raise InputError(
-            f"{where} belongs to another dataset: its fingerprint was {manifest.dataset[:12]}, "
+            f"{where} belongs to a different dataset: its fingerprint was {manifest.dataset[:12]}, "
             f"{config.data.dir} has {dataset[:12]}. The classifiers' rows stand for its "
-            "identities; give the dataset that the run was begun with, or another --workdir"
+            "identities; use the dataset that the run was started with, or another --workdir"
         )
     config = config.copy_and_resolve_references()
     config.init.update(manifest.config["init"])
@@ -208,19 +206,19 @@ def continued(
 
 
 def keep_compiled_programs(workdir: epath.Path) -> bool:
-    """Keeps compiled programs for the next start; returns whether there were some already."""
+    """Enables the compilation cache; returns whether it has programs already."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(absolute(workdir / "compiled")))
     folder = locate(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
-    if is_remote(folder):  # JAX writes there itself; XLA, which writes for GPUs, cannot
+    if is_remote(folder):  # JAX can write there; XLA, which caches for GPUs, cannot
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     return folder.is_dir() and any(folder.iterdir())
 
 
 def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> None:
-    """Logs how long it took to the end of the first step, and adds it to run.json."""
+    """Logs the time to the end of the first step, and adds it to run.json."""
     if processes.is_first():
-        how = "with a compilation cache" if compiled_before else "compiled anew"
+        how = "with a compilation cache" if compiled_before else "compiled from scratch"
         log.info("first step %.1f s after the start (%s)", seconds, how)
         run_files.add_to_record(
             workdir, seconds_to_first_step=round(seconds, 1), compilation_cache=compiled_before
@@ -230,10 +228,10 @@ def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> Non
 def with_identities(
     config: ml_collections.ConfigDict, labels: np.ndarray
 ) -> ml_collections.ConfigDict:
-    """Returns the config with one class for each training identity.
+    """Returns the config with one class per training identity.
 
     Raises:
-      InputError: the config says another number, or too few for a batch.
+      InputError: the config has a different number, or there are too few for a batch.
     """
     num_identities = len(np.unique(labels))
     if config.model.num_identities not in (None, num_identities):
@@ -249,7 +247,7 @@ def with_identities(
 
 
 def with_backbone(state: TrainState, model: Star, config: ml_collections.ConfigDict) -> TrainState:
-    """Returns the state with the backbone of `config.init.backbone`, ImageNet weights."""
+    """Returns the state with the ImageNet weights of `config.init.backbone`."""
     arrays = load_arrays(config.init.backbone)
     variables = from_imagenet(arrays, model, state.variables)
     shardings = jax.tree.map(lambda x: x.sharding, state.variables)
@@ -257,7 +255,7 @@ def with_backbone(state: TrainState, model: Star, config: ml_collections.ConfigD
 
 
 class StepLog:
-    """Reads the metrics of a step when the next one is under way: checks, shows and writes them."""
+    """Checks, shows and writes the metrics of a step while the next one runs."""
 
     def __init__(self, config: ml_collections.ConfigDict, frames_per_step: int):
         self.every_steps = config.log_every_steps
@@ -266,10 +264,10 @@ class StepLog:
         self.measured_from: tuple[int, float] | None = None
 
     def flush(self, writer: MetricsWriter, progress: Progress) -> None:
-        """Handles the pending step, if there is one.
+        """Checks, shows and writes the metrics of the pending step, if there is one.
 
         Raises:
-          FloatingPointError: naming the losses that are not finite.
+          DivergedError: a loss is not finite; names it.
         """
         if self.pending is None:
             return
@@ -297,7 +295,7 @@ class StepLog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out of the speed what is done meanwhile."""
+        """Excludes the time in the `with` block from the measured speed."""
         began = time.monotonic()
         yield
         if self.measured_from is not None:
@@ -314,7 +312,7 @@ def evaluate(
     writer: MetricsWriter,
     stop_requested: Callable[[], bool],
 ) -> None:
-    """Evaluates the state, and writes and logs the scores; raises Preempted if told to stop."""
+    """Evaluates the state, writes and logs the scores; raises Preempted if interrupted."""
     step = int(state.step)
     report = evaluate_test_split(config, model, state.variables, mesh, step, stop_requested)
     writer.write(
@@ -327,5 +325,5 @@ def evaluate(
     )
     writer.upload()
     if processes.is_first():
-        run_files.write_report(workdir, report)  # last, for it says that the evaluation is done
+        run_files.write_report(workdir, report)  # last, since it marks the evaluation as done
     log.info("step %d\n%s", step, format_table(report))

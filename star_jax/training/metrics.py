@@ -20,23 +20,23 @@ from data_pipelines.io.remote import is_remote, locate
 
 
 class MetricsWriter:
-    """Writes the metrics of a run, one row a step.
+    """Writes the metrics of a run, one row per step.
 
-    `<workdir>/metrics.jsonl` takes one JSON object a line: `step` and the metrics by name.
-    `<workdir>/tensorboard` takes the same numbers as TensorBoard scalars. Use as a context manager.
+    `<workdir>/metrics.jsonl` has one JSON object per line: `step` and the metrics by name.
+    `<workdir>/tensorboard` has the same values as TensorBoard scalars. Use as a context manager.
 
-    At an address nothing can be appended to a file. There the files are written in a temporary
-    folder, and `upload` and `close` copy them.
+    Files at an address cannot be appended to. They are written to a temporary folder instead, and
+    `upload` and `close` copy them.
 
     Args:
-      workdir: folder of the run, made if missing, or its address.
+      workdir: folder of the run, created if missing, or its address.
       enabled: False writes nothing, for all processes but the first.
-      resume_step: the step that the run continues from. Rows of later steps, which an interrupted
-        run left behind, are dropped. None keeps all rows.
+      resume_step: the step that the run resumes from. Rows of later steps, left behind by an
+        interrupted run, are dropped. None keeps all rows.
 
     Raises:
-      ValueError: metrics.jsonl holds a line, other than a half-written last one, that is no row.
-      OSError: naming a file that cannot be written, for instance as the disk is full.
+      InputError: a line of metrics.jsonl, other than a half-written last one, is not a row.
+      OSError: a file cannot be written, for instance because the disk is full; names the file.
     """
 
     def __init__(
@@ -65,15 +65,17 @@ class MetricsWriter:
         )
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes the metrics of a step: numbers or arrays of rank 0, written as floats.
+        """Writes the metrics of a step: numbers or arrays of rank 0, as floats.
 
         Raises:
-          ValueError: a value is no single number, or a metric is called "step".
+          ValueError: a value is not a single number, or a metric is called "step".
         """
         if not self._enabled:
             return
         if "step" in metrics:
-            raise ValueError('a metric may not be called "step", the name of the row\'s step')
+            raise ValueError(
+                'a metric may not be called "step", which is the key of the row\'s step'
+            )
         row = {name: _as_float(name, value) for name, value in metrics.items()}
         with naming_full_disk(self._path):
             self._file.write(json.dumps({"step": int(step), **row}) + "\n")
@@ -82,9 +84,9 @@ class MetricsWriter:
             self._tensorboard.add_scalar(name, value, step)
 
     def upload(self) -> None:
-        """Copies the files to the workdir, if that is at an address.
+        """Copies the files to the workdir if that is at an address.
 
-        Called before each checkpoint, it leaves nothing to lose: rows after it are dropped anyway.
+        Calling it before each checkpoint suffices: resuming drops later rows anyway.
         """
         if self._enabled and self._address:
             self._tensorboard.flush()
@@ -93,7 +95,7 @@ class MetricsWriter:
                     write_file(self._address / path.relative_to(self._folder), path.read_bytes())
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files, and uploads them to an address."""
         if self._enabled:
             with naming_full_disk(self._path):
                 self._file.close()
@@ -107,7 +109,7 @@ class MetricsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        # What ended the run is worth more than that its last rows could not be written.
+        # Do not let a failure to write the last rows hide the error that ended the run.
         with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
             self.close()
 
@@ -125,7 +127,7 @@ def _as_float(name: str, value: Any) -> float:
 
 
 def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
-    """Drops a half-written last line and the rows after `resume_step`, all or nothing."""
+    """Drops a half-written last line and the rows after `resume_step`, atomically."""
     lines = path.read_bytes().splitlines()
     kept = []
     for number, line in enumerate(lines, start=1):
@@ -134,7 +136,9 @@ def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):
                 break
-            raise InputError(f"{path}, line {number}: no row of metrics: {line[:80]!r}") from error
+            raise InputError(
+                f"{path}, line {number}: not a row of metrics: {line[:80]!r}"
+            ) from error
         if resume_step is None or step <= resume_step:
             kept.append(line + b"\n")
     write_file(path, b"".join(kept))

@@ -1,4 +1,4 @@
-"""The small files of a run: its config, what it ran with, and its evaluations."""
+"""The small files of a run: its config, its environment and its evaluations."""
 
 import contextlib
 import importlib.metadata
@@ -23,7 +23,7 @@ from star_jax.distributed import processes
 
 log = logging.getLogger(__name__)
 
-# What may differ when a run continues: none of it changes the numbers of training.
+# Keys that may change when a run resumes; none affects the results of training.
 FREE_KEYS = (
     "data.dir",
     "data.num_threads",
@@ -39,12 +39,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "grai
 
 
 def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
-    """Makes the workdir of a run, or checks that it is that of a run with this config.
+    """Creates the workdir of a run, or checks that it belongs to a run with this config.
 
     Writes `config.json` (the full config) and `run.json` (versions, devices, git revision).
 
     Raises:
-      ValueError: the workdir belongs to another config; names the keys that differ.
+      InputError: the workdir belongs to a different config; names the keys that differ.
       OSError: the address of the workdir cannot be reached.
     """
     path = workdir / "config.json"
@@ -59,7 +59,7 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
 
 
 def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
-    """Writes the full config to `<workdir>/config.json`; only process 0 does."""
+    """Writes the full config to `<workdir>/config.json`, on process 0 only."""
     if processes.is_first():
         write_json(workdir / "config.json", as_json(config))
 
@@ -67,7 +67,7 @@ def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None
 def require_same(
     where: epath.Path, before: Mapping[str, Any], config: ml_collections.ConfigDict
 ) -> None:
-    """Raises a ValueError that names the keys, if a config was another one before."""
+    """Raises an InputError that names the keys in which a config differs from an earlier one."""
     old, new = flatten(before), flatten(as_json(config))
     differences = [
         f"{key} was {old.get(key, 'absent')}, now {new.get(key, 'absent')}"
@@ -76,15 +76,15 @@ def require_same(
     ]
     if differences:
         raise InputError(
-            f"{where} belongs to another config: {'; '.join(differences)}. Use another "
-            "--workdir, or the config it was begun with"
+            f"{where} belongs to a different config: {'; '.join(differences)}. Use another "
+            "--workdir, or the config that the run was started with"
         )
 
 
 def require_shared(path: epath.Path, seconds: float = 60) -> None:
-    """Raises a ValueError if some process does not see what process 0 has written to a file.
+    """Raises an InputError if a process does not see what process 0 wrote to a file.
 
-    Network file systems show it late; `seconds` is how long that may take.
+    Network file systems may be slow to show it; waits up to `seconds`.
     """
     if jax.process_count() == 1:
         return
@@ -96,19 +96,19 @@ def require_shared(path: epath.Path, seconds: float = 60) -> None:
         time.sleep(1)
     if not processes.all_agree(seen):
         raise InputError(
-            f"{path.parent}: not all processes see the same folder here; give a --workdir that "
+            f"{path.parent}: not all processes see the same folder here; use a --workdir that "
             "they share, or an address such as gs://bucket/star"
         )
 
 
 @contextlib.contextmanager
 def claimed(workdir: epath.Path, config: ml_collections.ConfigDict) -> Iterator[None]:
-    """Claims the workdir, and keeps other runs out of it meanwhile.
+    """Claims the workdir, and locks it against other runs in the `with` block.
 
-    An object store knows no locks: there nothing keeps them out.
+    Object stores have no locks; there, other runs are not kept out.
 
     Raises:
-      ValueError: another run is under way in it; otherwise as `claim`.
+      InputError: another run is active in it; otherwise as `claim`.
     """
     if remote.is_remote(workdir) or not processes.is_first():
         claim(workdir, config)
@@ -117,21 +117,21 @@ def claimed(workdir: epath.Path, config: ml_collections.ConfigDict) -> Iterator[
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / "lock", "w") as file:
         try:
-            hold(file, f"{workdir}: another run is under way here; wait for it or stop it first")
-        except OSError as error:  # not every network file system has locks
-            log.warning("%s: cannot be locked (%s); start no second run here", workdir, error)
+            hold(file, f"{workdir}: another run is active here; wait for it or stop it first")
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s: cannot be locked (%s); do not start a second run here", workdir, error)
         claim(workdir, config)
         yield
 
 
 def add_to_record(workdir: epath.Path, **facts: Any) -> None:
-    """Adds facts of this start to `run.json`."""
+    """Adds facts about this start to `run.json`."""
     path = workdir / "run.json"
     write_json(path, {**read_json(path), **facts})
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers of a run depend on besides its config."""
+    """Returns what the results of a run depend on besides its config: versions and devices."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_revision": git_revision(),
@@ -144,7 +144,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """The revision of this code, marked `-dirty` if it was changed; "unknown" without git."""
+    """Returns the revision of this code, with `-dirty` if modified; "unknown" without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     folder = Path(__file__).parent
     try:
@@ -156,17 +156,17 @@ def git_revision() -> str:
 
 
 def write_report(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
-    """Writes the report of an evaluation, with what it was computed by, and returns the path."""
+    """Writes the report of an evaluation with its environment, and returns the path."""
     path = report_path(workdir, report)
     write_json(path, {**report, "environment": environment()})
     return path
 
 
 def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
-    """Returns where a report goes; each kind of evaluation of a step has a file of its own.
+    """Returns the path of a report; each kind of evaluation of a step has its own file.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       report: an evaluation, or what `star_jax.evaluation.embed.describe_evaluation` returns.
     """
     protocol, dataset = report["protocol"].replace("/", "-"), report["dataset"]["fingerprint"][:8]
@@ -174,12 +174,12 @@ def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The config as JSON gives it back (tuples are lists)."""
+    """Returns the config as parsed from JSON (tuples become lists)."""
     return json.loads(config.to_json())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined by dots."""
+    """Returns nested dictionaries as a flat one, with keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -190,14 +190,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Returns the JSON object in a file.
 
     Raises:
-      ValueError: naming the file, if it holds anything else.
+      InputError: the file has other content; names the file.
     """
     try:
         return dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"{path}: no JSON object ({error}); remove it, or use another --workdir"
+            f"{path}: not a JSON object ({error}); remove it, or use another --workdir"
         ) from error

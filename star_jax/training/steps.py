@@ -1,4 +1,4 @@
-"""The jitted steps: one that trains and one that embeds, over a mesh of devices."""
+"""The jitted training and embedding steps over a mesh of devices."""
 
 import functools
 import zlib
@@ -27,14 +27,14 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes.
+    """The state of training.
 
     Attributes:
-      step: int32[], steps done.
-      params: the parameters.
+      step: int32[], completed steps.
+      params: the parameters of the network.
       batch_stats: running statistics of the batch norms.
-      losses: variables of the losses that have some: "params" and collections of theirs.
-      opt_state: of the optimizer.
+      losses: variables of the losses that have any: "params" and other collections.
+      opt_state: the state of the optimizer.
     """
 
     step: jax.Array
@@ -45,12 +45,12 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """The variables for `model.apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def trained(self) -> dict[str, Any]:
-        """What the optimizer changes: the parameters of the network, and of losses if any."""
+        """The parameters that the optimizer updates: those of the network, and of losses if any."""
         return _trained(self.params, self.losses.get("params", {}))
 
 
@@ -59,18 +59,18 @@ def _trained(params: dict[str, Any], of_losses: dict[str, Any]) -> dict[str, Any
 
 
 def _apart(trained: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the parameters of the network, and variables of the losses with their parameters."""
+    """Returns the parameters of the network, and the variables with the losses' parameters."""
     params = {name: value for name, value in trained.items() if name != "losses"}
     return params, {"params": trained["losses"]} if "losses" in trained else {}
 
 
 def stream(key: jax.Array, name: str) -> jax.Array:
-    """The random key of a named stream, so that a new stream changes no other's numbers."""
+    """Returns the random key of a named stream; adding a stream does not change the others."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 def initial_variables(config: ml_collections.ConfigDict, model: Star) -> Any:
-    """Returns fresh parameters and statistics of the network, from the config's seed."""
+    """Returns initial parameters and statistics of the network, from the config's seed."""
     batch = _zeros(config, 1)
     key = stream(jax.random.key(config.seed), "init")
     return model.init(key, batch["frames"], batch["keypoints"])
@@ -92,7 +92,7 @@ def batch_shapes(
 
 
 def random_batch(config: ml_collections.ConfigDict, num_pairs: int) -> dict[str, np.ndarray]:
-    """Returns a `TrainBatch` of noise, for measurements: identities of K pairs each."""
+    """Returns a `TrainBatch` of noise with K pairs per identity, for measurements."""
     rng = np.random.default_rng(config.seed)
     shapes = batch_shapes(config, num_pairs)
     height, width = config.data.frame_size
@@ -114,7 +114,7 @@ def _zeros(config: ml_collections.ConfigDict, num_pairs: int) -> dict[str, jax.A
 
 
 def initial_losses(config: ml_collections.ConfigDict, model: Star, variables: Any) -> Any:
-    """Returns fresh variables of the losses, {} if they have none."""
+    """Returns initial variables of the losses, {} if they have none."""
     losses = build_losses(config)
     if not losses.has_state:
         return {}
@@ -128,14 +128,14 @@ def initial_losses(config: ml_collections.ConfigDict, model: Star, variables: An
 
 
 def abstract_variables(config: ml_collections.ConfigDict, model: Star, mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of the network's variables, for restoring them."""
+    """Returns shapes, dtypes and shardings of the network's variables, for restoring them."""
     return _with_shardings(mesh, jax.eval_shape(lambda: initial_variables(config, model)))
 
 
 def abstract_state(
     config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the training state; makes no array."""
+    """Returns shapes, dtypes and shardings of the training state, without creating arrays."""
     init = lambda: _fresh_state(config, model, steps_per_epoch)  # noqa: E731
     return _with_shardings(mesh, jax.eval_shape(init))
 
@@ -143,7 +143,7 @@ def abstract_state(
 def initial_state(
     config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
 ) -> TrainState:
-    """A fresh state; each device makes only its part of it."""
+    """Returns the initial state; each device creates only its part of it."""
     shardings = jax.tree.map(
         lambda x: x.sharding, abstract_state(config, model, steps_per_epoch, mesh)
     )
@@ -178,7 +178,7 @@ def _fresh_state(
 def augmented(
     key: jax.Array, batch: Batch, config: ml_collections.ConfigDict
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns augmented frames and keypoints; each modality has random numbers of its own.
+    """Returns augmented frames and keypoints; each modality has its own random numbers.
 
     Args:
       key: random key.
@@ -216,7 +216,7 @@ def augmented(
 def random_style_sources(
     key: jax.Array, num_pairs: int, config: ml_collections.ConfigDict
 ) -> StyleSources:
-    """Draws whose style each frame takes: a permutation within, and one across, the modalities.
+    """Draws the style sources of each frame: a permutation within each modality, and one across.
 
     Args:
       key: random key.
@@ -241,7 +241,7 @@ def random_style_sources(
 
 
 def check_style(config: ml_collections.ConfigDict, model: Star) -> None:
-    """Raises an InputError if style cannot be disturbed after the stages that the config names."""
+    """Raises an InputError if the backbone lacks the stages after which to disturb style."""
     stages, found = tuple(config.augment.style_stages), model.backbone.num_stages
     if config.augment.style and max(stages) > found:
         use = f"stages up to {found}" if found > 1 else "--config.augment.style=False"
@@ -254,14 +254,14 @@ def check_style(config: ml_collections.ConfigDict, model: Star) -> None:
 def make_train_step(
     config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
 ) -> jax.stages.Wrapped:
-    """The jitted training step.
+    """Returns the jitted training step.
 
     Returns:
-      A function of a state (which it consumes) and a global `TrainBatch`; it returns the new state
+      A function of a state (which is donated) and a global `TrainBatch`. It returns the new state
       and metrics: the losses by name (`loss/total`, ...), `learning_rate` and `gradient_norm`.
 
     Raises:
-      InputError: a loss cannot be had, or the backbone has no stages to disturb style between.
+      InputError: a loss cannot be loaded, or the backbone lacks the stages to disturb style.
     """
     check_style(config, model)
     optimizer = make_optimizer(config.optim, steps_per_epoch)
@@ -319,11 +319,11 @@ def make_train_step(
 
 @functools.cache  # evaluations during training share one compiled program
 def make_embed_step(model: Star, modality: str, mesh: Mesh) -> Callable[..., jax.Array]:
-    """The jitted embedding step of a modality.
+    """Returns the jitted embedding step of a modality.
 
     Returns:
       A function of variables, frames uint8[B, T, H, W, 3] and keypoints float32[B, T, 17, 3] that
-      returns the embeddings, float32[B, C], split over the devices as the rows are.
+      returns the embeddings, float32[B, C], split over the devices by rows.
     """
 
     @functools.partial(

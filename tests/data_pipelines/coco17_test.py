@@ -6,7 +6,7 @@ import pytest
 
 from data_pipelines.coco17 import EDGES, JOINTS, MIRROR, is_detected
 
-# As STAR.md lists them.
+# As the paper's code lists them.
 PUBLISHED_EDGES = """
 (15,13) (13,11) (16,14) (14,12) (11,12) (5,11) (6,12) (5,6) (5,7) (6,8)
 (7,9) (8,10) (1,2) (0,1) (0,2) (1,3) (2,4) (3,5) (4,6)

@@ -19,7 +19,7 @@ def strict():
 
 
 def random_frames(dtype=np.uint8, shape=(B, T, H, W, 3)):
-    """Frames without a black pixel, so that the padding can be told from them."""
+    """Returns frames without black pixels, so that padding is distinguishable."""
     return np.random.default_rng(0).integers(1, 256, shape).astype(dtype)
 
 
@@ -55,7 +55,7 @@ style_gains = jax.jit(augment.style_gains, static_argnames="modality")
 
 
 def recover_draw(frame, output):
-    """The one (top, left, flip) that makes `output` of `frame`, by trying all of them."""
+    """Returns the one (top, left, flip) that turns `frame` into `output`, by trying all."""
     padded = np.pad(frame, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
     found = [
         (top, left, flip)
@@ -68,7 +68,7 @@ def recover_draw(frame, output):
     return found[0]
 
 
-def test_normalise_is_the_formula():
+def test_normalize_is_the_formula():
     frames = random_frames()
     output = jax.jit(augment.normalize)(frames)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -106,15 +106,15 @@ def test_crop_and_flip_against_brute_force(dtype, per_frame):
 
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_keypoints_stay_on_their_pixels(per_frame):
-    """One pixel a joint carries the joint's number; flipped pictures show the mirrored joint."""
+    """One pixel per joint carries the joint's number; flipped frames show the mirrored joint."""
     keypoints = random_keypoints()
     cells = np.random.default_rng(2)
     frames = np.zeros((B, T, H, W, 3), np.uint8)
     for b, t in np.ndindex(B, T):
-        pixels = cells.choice(H * W, 17, replace=False)  # a pixel of its own for every joint
+        pixels = cells.choice(H * W, 17, replace=False)  # a separate pixel for every joint
         keypoints[b, t, :, 0], keypoints[b, t, :, 1] = pixels % W, pixels // W
         frames[b, t, pixels // W, pixels % W, 0] = 1 + np.arange(17)
-        frames[b, t, ..., 1] = 1 + np.arange(W)  # tells a flip from none
+        frames[b, t, ..., 1] = 1 + np.arange(W)  # marks flips
     output, moved = crop_and_flip(jax.random.key(3), frames, keypoints, per_frame=per_frame)
     output, moved = np.asarray(output), np.asarray(moved)
     seen, flips = 0, 0
@@ -133,9 +133,9 @@ def test_keypoints_stay_on_their_pixels(per_frame):
 
 def test_joints_outside_keep_their_place_and_missing_ones_are_zero():
     frames, keypoints = random_frames(), random_keypoints()
-    keypoints[..., 0, :] = (0, 0, 0.7)  # leaves the picture in most crops
+    keypoints[..., 0, :] = (0, 0, 0.7)  # leaves the frame in most crops
     keypoints[..., 5, :] = 0  # not detected
-    keypoints[..., 9, 2] = 0  # not detected, but with a place
+    keypoints[..., 9, 2] = 0  # not detected, but with a position
     _, moved = crop_and_flip(jax.random.key(0), frames, keypoints)
     moved = np.asarray(moved)
     assert (moved[..., 0, 2] == np.float32(0.7)).all()
@@ -181,7 +181,7 @@ FILL = (0.4914, 0.4822, 0.4465)
 
 
 def erased_rectangles(frames, output):
-    """(top, left, height, width) of what changed in every frame, a rectangle or nothing: None."""
+    """Returns (top, left, height, width) of the change in every frame, None without one."""
     rectangles = []
     output = np.asarray(output).reshape(-1, *frames.shape[2:])
     for frame, after in zip(frames.reshape(output.shape), output, strict=True):
@@ -210,21 +210,21 @@ def test_erasing_fills_one_rectangle_a_frame():
 
 
 def test_erasing_draws():
-    """The frames have the real ones' shape, at a third of the size."""
+    """The frames have the aspect ratio of real ones, at a third of the size."""
     frames = np.full((700, 2, 96, 48, 3), -1, np.float32)
     output = random_erasing(jax.random.key(1), frames)
     assert output.dtype == jnp.float32 and output.shape == frames.shape
     rectangles = erased_rectangles(frames, output)
-    assert rectangles[::2] == rectangles[1::2]  # one a tracklet
+    assert rectangles[::2] == rectangles[1::2]  # one per tracklet
     rectangles = [r for r in rectangles[::2] if r]
     assert len(rectangles) / 700 == pytest.approx(0.5, abs=0.06)
     top, left, height, width = np.array(rectangles).T
     assert (height < 96).all() and (width < 48).all()
     area, aspect = height * width / (96 * 48), height / width
-    # Rounding to whole pixels may step a little over the ranges.
+    # Rounding to whole pixels may slightly exceed the ranges.
     assert area.min() > 0.016 and area.max() < 0.42 and np.ptp(area) > 0.3
     assert aspect.min() > 0.27 and aspect.max() < 3.8 and np.ptp(aspect) > 2.5
-    # Uniform, apart from wide large rectangles that do not fit.
+    # Uniform, except for wide large rectangles that do not fit.
     assert np.mean(aspect) == pytest.approx(1.9, abs=0.2)
     assert np.mean(area) == pytest.approx(0.2, abs=0.03)
     for start, free in ((top, 96 - height), (left, 48 - width)):

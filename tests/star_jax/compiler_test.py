@@ -1,4 +1,4 @@
-"""The flag that keeps XLA's CPU compiler from wrong reductions is set before JAX starts."""
+"""The flag that avoids wrong reductions of XLA's CPU compiler is set before JAX starts."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ OTHER = "--xla_force_host_platform_device_count=3"
 
 
 def run(code, flags=None):
-    """What a fresh Python prints, as lines, and what it writes to stderr."""
+    """Returns the lines that a fresh Python prints, and its stderr."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     environment.pop("XLA_FLAGS", None)
     if flags is not None:
@@ -42,9 +42,9 @@ def test_both_canaries_are_right():
 
 
 def test_without_the_flag_they_are_wrong():
-    """Or else the fault is gone, with the JAX that is installed, and the flag may go, too."""
+    """If this fails, the installed JAX has fixed the bug, and the flag can be removed."""
     if jax.__version_info__ > (0, 12, 0, 1):
-        pytest.skip(f"nobody has looked at JAX {jax.__version__}")
+        pytest.skip(f"not yet checked with JAX {jax.__version__}")
     printed, _ = run(CANARIES, FAULTY)
     assert not all(float(line) < 2e-4 for line in printed), printed
 

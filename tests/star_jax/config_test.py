@@ -1,4 +1,4 @@
-"""The schema of a config: what it refuses, what it lets through, and its documentation."""
+"""The schema of a config: what it rejects, what it accepts, and its documentation."""
 
 import contextlib
 import importlib
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def by_dots(config, section=""):
-    """The values of a config by the keys of its schema."""
+    """Returns the values of a config by the keys of its schema."""
     for name, value in config.items():
         if name in SECTIONS:
             yield from by_dots(value, f"{name}.")
@@ -46,7 +46,7 @@ DEFAULTS = dict(by_dots(star_hitsz_vcm.get_config()))
 
 
 def changed(**values):
-    """The tiny config, of no dataset, with values of any type at keys whose dots are written __."""
+    """Returns the tiny config with values of any type; `__` in a name stands for a dot."""
     config = tiny.config(Path("nowhere"))
     for key, value in values.items():
         *sections, name = key.split("__")
@@ -54,7 +54,7 @@ def changed(**values):
         for part in sections:
             section = section[part]
         if name in section:
-            del section[name]  # or it would convert the value to its type
+            del section[name]  # otherwise it would convert the value to its type
         section[name] = value
     return config
 
@@ -69,7 +69,7 @@ def workdir(tmp_path_factory):
 
 
 def refused(config, workdir):
-    """The message of the error with which training refuses a config, before it writes anything."""
+    """Returns the error message with which training rejects a config before writing anything."""
     with pytest.raises(InputError) as caught:
         train(config, workdir)
     assert not workdir.exists()
@@ -187,7 +187,7 @@ NONSENSE = [
     ("optim.lr", NAN, "use a number above 0"),
     ("optim.lr", INFINITY, "use a number above 0"),
     ("optim.lr", 10**400, "use a number above 0"),
-    ("optim.lr", 2**31, "use a number above 0"),  # to JAX too large an integer
+    ("optim.lr", 2**31, "use a number above 0"),  # too large for JAX
     ("optim.lr", "0.1", "use a number above 0"),
     ("optim.lr", {"a": 1}, "use a number above 0"),
     ("optim.backbone_lr", -0.1, "use a number of 0 or more"),
@@ -326,7 +326,7 @@ def test_a_loss_that_the_network_computes_must_have_a_weight(guidance, pooling, 
 
 
 def computed_losses(config):
-    """The losses that a training step of the config computes, by what it returns."""
+    """Returns the losses that a training step of the config computes, from its metrics."""
     model = build_model(config.model)
     config = config.copy_and_resolve_references()
     config.losses.update(dict.fromkeys(LOSSES, 1.0))
@@ -388,14 +388,14 @@ def test_seeds_start_different_networks_and_batches():
 
 
 def test_jax_takes_seeds_modulo_2_to_the_32():
-    """Why larger seeds are refused; where this no longer holds, they can be allowed."""
+    """Larger seeds are rejected for this reason; if it no longer holds, they can be allowed."""
     with contextlib.suppress(OverflowError):
         both = [jax.random.key_data(jax.random.key(seed)).tolist() for seed in (1, 2**32 + 1)]
         assert both[0] == both[1]
 
 
 def test_frames_of_16_pixels_lose_their_content_to_the_style_disturbance():
-    """Why frames must be larger: stage 3 makes a single value of them, which is all style."""
+    """Frames must be larger for this reason: their stage 3 map is one value, which is all style."""
 
     def stage3_size(pixels):
         backbone = resnet.ResNet("basic", (1, 1, 1, 1), 1)
@@ -480,7 +480,7 @@ def test_the_command_names_what_is_wrong(tmp_path, file, flags, message):
     )
     assert result.returncode and not (tmp_path / "run").exists()
     assert re.search(message, result.stderr.strip(), re.DOTALL), result.stderr
-    # Of the traceback, only what lies in the user's file is shown.
+    # The traceback shows only the lines of the user's file.
     assert "command.py" not in result.stderr
     if message.startswith("^"):
         assert result.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Every loss against a loop, hand-worked numbers, and how they are put together."""
+"""Every loss against loops and hand-worked numbers, and their combination."""
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def test_cross_entropy(shape):
 
 
 def test_cross_entropy_by_hand():
-    # Equal logits over four classes, and a probability of 3/4 for the right one of two.
+    # Equal logits over four classes, and a probability of 3/4 for the correct one of two.
     even = losses.cross_entropy(logits=jnp.zeros((2, 4)), labels=jnp.array([0, 3]))
     np.testing.assert_allclose(even, np.log(4), rtol=1e-6)
     likely = losses.cross_entropy(logits=jnp.log(jnp.array([[3.0, 1.0]])), labels=jnp.array([0]))
@@ -95,7 +95,7 @@ def test_batch_hard_triplet(seed, labels, scale):
     embeddings = scale * random(seed, len(labels), C)
     labels = np.array(labels, np.int32)
     loss = losses.batch_hard_triplet(embeddings=embeddings, labels=labels)
-    # An anchor without another positive is its own, at distance 1e-6 instead of 0.
+    # An anchor without other positives is its own positive, at distance 1e-6 instead of 0.
     expected = batch_hard_by_loops(embeddings, labels, 0.3)
     np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-5)
 
@@ -187,7 +187,7 @@ def network_output(**changes):
 
 
 def all_losses_by_loops(output):
-    """By the tracklets of one modality after those of the other."""
+    """Computes all losses in loops over the visible, then the infrared tracklets."""
 
     def rows(array, axis=1):
         return np.concatenate([np.take(array, modality, axis) for modality in (0, 1)])

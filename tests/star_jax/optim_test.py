@@ -48,7 +48,7 @@ def test_schedule_without_warmup_and_decay_is_constant():
 
 
 def sgd_by_pytorchs_rule(params, gradients, rates, momentum, weight_decay):
-    """`torch.optim.SGD(nesterov=True, dampening=0)` of one parameter, in float64."""
+    """Computes `torch.optim.SGD(nesterov=True, dampening=0)` of one parameter, in float64."""
     buffer = None
     for gradient, rate in zip(gradients, rates, strict=True):
         decayed = gradient + weight_decay * params
@@ -58,7 +58,7 @@ def sgd_by_pytorchs_rule(params, gradients, rates, momentum, weight_decay):
 
 
 def test_updates_are_pytorchs():
-    # Two steps an epoch: the warm-up ends with step 3, the rates fall at steps 6 and 10.
+    # Two steps per epoch: the warm-up ends with step 3, the rates drop at steps 6 and 10.
     config = optim_config(
         lr=0.1, backbone_lr=0.02, weight_decay=0.05, warmup_epochs=2, decay_epochs=(3, 5)
     )

@@ -1,6 +1,6 @@
-"""Our network in the `reference` setting against what the authors' network computes, in float32.
+"""Our network in the `reference` setting against recorded outputs of the authors', in float32.
 
-Reads every `eval_seed*.npz` and `train_seed*.npz` of star_jax/golden, and of the folder that the
+Reads every `eval_seed*.npz` and `train_seed*.npz` in star_jax/golden, and in the folder that the
 environment variable STAR_PARITY_FIXTURES names.
 """
 
@@ -31,7 +31,7 @@ def test_the_network_computes_the_authors_numbers(path):
 @pytest.mark.parametrize(
     ("name", "actual", "expected", "right"),
     [
-        ("zero", 1e-7, 1e-5, True),  # a true 1e-14 that is rounding on both sides
+        ("zero", 1e-7, 1e-5, True),  # truly 1e-14, rounding error on both sides
         ("zero", 1e-3, 1e-5, False),
         ("small", 1.004e-1, 1e-1, True),
         ("small", 1.01e-1, 1e-1, False),

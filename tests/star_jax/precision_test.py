@@ -16,9 +16,9 @@ from star_jax.training import steps
 CONFIGS = {"bfloat16": star_hitsz_vcm, "float32": star_hitsz_vcm_reference}
 PLATFORMS = ["cpu", "tpu"]
 
-# Where docs/architecture.md has products in config.model.dtype. In a loop the path is left out.
-NARROW = r"/(backbone|edge_sequence/lstm|guidance|pooling)/|^dbh,dhg->dbg/"
-# And some of those that it has in float32.
+# Products in config.model.dtype by docs/architecture.md. Inside loops the path is missing.
+NARROW = r"/(backbone|edge_sequence/lstm|guidance|pooling)/|^\.\.\.dbh,dhg->\.\.\.dbg/"
+# Some of the products in float32.
 WIDE = ("edge_sequence/embed", "keypoint_graph/gat1", "keypoint_graph/...nk,nk->...n")
 WIDE_IN_TRAINING = (*WIDE, "_classifier/", "/jvp(Losses)/", "/transpose(jvp(Losses))/")
 
@@ -29,7 +29,7 @@ LOCATION = re.compile(r'^(#\w+) = loc\("(.*?)"', re.MULTILINE)
 
 
 def products(lowered):
-    """Of each product: dtypes of its operands, precisions, and the path in the network."""
+    """Returns, for each product, operand dtypes, precisions and the path in the network."""
     text = lowered.as_text(debug_info=True)
     paths = dict(LOCATION.findall(text))
     for line in text.splitlines():

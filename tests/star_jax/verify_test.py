@@ -1,4 +1,4 @@
-"""`launch/verify.py` is content with this machine, and not with a broken one."""
+"""`launch/verify.py` passes on this machine and fails on a broken one."""
 
 import json
 import os
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(patch, *arguments):
-    """The command in a Python that first runs `patch`."""
+    """Runs the command in a Python that first runs `patch`."""
     code = f"""
 import runpy, sys
 from star_jax import verify
@@ -30,7 +30,7 @@ runpy.run_path({str(ROOT / "launch/verify.py")!r}, run_name="__main__")
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-# Of all convolutions of 7x7, those of the stems, results that are a little too large.
+# The results of all 7x7 convolutions, those of the stems, are slightly too large.
 BROKEN = """
 import jax
 right = jax.lax.conv_general_dilated

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: what is taken, what is refused, and by which name."""
+"""Imported weights: what is used, what is rejected, and under which name."""
 
 import builtins
 import functools
@@ -22,8 +22,8 @@ from star_jax.models.resnet import ResNet
 from star_jax.models.vit import ViT
 from star_jax.weights import from_authors, from_timm_vit, from_torchvision_resnet, load_arrays
 
-# The authors' names and shapes, of which the tiny network takes one block a stage and a
-# 32nd of the width.
+# The authors' names and shapes; the tiny network uses one block per stage and a 32nd of the
+# width.
 SHRINK = 32
 LATER_BLOCK = re.compile(r"\.layer\d\.[1-9]")
 NUM_IDENTITIES, WIDTH, C = 5, 64 // SHRINK, 2048 // SHRINK
@@ -38,7 +38,7 @@ def model_config(**changes):
 
 @functools.cache
 def state_dict():
-    """A made-up state dict of the tiny network with the authors' names."""
+    """Returns a random state dict of the tiny network with the authors' names."""
     shapes = json.loads((verify.GOLDEN / "state_dict.json").read_text())
     rng = np.random.default_rng(0)
     arrays = {}
@@ -149,9 +149,7 @@ def test_a_missing_array_is_named(name):
 )
 def test_an_unknown_array_is_named(name):
     arrays = {**state_dict(), name: np.zeros(3)}
-    with pytest.raises(
-        ValueError, match=rf"arrays that no part of the network takes: \['{name}'\]"
-    ):
+    with pytest.raises(ValueError, match=rf"arrays that no part of the network uses: \['{name}'\]"):
         from_authors(arrays, model_config())
 
 
@@ -220,12 +218,12 @@ def test_a_torchvision_resnet_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"lacks layer3\.0\.conv2\.weight$"):
         from_torchvision_resnet(lacking, fresh_variables())
     deeper = {**arrays, "layer3.1.conv1.weight": np.zeros((8, 8, 1, 1))}
-    with pytest.raises(ValueError, match=r"no part of the network takes: \['layer3\.1\.conv1"):
+    with pytest.raises(ValueError, match=r"no part of the network uses: \['layer3\.1\.conv1"):
         from_torchvision_resnet(deeper, fresh_variables())
 
 
 def test_arrays_of_another_resnet_are_named():
-    """A network with instance norm wants IBN-Net's arrays, and one without wants torchvision's."""
+    """A network with instance norm needs IBN-Net's arrays, and one without torchvision's."""
     for ibn in (False, True):
         backbone = ResNet("basic", (1, 1, 1, 1), WIDTH, ibn=ibn)
         frames = np.zeros((1, 1, 64, 32, 3), np.float32)
@@ -243,7 +241,7 @@ def test_arrays_of_another_resnet_are_named():
 
 @functools.cache
 def vit_variables():
-    """Of a network with a Vision Transformer and a classifier."""
+    """Returns variables of a network with a Vision Transformer and a classifier."""
     backbone = ViT(
         timm_vit.WIDTH,
         timm_vit.DEPTH,
@@ -287,7 +285,7 @@ def test_a_missing_array_of_a_timm_vit_is_named(name):
 @pytest.mark.parametrize("name", ["blocks.2.norm1.weight", "blocks.0.ls1.gamma", "dist_token"])
 def test_an_unknown_array_of_a_timm_vit_is_named(name):
     arrays = {**timm_vit.state_dict(), name: np.zeros(3)}
-    with pytest.raises(InputError, match=rf"no part of the network takes: \['{name}'\]"):
+    with pytest.raises(InputError, match=rf"no part of the network uses: \['{name}'\]"):
         from_timm_vit(arrays, vit_variables())
 
 
@@ -314,7 +312,7 @@ def test_an_array_of_another_shape_of_a_timm_vit_is_named(name, shape):
     arrays = {**timm_vit.state_dict(), name: np.zeros(shape, np.float32)}
     with pytest.raises(InputError, match=name) as error:
         from_timm_vit(arrays, vit_variables())
-    assert str(shape) in str(error.value) or "the config wants" in str(error.value)
+    assert str(shape) in str(error.value) or "the config expects" in str(error.value)
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -350,12 +348,12 @@ def test_a_missing_file_is_named(tmp_path):
 def test_another_kind_of_file_is_refused(tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, **ARRAYS)
-    with pytest.raises(ValueError, match=r"weights\.npz: give a \.safetensors or a \.pth file"):
+    with pytest.raises(ValueError, match=r"weights\.npz: use a \.safetensors or a \.pth file"):
         load_arrays(path)
 
 
 def safetensors_file(header, content):
-    """A file as the format's description has it: the header's length, the header, the arrays."""
+    """Returns a file by the format's specification: header length, header, arrays."""
     header = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(header)) + header + content
 
@@ -438,7 +436,7 @@ def test_types_of_eight_bits_are_refused(tmp_path, dtype):
 def test_weights_that_are_not_finite_are_refused(tmp_path, dtype, value):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(safetensors_of(dtype, [3], bytes(2 * len(value)) + value))
-    with pytest.raises(InputError, match=rf"^{path}: bn1\.running_var holds NaN or infinity"):
+    with pytest.raises(InputError, match=rf"^{path}: bn1\.running_var contains NaN or infinity"):
         load_arrays(path)
 
 
@@ -451,7 +449,7 @@ def test_pth_of_halves(tmp_path):
     with pytest.raises(InputError, match=r"weights\.pth: a is of type torch\.float8_e5m2"):
         load_arrays(path)
     torch.save({"a": torch.tensor([1.0, float("nan")])}, path)
-    with pytest.raises(InputError, match=r"weights\.pth: a holds NaN or infinity"):
+    with pytest.raises(InputError, match=r"weights\.pth: a contains NaN or infinity"):
         load_arrays(path)
 
 
@@ -481,7 +479,7 @@ def test_pth(tmp_path, nested, prefix):
 
 
 class Malicious:
-    """Makes a file where it is unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -33,7 +33,7 @@ class Row:
 
 
 def rows_of(identities: list[int]) -> list[Row]:
-    """Gives each identity two tracklets of either modality, and the first one a short one too."""
+    """Returns two tracklets per identity and modality, and a short one for the first identity."""
     rows = [Row(2, identities[0], 1, 1, 5)]
     for identity in identities:
         rows += [
@@ -75,7 +75,7 @@ def write_index(root: pathlib.Path, layout: str = "flat", splits=None) -> pathli
 
 
 def write_frames(root: pathlib.Path, layout: str = "flat", splits=None) -> None:
-    """Writes noise as JPEG files, another for every frame."""
+    """Writes noise as JPEG files, different for every frame."""
     rng = np.random.default_rng(0)
     for split, rows in (splits or SPLITS).items():
         for row in rows:
@@ -87,7 +87,7 @@ def write_frames(root: pathlib.Path, layout: str = "flat", splits=None) -> None:
 
 
 def skeleton_of(frame: str) -> np.ndarray:
-    """Returns float32[17, 3], another for every frame, within the frame and with confidence."""
+    """Returns float32[17, 3], different for every frame, inside the frame and with confidence."""
     rng = np.random.default_rng(list(frame.encode()))
     return rng.uniform(0.1, 1, (17, 3)).astype(np.float32) * [WIDTH, HEIGHT, 1]
 

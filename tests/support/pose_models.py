@@ -1,7 +1,7 @@
-"""Builds tiny ONNX pose models, for the tests: every joint is the brightest spot of the image.
+"""Builds tiny ONNX pose models for tests: every joint is the brightest spot of the image.
 
 Joint j of the heatmaps is the image's brightness plus OFFSET, smoothed by a fixed kernel, times
-(j + 1) / 17. With the offset even black is positive after normalisation, so that borders stay dark.
+(j + 1) / 17. With the offset even black is positive after normalization, and borders stay dark.
 """
 
 import pathlib
@@ -31,7 +31,7 @@ def _save(path: pathlib.Path, nodes, shape, outputs, constants, dtype=TensorProt
 
 
 def _brightness(stride: int) -> tuple[list, dict]:
-    """Nodes that compute `maps`, [B, 17, H / stride, W / stride]."""
+    """Returns nodes that compute `maps`, [B, 17, H / stride, W / stride]."""
     weights = GAINS[:, None, None, None] * KERNEL[None, None] / 3
     weights = np.repeat(weights, 3, axis=1).astype(np.float32)
     convolution = helper.make_node(

@@ -8,7 +8,7 @@ WIDTH, DEPTH, NUM_HEADS, PATCH_SIZE, POS_GRID = 12, 2, 3, 8, (3, 2)
 
 
 def state_dict():
-    """Made-up arrays of the network, those of its classifier among them."""
+    """Returns random arrays of the network, including its classifier."""
     rng = np.random.default_rng(0)
     shapes = {
         "cls_token": (1, 1, WIDTH),
@@ -35,7 +35,7 @@ def state_dict():
             shapes[f"blocks.{i}.{layer}.weight"] = shape
             shapes[f"blocks.{i}.{layer}.bias"] = shape[:1]
     arrays = {name: 0.5 * rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
-    # The first layer norm sees tokens so small that its epsilon matters.
+    # The tokens are so small that the first layer norm's epsilon matters.
     small = ("cls_token", "pos_embed", "patch_embed")
     return {name: 1e-3 * x if name.startswith(small) else x for name, x in arrays.items()}
 
@@ -45,12 +45,12 @@ def linear(arrays, name, x):
 
 
 def layer_norm(arrays, name, x):
-    normalised = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    return normalised * arrays[f"{name}.weight"] + arrays[f"{name}.bias"]
+    normalized = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return normalized * arrays[f"{name}.weight"] + arrays[f"{name}.bias"]
 
 
 def attention(arrays, name, x):
-    """x: [L, C]."""
+    """Computes self-attention over tokens x: [L, C]."""
     query, key, value = np.split(linear(arrays, f"{name}.qkv", x), 3, axis=-1)
     size, heads = WIDTH // NUM_HEADS, []
     for head in range(NUM_HEADS):
@@ -65,7 +65,7 @@ def gelu(x):
 
 
 def keys_cubic(distance):
-    """The cubic convolution kernel (Keys 1981) with a = -1/2."""
+    """Computes the cubic convolution kernel (Keys 1981) with a = -1/2."""
     d = abs(distance)
     if d <= 1:
         return 1.5 * d**3 - 2.5 * d**2 + 1
@@ -73,9 +73,9 @@ def keys_cubic(distance):
 
 
 def resizing(length, new_length):
-    """float[new_length, length], the weights of the old samples in each new one.
+    """Returns the weights of the old samples in each new one, float[new_length, length].
 
-    Samples are at the centres of their cells; the kernel is widened where there are fewer new ones.
+    Samples are at the centers of their cells; the kernel is widened for downsampling.
     """
     step = length / new_length
     weights = np.array(
@@ -88,7 +88,7 @@ def resizing(length, new_length):
 
 
 def class_token(arrays, frame):
-    """The normalised class token of one frame, [H, W, 3]."""
+    """Computes the normalized class token of one frame, [H, W, 3]."""
     arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
     rows, columns = (math.ceil(length / PATCH_SIZE) for length in frame.shape[:2])
     padded = np.zeros((rows * PATCH_SIZE, columns * PATCH_SIZE, 3))

@@ -19,7 +19,7 @@ def packed_dataset(
     test: Sequence[int] = (503, 504, 505, 506),
     cameras: Sequence[int] = (1, 2, 3, 4),
 ) -> pathlib.Path:
-    """Identities of noise, with the four tracklets of `rows_of` each."""
+    """Returns a packed dataset of noise; each identity has the four tracklets of `rows_of`."""
     splits = {"train": rows_of(train, cameras), "test": rows_of(test, cameras)}
     source = hitsz_files.write_dataset(folder / "source", splits=splits)
     return hitsz_vcm.prepare(source, folder)
@@ -28,7 +28,7 @@ def packed_dataset(
 def rows_of(
     identities: Sequence[int], cameras: Sequence[int] = (1, 2, 3, 4)
 ) -> list[hitsz_files.Row]:
-    """Two visible and two infrared tracklets an identity, by these cameras."""
+    """Returns two visible and two infrared tracklets per identity, by these cameras."""
     return [
         hitsz_files.Row(code, identity, camera, 1, 12 + identity % 3)
         for identity in identities
@@ -37,7 +37,7 @@ def rows_of(
 
 
 def config(dataset_dir: pathlib.Path) -> ml_collections.ConfigDict:
-    """Twelve steps of a network of a few thousand parameters, in batches of eight pairs."""
+    """Returns a config: twelve steps of a tiny network, in batches of eight pairs."""
     config = star_synthetic_demo.get_config()
     config.data.dir = str(dataset_dir)
     config.data.frame_size = (64, 48)
@@ -57,7 +57,7 @@ def config(dataset_dir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def backbone_file(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
-    """Made-up weights of the network's ResNet in torchvision's naming, as a file and as arrays."""
+    """Returns random weights of the ResNet by torchvision's names, as a file and as arrays."""
     rng = np.random.default_rng(0)
     shapes = {"conv1.weight": (4, 3, 7, 7), "bn1": (4,)}
     for stage, (before, width) in enumerate([(4, 4), (4, 8), (8, 16), (16, 32)], start=1):
@@ -82,7 +82,7 @@ def backbone_file(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndar
 def config_file(
     folder: pathlib.Path, dataset_dir: pathlib.Path, *changes: str, name: str = "config.py"
 ) -> pathlib.Path:
-    """The same as a file, for commands; changes are lines of Python such as `config.seed = 1`."""
+    """Writes the config as a file for commands; changes are lines such as `config.seed = 1`."""
     lines = [
         "import pathlib, sys",
         f"sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})",

@@ -6,7 +6,7 @@ STRIDES = (1, 2, 2, 1)  # STAR keeps the resolution in the last stage
 
 
 def state_dict(block, stage_sizes, width, *, ibn):
-    """Made-up arrays of a network whose first convolution has `width` channels."""
+    """Returns random arrays of a network whose first convolution has `width` channels."""
     rng = np.random.default_rng(0)
     arrays = {"fc.weight": np.zeros((1000, 8)), "fc.bias": np.zeros(1000)}
 
@@ -51,33 +51,33 @@ def state_dict(block, stage_sizes, width, *, ibn):
 
 
 def convolve(x, weight, stride):
-    """x: [C, H, W]; weight: [out, C, size, size]."""
+    """Convolves x: [C, H, W] with weight: [out, C, size, size]."""
     size = weight.shape[-1]
     padded = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
     return np.einsum("chwij,ocij->ohw", windows[:, ::stride, ::stride], weight)
 
 
-def normalise(x, mean, variance, arrays, name):
+def normalize(x, mean, variance, arrays, name):
     column = lambda y: np.reshape(y, (-1, 1, 1))  # noqa: E731
-    normalised = (x - column(mean)) / np.sqrt(column(variance) + 1e-5)
-    return normalised * column(arrays[f"{name}.weight"]) + column(arrays[f"{name}.bias"])
+    normalized = (x - column(mean)) / np.sqrt(column(variance) + 1e-5)
+    return normalized * column(arrays[f"{name}.weight"]) + column(arrays[f"{name}.bias"])
 
 
 def norm(x, arrays, name):
-    """Of batch norm and of IBN, at inference."""
+    """Computes batch norm or IBN at inference."""
     if f"{name}.IN.weight" not in arrays:
         mean, variance = arrays[f"{name}.running_mean"], arrays[f"{name}.running_var"]
-        return normalise(x, mean, variance, arrays, name)
+        return normalize(x, mean, variance, arrays, name)
     half = len(arrays[f"{name}.IN.weight"])
     instance, batch = x[:half], x[half:]
     mean, variance = instance.mean((1, 2)), instance.var((1, 2))
-    instance = normalise(instance, mean, variance, arrays, f"{name}.IN")
+    instance = normalize(instance, mean, variance, arrays, f"{name}.IN")
     return np.concatenate([instance, norm(batch, arrays, f"{name}.BN")])
 
 
 def features(arrays, frame):
-    """The mean over the last map of one frame, [H, W, 3]."""
+    """Computes the mean over the last map of one frame, [H, W, 3]."""
     x = convolve(frame.transpose(2, 0, 1).astype(float), arrays["conv1.weight"], 2)
     x = np.maximum(norm(x, arrays, "bn1"), 0)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))  # nothing is below zero

@@ -5,19 +5,19 @@ import pathlib
 import cv2
 import numpy as np
 
-COLOURS = ((220, 40, 30), (30, 200, 60), (40, 60, 210))  # RGB, of successive frames
+COLORS = ((220, 40, 30), (30, 200, 60), (40, 60, 210))  # RGB, of successive frames
 HEIGHT, WIDTH = 64, 32
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
 
 
-def colour_of(number: int) -> np.ndarray:
-    return np.array(COLOURS[number % 3])
+def color_of(number: int) -> np.ndarray:
+    return np.array(COLORS[number % 3])
 
 
 def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
-    """Frames of one colour each, with a bright stripe that marks the top."""
+    """Writes frames of one color each, with a bright stripe that marks the top."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # FFmpeg's .m4v is a bare stream; everybody else's is MP4.
+    # FFmpeg's .m4v is a raw stream; elsewhere it is MP4.
     written = path.with_suffix(".mp4") if path.suffix == ".m4v" else path
     writer = cv2.VideoWriter(
         str(written),
@@ -28,7 +28,7 @@ def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
     )
     assert writer.isOpened()
     for number in range(num_frames):
-        frame = np.full((HEIGHT, WIDTH, 3), colour_of(number)[::-1], np.uint8)
+        frame = np.full((HEIGHT, WIDTH, 3), color_of(number)[::-1], np.uint8)
         frame[:16] = 255
         writer.write(frame)
     writer.release()
@@ -37,10 +37,10 @@ def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
 
 
 def write_image(path: pathlib.Path, pixels: np.ndarray | None = None) -> pathlib.Path:
-    """Writes RGB, grey or 16-bit pixels in the format of the path's extension."""
+    """Writes RGB, gray or 16-bit pixels in the format of the path's extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if pixels is None:
-        pixels = np.full((HEIGHT, WIDTH, 3), COLOURS[0], np.uint8)
+        pixels = np.full((HEIGHT, WIDTH, 3), COLORS[0], np.uint8)
     if pixels.ndim == 3:
         pixels = np.concatenate([pixels[..., 2::-1], pixels[..., 3:]], axis=-1)
     assert cv2.imwrite(str(path), pixels)

@@ -147,7 +147,7 @@ def test_packs_without_skeletons(root, tmp_path):
     assert record["frame_ids"][1] == "alice/infrared/yard/walk.mp4#2"
     clip = np.empty((2, 64, 32, 3), np.uint8)
     assert not reading.decode_clip(record, np.array([0, 1]), clip).any()
-    colour = video_files.colour_of(2)
+    colour = video_files.color_of(2)
     assert np.abs(clip[1, 24:].mean(axis=(0, 1)) - colour).max() < 10
 
 

@@ -39,7 +39,7 @@ def test_a_video_gives_the_requested_frames_in_their_colours(tmp_path, suffix):
     assert packed.heights.tolist() == [64] * 4 and packed.widths.tolist() == [32] * 4
     assert packed.heights.dtype == np.int32
     for number, image, jpeg in zip(numbers, images, packed.jpegs, strict=True):
-        expected = video_files.colour_of(number)
+        expected = video_files.color_of(number)
         assert np.abs(image[24:].mean(axis=(0, 1)) - expected).max() < 8
         assert image[:10].min() > 200  # not upside down
         stored = simplejpeg.decode_jpeg(jpeg)

@@ -1,4 +1,4 @@
-"""Many devices: the mesh, the shardings, and the same numbers on any of them."""
+"""Several devices: the mesh, the shardings, and the same results on any number of them."""
 
 import collections
 import dataclasses
@@ -18,7 +18,7 @@ P = jax.sharding.PartitionSpec
 
 
 def config(**changes):
-    """Of the tiny network: 8 pairs of 2 frames a batch unless changed."""
+    """Returns the config of the tiny network: 8 pairs of 2 frames per batch unless changed."""
     config = tiny.config("nowhere")
     config.model.backbone_options.width = 8
     config.model.num_identities = 32
@@ -45,7 +45,7 @@ def pairs_of(config):
 
 
 def compiled_step(config, devices):
-    """The compiled step, a fresh state and the batch on a mesh."""
+    """Returns the compiled step, an initial state and the batch on a mesh."""
     mesh = parallel.make_mesh(config, devices)
     model = build_model(config.model)
     state = steps.initial_state(config, model, 10, mesh)
@@ -58,7 +58,7 @@ def compiled_step(config, devices):
 
 
 def trained(config, devices):
-    """State and metrics after a step; its momentum is the gradient with the weight decay."""
+    """Returns state and metrics after a step; momentum is the gradient plus weight decay."""
     step, state, on_devices = compiled_step(config, devices)
     state, metrics = step(state, on_devices)
     return jax.device_get((dataclasses.asdict(state), metrics))
@@ -76,7 +76,7 @@ def assert_same(found, expected):
     (state, metrics), (expected_state, expected_metrics) = found, expected
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
-    # Sums in another order may turn a ReLU over, which changes what lies before it in a few places.
+    # Sums in a different order may flip a ReLU, which changes a few gradients before it.
     close = []
     for (path, one), other in zip(
         jax.tree_util.tree_leaves_with_path(expected_state), jax.tree.leaves(state), strict=True
@@ -89,7 +89,7 @@ def assert_same(found, expected):
     assert np.concatenate(close).mean() > 0.99
 
 
-# identities of 2 pairs, frames of a clip, devices for parameters; and the mesh that comes of it
+# identities of 2 pairs, frames per clip, devices for parameters; and the resulting mesh
 MESHES = {
     "pairs": (4, 2, 1, (8, 1, 1)),
     "pairs, parameters in two": (4, 2, 2, (4, 2, 1)),
@@ -114,7 +114,7 @@ def test_eight_devices_train_as_one(identities, clip_length, fsdp, shape):
 
 
 @pytest.mark.slow
-def test_rematerialised_blocks_give_the_same_numbers():
+def test_rematerialized_blocks_give_the_same_numbers():
     changes = {"data.identities_per_batch": 2, "data.clip_length": 2}
     remat = trained(config(**changes, **{"model.remat": True}), jax.devices()[:1])
     assert_same(remat, trained_on_one(2, 2))
@@ -124,7 +124,7 @@ COLLECTIVE = re.compile(r"= (.*?) (all-[a-z]+|reduce-scatter|collective-permute)
 
 
 def collectives(config):
-    """The collectives of the compiled step: kind and bytes, all of them of 4 bytes a number."""
+    """Returns the collectives of the compiled step: kind and bytes, 4 bytes per element."""
     step, state, on_devices = compiled_step(config, jax.devices())
     found = []
     for shapes, kind, _ in COLLECTIVE.findall(step.lower(state, on_devices).compile().as_text()):
@@ -191,7 +191,9 @@ def test_devices_that_do_not_fit_are_told_what_would():
         parallel.make_mesh(config(**{"data.identities_per_batch": 3}))
     with pytest.raises(ValueError, match=r"config.parallel.fsdp is 3: it must divide 8"):
         parallel.make_mesh(config(**{"parallel.fsdp": 3}))
-    with pytest.raises(ValueError, match="it must divide 4"):  # frames are not for parameters
+    with pytest.raises(
+        ValueError, match="it must divide 4"
+    ):  # parameters are not split over frames
         parallel.make_mesh(config(**{"data.identities_per_batch": 2, "parallel.fsdp": 8}))
     assert parallel.usable_devices(16, 12, 256) == [1, 2, 4, 8, 16, 32, 48, 64, 96, 192]
 
@@ -208,13 +210,13 @@ def test_rows_are_put_where_they_belong():
 
 
 @pytest.mark.parametrize("order", [(0, 4, 1, 5, 2, 6, 3, 7), (7, 0, 6, 1, 5, 2, 4, 3)])
-def test_a_process_whose_devices_are_no_neighbours_loads_its_rows_only(order):
+def test_a_process_whose_devices_are_no_neighbors_loads_its_rows_only(order):
     devices = [jax.devices()[i] for i in order]
     shardings = parallel.batch_shardings(parallel.make_mesh(config(), devices))
     given = batch(8, 2)
 
     class OfTheFirstHalf:
-        """A sharding as one process of two sees it."""
+        """A sharding as seen by one process of two."""
 
         def addressable_devices_indices_map(self, shape):
             indices = shardings["labels"].addressable_devices_indices_map(shape)
@@ -222,7 +224,7 @@ def test_a_process_whose_devices_are_no_neighbours_loads_its_rows_only(order):
 
     rows = parallel.local_rows(OfTheFirstHalf(), (8,))
     assert rows == sorted(order.index(i) for i in range(4))
-    # All devices are this process' own here, so all rows are put; each finds its place.
+    # This process has all devices here, so all rows are put, each in its place.
     on_devices = parallel.put(given, shardings, 8)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(on_devices), given)
     np.testing.assert_array_equal(parallel.local_part(on_devices["labels"]), given["labels"])

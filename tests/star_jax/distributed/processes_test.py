@@ -43,7 +43,7 @@ def start(arguments, **options) -> subprocess.Popen:
 
 
 def report_of(workdir):
-    """The only evaluation of a run, without the machine it ran on."""
+    """Returns the only evaluation report of a run, without its environment."""
     (path,) = (workdir / "eval").iterdir()
     report = json.loads(path.read_text())
     del report["environment"]
@@ -71,7 +71,7 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(dataset, backbone, tmp_path_factory):
-    """The workdir of a run of one process from a backbone's weights, with an evaluation."""
+    """Returns the workdir of a one-process run from backbone weights, with an evaluation."""
     workdir = tmp_path_factory.mktemp("one")
     config = tiny.config(dataset)
     config.init.backbone = str(backbone)
@@ -82,7 +82,7 @@ def one(dataset, backbone, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(dataset, backbone, tmp_path_factory):
-    """The workdir of the same run of two processes with two devices each, and what they printed."""
+    """Returns workdir and output of the same run with two processes of two devices each."""
     folder = tmp_path_factory.mktemp("two")
     start_from = f"config.init.backbone = {str(backbone)!r}"
     config = tiny.config_file(folder, dataset, "config.eval.every_epochs = 12", start_from)
@@ -101,7 +101,7 @@ def test_two_processes_train_as_one(one, two):
     first = {k: v for k, v in expected[0].items() if k != "frames_per_second"}
     for name, value in first.items():
         assert rows[0][name] == pytest.approx(value, rel=1e-5), name
-    # Rounding grows from step to step.
+    # Rounding errors grow from step to step.
     assert rows[11]["loss/total"] == pytest.approx(expected[11]["loss/total"], rel=0.05)
     assert "[0] " in printed and "[1] training" not in printed
 
@@ -152,7 +152,7 @@ def test_their_checkpoint_is_restored_by_any_number_of_devices(two, dataset, dev
 
 
 def patched(folder, patch):
-    """launch/train.py as a script that first does something else."""
+    """Returns a script that runs a patch and then launch/train.py."""
     script = folder / "patched.py"
     script.write_text(
         'import os, runpy, sys\nsys.path[:0] = [os.getcwd(), "launch"]\n'
@@ -213,7 +213,7 @@ loop.make_mesh = embed.make_mesh = mixed
 
 
 @pytest.mark.slow
-def test_the_devices_of_a_process_need_not_be_neighbours(one, dataset, backbone, tmp_path):
+def test_the_devices_of_a_process_need_not_be_neighbors(one, dataset, backbone, tmp_path):
     start_from = f"config.init.backbone = {str(backbone)!r}"
     config = tiny.config_file(tmp_path, dataset, "config.eval.every_epochs = 12", start_from)
     process = start(
@@ -269,7 +269,7 @@ def test_all_try_again_and_all_go_back_for_one(two, dataset, tmp_path):
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
     assert printed.count("trying again in 0 s") == 2  # both processes
-    assert "12 is damaged" in printed and "continuing from step 9 of 12" in printed
+    assert "12 is damaged" in printed and "resuming from step 9 of 12" in printed
     assert (workdir / "checkpoints" / "12.damaged").is_dir()
 
 
@@ -287,7 +287,7 @@ def test_a_single_process_with_a_coordinator_hears_that_it_shall_stop(dataset, t
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=200)[0]
     assert process.returncode == 143, printed
-    assert "is saved; the same command continues" in printed
+    assert "is saved; the same command resumes" in printed
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ def test_told_to_stop_they_save_and_continue(two, dataset, backbone, tmp_path):
     command = [*TWO, f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     process = start(command)
     wait_for_rows(tmp_path / "run", 3, process)
-    process.send_signal(signal.SIGINT)  # passed on to both, where it acts as SIGTERM
+    process.send_signal(signal.SIGINT)  # passed on to both processes as SIGTERM
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 143, printed
     (step,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
@@ -305,7 +305,7 @@ def test_told_to_stop_they_save_and_continue(two, dataset, backbone, tmp_path):
     process = start(command)
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == 0, printed
-    assert f"continuing from step {step} of 12" in printed
+    assert f"resuming from step {step} of 12" in printed
     for row, expected in zip(metrics(tmp_path / "run"), metrics(two[0]), strict=False):
         assert row["loss/total"] == expected["loss/total"], row["step"]
 
@@ -380,7 +380,7 @@ def test_a_coordinator_that_nobody_reaches_is_an_error_after_the_given_time(data
     )
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 1
-    assert "error: nobody answered at --coordinator=localhost" in printed.splitlines()[-1], printed
+    assert "error: no answer from --coordinator=localhost" in printed.splitlines()[-1], printed
     assert time.monotonic() - begun < 45
 
 

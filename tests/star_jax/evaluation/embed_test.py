@@ -1,4 +1,4 @@
-"""From videos to embeddings and search results, and the files between."""
+"""From videos to embeddings and search results, and the files in between."""
 
 import csv
 import dataclasses
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory):
-    """Videos of two people."""
+    """Returns a folder with videos of two people."""
     root = tmp_path_factory.mktemp("footage") / "source"
     test = dataclasses.replace(SIZES["tiny"].test, identities=2)
     videos.write(root, dataclasses.replace(SIZES["tiny"], test=test), seed=0)
@@ -46,10 +46,10 @@ def packed(footage):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run that has saved its first state."""
+    """Returns the workdir of a run that has saved its first state."""
     workdir = tmp_path_factory.mktemp("run")
     config = tiny.config(workdir / "elsewhere")
-    config.model.guidance, config.model.pooling = "none", "gem"  # compiles in less time
+    config.model.guidance, config.model.pooling = "none", "gem"  # compiles faster
     state = initial_state(config, build_model(config.model), 1, make_mesh())
     with checkpoint.open_manager(workdir, 1) as manager:
         checkpoint.save(manager, state, config.to_dict(), dataset="")
@@ -151,14 +151,16 @@ def test_files_of_another_kind_are_refused(embedded, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         embeddings.load(tmp_path / "pipe.npz")
     np.save(tmp_path / "array.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"array.npy: no readable .npz"):
+    with pytest.raises(ValueError, match=r"array.npy: not a readable .npz"):
         embeddings.load(tmp_path / "array.npy")
     np.savez(tmp_path / "pickled.npz", features=np.array([{}], object))
     with pytest.raises(ValueError, match=r"pickled.npz: holds features"):
         embeddings.load(tmp_path / "pickled.npz")
     broken = {
         "not float32": changed(embedded, embeddings=embedded.embeddings.astype(np.float64)),
-        "length is not 1": changed(embedded, embeddings=embedded.embeddings * np.float32(np.nan)),
+        "must have length 1": changed(
+            embedded, embeddings=embedded.embeddings * np.float32(np.nan)
+        ),
         "cameras is": changed(embedded, cameras=embedded.cameras[1:]),
         "identities is": changed(embedded, identities=embedded.rows),
         "modality 'thermal'": changed(embedded, modalities=np.full(len(embedded.rows), "thermal")),
@@ -179,7 +181,7 @@ def npy_header(shape, dtype):
 
 
 def write_npz(path, embedded, name, member, compression):
-    """The file of embeddings with another member in the place of one."""
+    """Writes a file of embeddings in which one member is replaced."""
     npz, _ = embeddings.save(path.parent / "right", embedded)
     with zipfile.ZipFile(npz) as right, zipfile.ZipFile(path, "w", compression) as wrong:
         for other in right.namelist():

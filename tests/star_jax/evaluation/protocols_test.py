@@ -19,7 +19,7 @@ class Index:
 
 
 def random_index(rng, num_tracklets=120):
-    """Six identities in mixed order; infrared on cameras 1 to 3, visible on 4 to 6."""
+    """Returns six identities in mixed order; infrared on cameras 1 to 3, visible on 4 to 6."""
     modalities = rng.permutation(np.arange(num_tracklets) % 2)
     return Index(
         modalities=modalities,
@@ -67,7 +67,7 @@ def test_directions_are_infrared_to_visible_and_back():
 
 
 def test_by_hand():
-    # One identity in both modalities, a second one in infrared only.
+    # One identity in both modalities, another in infrared only.
     report = evaluate(
         "hitsz_vcm/v1",
         np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32),
@@ -102,7 +102,7 @@ def test_one_camera_in_both_modalities_is_refused():
 
 
 def bupt_index(rng, num_query, num_gallery):
-    """So many queries and gallery entries of each modality, some both, the queries' rows mixed."""
+    """Returns tracklets by counts of queries and gallery; some are both, rows are shuffled."""
     index = random_index(rng, 2 * (num_query + num_gallery))
     queries, galleries = np.zeros((2, len(index.rows)), bool)
     for modality in (VISIBLE, INFRARED):
@@ -117,7 +117,7 @@ def bupt_index(rng, num_query, num_gallery):
 
 
 def by_hand(embeddings, index, direction, dropped_from):
-    """A plain loop over the lists: Rank-1 and mAP in percent, and the sizes."""
+    """Computes Rank-1 and mAP in percent, and the sizes, in a plain loop over the lists."""
     modality = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}[direction]
     everything = range(len(index.rows))
     queries = [p for p in everything if index.queries[p] and index.modalities[p] == modality[0]]
@@ -165,7 +165,7 @@ def test_buptcampus_directions_are_no_transposes():
     index = bupt_index(rng, 60, 60)
     embeddings = random_embeddings(rng, len(index.rows))
     before = evaluate("buptcampus/full", embeddings, index)
-    # Visible tracklets of the gallery alone play a part in one direction only.
+    # Visible tracklets that are only in the gallery matter in one direction only.
     changed = (index.modalities == VISIBLE) & index.galleries & ~index.queries
     embeddings[changed] = random_embeddings(rng, changed.sum())
     after = evaluate("buptcampus/full", embeddings, index)

@@ -10,7 +10,7 @@ properties = settings(deadline=None, max_examples=60)
 
 
 def brute_force(similarity, *, query_ids, gallery_ids, query_cameras, gallery_cameras):
-    """The definitions, one query and one gallery entry at a time."""
+    """Computes the metrics by their definitions, one query and one gallery entry at a time."""
     cmc, precisions, penalties, removed = [0] * len(gallery_ids), [], [], 0
     for row, identity, camera in zip(similarity, query_ids, query_cameras, strict=True):
         kept = []
@@ -42,7 +42,7 @@ def brute_force(similarity, *, query_ids, gallery_ids, query_cameras, gallery_ca
 
 @st.composite
 def tasks(draw):
-    """Small tasks with ties, shared cameras and queries without a match."""
+    """Yields small tasks with ties, shared cameras and queries without a match."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     num_queries, num_gallery = draw(st.integers(1, 9)), draw(st.integers(1, 12))
     identities = np.array(["0001", "0002", "0010", "0503"])[: draw(st.integers(1, 4))]

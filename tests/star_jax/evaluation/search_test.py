@@ -150,7 +150,7 @@ def test_no_cell_of_the_table_is_a_formula():
 
 @pytest.fixture
 def shown(tmp_path):
-    """A packed dataset of three tracklets with hostile names, as embeddings."""
+    """Returns embeddings of a packed dataset of three tracklets with hostile names."""
     source = tmp_path / "source"
     names = ["<script>alert(1)<", "unknown", '" onload="x']
     for name in names:
@@ -175,17 +175,17 @@ def sheets(shown, told):
     return np.array(Image.open(io.BytesIO(png))).reshape(-1, 3), page
 
 
-def share(pixels, colour):
-    return (np.abs(pixels.astype(int) - colour).max(axis=1) < 12).mean()
+def share(pixels, color):
+    return (np.abs(pixels.astype(int) - color).max(axis=1) < 12).mean()
 
 
 def test_the_sheets_show_pictures_and_escape_names(shown):
     told = []
     pixels, page = sheets(shown, told)
     assert not told
-    assert share(pixels, video_files.COLOURS[0]) > 0.2
-    red, green, grey = (198, 40, 40), (26, 143, 60), (154, 160, 166)
-    assert share(pixels, red) > 0.003 and share(pixels, grey) > 0.003
+    assert share(pixels, video_files.COLORS[0]) > 0.2
+    red, green, gray = (198, 40, 40), (26, 143, 60), (154, 160, 166)
+    assert share(pixels, red) > 0.003 and share(pixels, gray) > 0.003
     assert share(pixels, green) < 0.001  # the legend only
     assert page.count("data:image/jpeg;base64,") == 9
     assert "<script" not in page and 'onload="' not in page and "\x1b" not in page
@@ -218,12 +218,12 @@ def test_without_the_dataset_there_are_placeholders(shown):
         told = []
         pixels, page = sheets(gone, told)
         assert len(told) == 1 and told[0].startswith("no pictures: ")
-        assert share(pixels, video_files.COLOURS[0]) < 0.01
+        assert share(pixels, video_files.COLORS[0]) < 0.01
         assert page.count("no picture") == 9 and "data:image" not in page
 
 
 def test_pictures_are_of_the_dataset_that_was_embedded(shown, tmp_path):
-    """The same identities and rows, but another picture."""
+    """The other dataset has the same identities and rows, but another picture."""
     source = tmp_path / "other"
     for identity in shown.identities:
         path = source / str(identity) / "visible/1/\x1b[2Jwalk" / "1.jpg"

@@ -32,7 +32,7 @@ def random(seed, *shape):
 
 
 def random_variables(module, *inputs, **options):
-    """Variables of a module with every number drawn, so that none of them is without effect."""
+    """Returns variables of a module, all drawn at random, so that each has an effect."""
     inputs = jax.tree.map(jnp.asarray, inputs)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, **options))
     flat = flax.traverse_util.flatten_dict(shapes)
@@ -150,13 +150,13 @@ def adain_by_loops(x, source):
         for c in range(x.shape[-1]):
             content, style = x[n, :, :, c].astype(float), x[source[n], :, :, c].astype(float)
             deviation = lambda y: np.sqrt(y.var(ddof=1) + 1e-6)  # noqa: E731
-            normalised = (content - content.mean()) / deviation(content)
-            output[n, :, :, c] = normalised * deviation(style) + style.mean()
+            normalized = (content - content.mean()) / deviation(content)
+            output[n, :, :, c] = normalized * deviation(style) + style.mean()
     return output
 
 
 def test_adain():
-    # Where the deviation is as small as the 1e-6 below the root, it matters how it is estimated.
+    # If the variance is as small as the 1e-6 added to it, the way of estimating it matters.
     scales = np.array([1e-3, 1, 2, 3, 4], np.float32).reshape(5, 1, 1, 1)
     x = scales * random(0, 5, 4, 3, 2)
     source = np.array([1, 0, 2, 2, 3])
@@ -177,7 +177,7 @@ def convolve(x, kernel, stride):
 
 
 class BackboneTwin:
-    """The backbone at inference, from PyTorch's definition of its layers."""
+    """The backbone at inference, by PyTorch's definitions of its layers."""
 
     def __init__(self, variables, block):
         self.params, self.stats = variables["params"], variables["batch_stats"]
@@ -213,7 +213,7 @@ class BackboneTwin:
         return np.maximum(x + y, 0)
 
     def __call__(self, frames, same, other):
-        """Of pairs [B, T, 2, H, W, 3]."""
+        """Returns the features of pairs, [B, T, 2, H, W, 3]."""
         names = ("stem_visible", "stem_infrared")
         places = list(np.ndindex(frames.shape[:3]))
         x = np.concatenate([self.stem(frames[place][None], names[place[2]]) for place in places])
@@ -253,7 +253,7 @@ def test_backbone(block):
     [(4, 2, 3, 1), (8, 4, 3, 2), (5, 3, 3, 2), (6, 7, 7, 2), (1, 1, 3, 1)],
 )
 def test_convolutions_of_maps_that_are_smaller_than_the_kernel(height, width, size, stride):
-    """Such maps take a way of their own on a CPU; the larger ones are XLA's, here by loops."""
+    """Such maps take a separate path on CPUs, larger ones XLA's; both are compared with loops."""
     x, pad = random(0, 2, height, width, 3), size // 2
     module = convolution(4, size, stride, jnp.float32, "conv")
     variables = random_variables(module, x)
@@ -294,7 +294,7 @@ def test_edge_features():
 
 
 def test_edge_features_have_finite_gradients():
-    """Of coincident joints and of edges with an undetected joint they are zero."""
+    """Gradients of coincident joints and of edges with an undetected joint are zero."""
     keypoints = random(0, 3, 17, 3)
     keypoints[0] = 5.0  # all joints in one place
     keypoints[1, ::2] = 0.0
@@ -426,7 +426,7 @@ def test_graph_attention(every_frame):
     expected = expected.reshape(T * 17, batch, -1) + params["bias"]
     output = module.apply(variables, graph, train=False).nodes
     assert isolated.any() and not isolated.all()
-    close(output, expected, rtol=1e-3)  # nodes without a neighbour, too: the bias alone
+    close(output, expected, rtol=1e-3)  # also nodes without a neighbor: the bias alone
 
 
 @pytest.mark.parametrize(("length", "bins"), [(34, 5), (12, 12), (5, 12), (1, 3), (2448, 64)])
@@ -443,7 +443,7 @@ def test_adaptive_average(length, bins):
 
 
 def attend(params, query, values, mask):
-    """Four heads of attention over time, of one tracklet."""
+    """Computes attention over time with four heads, for one tracklet."""
 
     def project(x, name):
         projected = np.einsum("tc,chd->htd", x, params[name]["kernel"])
@@ -473,7 +473,7 @@ def test_frame_guidance():
     output = module.apply(variables, features, edges, detected)
     close(output, expected)
     assert np.min(output) > 0
-    # A frame without a skeleton is not attended to.
+    # A frame without a skeleton is masked.
     edges[1, 1] = 1e6 * edges[1, 1]
     others = module.apply(variables, features, edges, detected)[:, 0::2]
     close(others, np.array(expected)[:, 0::2])

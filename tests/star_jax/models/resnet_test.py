@@ -12,7 +12,7 @@ from star_jax.models.resnet import ResNet
 from star_jax.weights import from_torchvision_resnet
 
 # Depth: block, blocks of each stage, parameters of torchvision's network with its classifier,
-# channels that the classifier takes. IBN-Net's have as many: the two norms split the channels.
+# inputs of the classifier. IBN-Net's have as many, since its two norms split the channels.
 PUBLISHED = {
     18: ("basic", (2, 2, 2, 2), 11_689_512, 512),
     34: ("basic", (3, 4, 6, 3), 21_797_672, 512),
@@ -23,7 +23,7 @@ FRAMES = np.random.default_rng(1).normal(size=(2, 2, 48, 32, 3)).astype(np.float
 
 
 def abstract_variables(module):
-    """Shapes of the variables of a network that has nothing but the backbone, with both stems."""
+    """Returns shapes of the variables of a backbone by itself, with both stems."""
     init = functools.partial(module.init, jax.random.key(0), train=False)
     both = [
         jax.eval_shape(lambda modality=modality: init(FRAMES, modality=modality))
@@ -33,7 +33,7 @@ def abstract_variables(module):
 
 
 def imported(module, arrays):
-    """Variables of the backbone by itself."""
+    """Returns the variables of the backbone by itself."""
     variables = from_torchvision_resnet(arrays, abstract_variables(module))
     return {name: parts["backbone"] for name, parts in variables.items()}
 

@@ -1,4 +1,4 @@
-"""The whole network: what may influence it, what it needs and what it returns."""
+"""The whole network: what affects it, what it needs and what it returns."""
 
 import dataclasses
 import functools
@@ -25,12 +25,12 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 
 
 def paired(rows):
-    """Tracklets, visible and infrared ones interleaved, as pairs [B, T, 2, ...]."""
+    """Returns interleaved visible and infrared tracklets as pairs, [B, T, 2, ...]."""
     return np.moveaxis(rows.reshape(-1, 2, *rows.shape[1:]), 1, 2)
 
 
 def unpaired(output):
-    """The rows again, of all that the network computes for pairs."""
+    """Returns the outputs for pairs as rows of tracklets."""
 
     def rows(name, array):
         array = np.asarray(array)
@@ -44,7 +44,7 @@ def unpaired(output):
 
 
 def random_keypoints(rows=ROWS):
-    """Everything is detected, and lies in the frame."""
+    """Returns keypoints that are all detected and inside the frame."""
     uniform = np.random.default_rng(1).uniform(size=(rows, T, 17, 3))
     return (uniform * [W, H, 0.9] + [0, 0, 0.1]).astype(np.float32)
 
@@ -69,7 +69,7 @@ def all_variables():
 
 
 def network(**changes):
-    """A network, and those of the full network's variables that it needs."""
+    """Returns a network, and the variables of the full network that it uses."""
     model = build_model(model_config(**changes))
     needed = jax.eval_shape(
         functools.partial(init, model), paired(FRAMES), paired(random_keypoints())
@@ -92,13 +92,13 @@ def inference(modality=None, **changes):
 
 @functools.cache
 def training():
-    """A jitted function from keypoints to losses, gradients and batch statistics."""
+    """Returns a jitted function from keypoints to losses, gradients and batch statistics."""
     model, variables = network()
     style = random_style_sources(jax.random.key(1), ROWS // 2, CONFIG)
     batch = {"labels": jnp.array([0, 3])}
     losses = Losses(tuple((name, 1.0, loss) for name, loss in LOSSES.items()))
 
-    # Everything is an argument: XLA takes long to fold constants as large as these.
+    # All arrays are arguments, since XLA takes long to fold constants of this size.
     @jax.jit
     def run(variables, frames, keypoints):
         def loss(params):
@@ -121,7 +121,7 @@ def training():
 
 
 def partly_detected():
-    """One tracklet lacks joints, one its last frame and one every skeleton."""
+    """Returns keypoints: one tracklet lacks joints, one its last frame, one all skeletons."""
     keypoints = random_keypoints()
     keypoints[0, :, [3, 8, 16], 2] = 0
     keypoints[1, -1, :, 2] = 0
@@ -255,7 +255,7 @@ def test_bfloat16_keeps_parameters_and_outputs_in_float32():
 
 def test_relative_keypoints_are_shares_of_the_frame():
     model = build_model(model_config())
-    # The middle of the frame, its first and its last pixel, and a joint that was not detected.
+    # The middle of the frame, its first and its last pixel, and an undetected joint.
     joints = [[W / 2 - 0.5, H / 2 - 0.5, 0.5], [0, 0, 1], [W - 1, H - 1, 2], [3, 4, 0]]
     keypoints = jnp.array(joints, jnp.float32)[None, None]
     scaled, detected = model.prepare_keypoints(keypoints, (H, W))

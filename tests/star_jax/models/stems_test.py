@@ -1,4 +1,4 @@
-"""Which frames each stem sees, and where its results go."""
+"""Which frames each stem receives, and the order of the results."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ B, T, H, W = 2, 3, 4, 5
 
 
 def stem(mark):
-    """A stem that gives the number of each frame, and its own mark."""
+    """Returns a stem that outputs the number of each frame, and a mark of its own."""
     return lambda frames: jnp.stack([frames.max((1, 2, 3)), jnp.full(len(frames), mark)], axis=-1)
 
 
 def numbered(*leading):
-    """Frames each of which is filled with its own number, in their order."""
+    """Returns frames filled with their own numbers, in ascending order."""
     numbers = np.arange(np.prod(leading), dtype=np.float32).reshape(*leading, 1, 1, 1)
     return jnp.asarray(np.broadcast_to(numbers, (*leading, H, W, 3)))
 

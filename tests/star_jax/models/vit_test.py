@@ -21,7 +21,7 @@ make_vit = functools.partial(
     pos_grid=timm_vit.POS_GRID,
 )
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-# Frames of the grid of the position embedding; of more and of fewer patches; and of parts of them.
+# Frames of as many patches as the position embedding, of more, of fewer, and of partial patches.
 SIZES = [(24, 16), (40, 24), (16, 8), (24, 40), (23, 9), (33, 16)]
 
 
@@ -31,7 +31,7 @@ def random_frames(*shape):
 
 @functools.cache
 def variables():
-    """Those of timm's arrays, but for the infrared stem, which then differs from the visible."""
+    """Returns variables of timm's arrays, with an infrared stem that differs from the visible."""
     frames = jnp.zeros((1, 1, 2, 24, 16, 3))
     init = lambda: make_vit().init(jax.random.key(0), frames, modality=None, train=False)  # noqa: E731
     whole = {"params": {"backbone": jax.eval_shape(init)["params"]}}
@@ -96,7 +96,7 @@ def test_gradients_are_finite_and_the_same_with_remat():
 
     gradients, with_remat = (jax.grad(loss)(variables(), remat) for remat in (False, True))
     jax.tree.map(functools.partial(close, rtol=1e-4, atol=1e-4), gradients, with_remat)
-    for remat in (False, True):  # a barrier keeps XLA from computing the inside of blocks once
+    for remat in (False, True):  # a barrier prevents XLA from eliminating the recomputation
         lowered = jax.jit(jax.grad(loss), static_argnums=1).lower(variables(), remat)
         assert ("optimization_barrier" in lowered.as_text()) == remat
     for name, part in gradients["params"].items():
@@ -105,7 +105,7 @@ def test_gradients_are_finite_and_the_same_with_remat():
 
 
 def test_features_are_never_negative():
-    """Even where the class token is far below zero."""
+    """Holds even if the class token is far below zero."""
     params = variables()["params"]
     low = {"params": {**params, "norm": {**params["norm"], "bias": np.full(timm_vit.WIDTH, -1e3)}}}
     features = features_of(low, random_frames(1, 1, 24, 16), "visible")
@@ -122,7 +122,7 @@ def test_a_style_is_refused():
 
 
 def test_the_published_sizes():
-    """Parameters of timm's networks without their classifiers, and a second patch embedding."""
+    """Counts are those of timm's networks without classifier, plus a second patch embedding."""
     published = {(192, 3): 5_717_416, (384, 6): 22_050_664, (768, 12): 86_567_656}
     for (width, num_heads), with_classifier in published.items():
         module = ViT(width, 12, num_heads)

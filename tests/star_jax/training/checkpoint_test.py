@@ -1,4 +1,4 @@
-"""Checkpoints: damaged ones, a full disk, and runs that are told to stop."""
+"""Checkpoints: damaged ones, a full disk, and interrupted runs."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def two_checkpoints(state, tmp_path_factory):
-    """A workdir with checkpoints of steps 1 and 2, which differ in their parameters."""
+    """Returns a workdir with checkpoints of steps 1 and 2, which differ in parameters."""
     workdir = tmp_path_factory.mktemp("two_checkpoints")
     with checkpoint.open_manager(workdir, None) as manager:
         for step in (1, 2):
@@ -65,7 +65,7 @@ def flip(path):
 
 
 def content(folder):
-    """The file with the arrays of an item of a checkpoint, or with the manifest."""
+    """Returns the file with the arrays of an item of a checkpoint, or with the manifest."""
     files = [*folder.glob("d/*"), *folder.glob("metadata")]
     return max(files, key=lambda path: path.stat().st_size)
 
@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
             jax.tree.leaves(restored.params), jax.tree.leaves(state.params), strict=True
         ):
             np.testing.assert_array_equal(found, fresh + 1)
-        # The step comes again, and is saved again.
+        # The step is reached again, and saved again.
         checkpoint.save(manager, dataclasses.replace(restored, step=jnp.int32(2)), {}, "")
         checkpoint.finish(manager)
         assert sorted(manager.all_steps()) == [1, 2]
@@ -130,7 +130,7 @@ def test_flipped_bits_are_noticed_or_harmless(two_checkpoints, state, tmp_path):
 
 
 def away(path):
-    """Makes a file unreadable, for root as well: a link to a storage that is away."""
+    """Makes a file unreadable, even for root: a link to unavailable storage."""
     path.rename(path.with_name("elsewhere"))
     path.symlink_to("/nowhere/at/all")
 
@@ -177,7 +177,8 @@ def test_another_optimizer_is_named_and_nothing_is_touched(two_checkpoints, stat
     with (
         checkpoint.open_manager(two_checkpoints, None) as manager,
         pytest.raises(
-            checkpoint.MisfitError, match=r"another network or optimizer: optimizer/\S+ is .*, not"
+            checkpoint.MisfitError,
+            match=r"a different network or optimizer: optimizer/\S+ is .*, not",
         ),
     ):
         checkpoint.restore_state(manager, other)
@@ -278,12 +279,12 @@ def test_a_run_that_is_told_to_stop_saves_and_continues(dataset, tmp_path, signu
     printed = process.communicate(timeout=120)[1]
     assert process.returncode == 143, printed
     (saved,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert f"step {saved} is saved; the same command continues" in printed
+    assert f"step {saved} is saved; the same command resumes" in printed
     assert saved == rows(workdir)[-1]["step"]
     again = subprocess.run(
         command(config, workdir), cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert f"continuing from step {saved} of 60" in again.stderr
+    assert f"resuming from step {saved} of 60" in again.stderr
     assert [row["step"] for row in rows(workdir)] == list(range(1, 61))
     record = json.loads((workdir / "run.json").read_text())
     assert record["compilation_cache"] is True and record["seconds_to_first_step"] > 0
@@ -302,7 +303,7 @@ def test_a_full_disk_is_one_line_and_spares_the_checkpoints(dataset, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        # No file may grow over 20 kB: to a writer that is as good as a full disk.
+        # No file may exceed 20 kB, which a writer sees like a full disk.
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "none")},
     )

@@ -1,4 +1,4 @@
-"""Checksums of arrays, beside the same sums in Python's integers."""
+"""Checksums of arrays, against the same sums with Python integers."""
 
 import math
 
@@ -15,7 +15,7 @@ from star_jax.training.checksums import checksums
 
 
 def twin(array):
-    """The checksum, one element after the other."""
+    """Computes the checksum element by element."""
     array = np.ascontiguousarray(array)
     kind = {1: "u1", 2: "u2", 4: "u4"}[array.dtype.itemsize]
     total = 0

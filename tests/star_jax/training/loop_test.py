@@ -1,4 +1,4 @@
-"""Training end to end: resuming, devices, what is written, and what is refused."""
+"""Training end to end: resuming, devices, what is written, and what is rejected."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole_run(dataset, tmp_path_factory):
-    """The workdir of an uninterrupted run."""
+    """Returns the workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole_run")
     loop.train(tiny.config(dataset), workdir)
     return workdir
@@ -47,7 +47,7 @@ def rows(workdir):
 
 
 def losses(workdir):
-    """What must not change between runs, that is, all but the speed."""
+    """Returns the metrics that must not change between runs: all but the speed."""
     return [
         {name: value for name, value in row.items() if name != "frames_per_second"}
         for row in rows(workdir)
@@ -68,7 +68,7 @@ class Killed(Exception):
 
 @contextlib.contextmanager
 def killed_after(monkeypatch, num_batches):
-    """Makes the loader fail after some batches, as if the process died there."""
+    """Makes the loader fail after some batches, as if the process was killed."""
     loader = loop.train_batches
 
     def dying_loader(*args, **kwargs):
@@ -108,7 +108,7 @@ def test_a_killed_run_continues_bit_for_bit(whole_run, dataset, tmp_path, monkey
 
 @pytest.mark.parametrize(("keypoints", "moved"), [("relative", True), ("pixels", False)])
 def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, keypoints, moved):
-    """In training and in evaluation; loader_test.py has what the loader makes of it."""
+    """Checks training and evaluation; loader_test.py tests the loader itself."""
     asked = []
 
     def loader(*args, move_keypoints, **kwargs):
@@ -118,7 +118,7 @@ def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, ke
     monkeypatch.setattr(loop, "train_batches", loader)
     monkeypatch.setattr(embed, "test_clips", loader)
     config = tiny.config(dataset)
-    config.model.guidance, config.model.pooling = "none", "gem"  # compiles in less time
+    config.model.guidance, config.model.pooling = "none", "gem"  # compiles faster
     config.model.keypoints = keypoints
     with pytest.raises(Killed):
         loop.train(config, tmp_path)
@@ -223,7 +223,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(dataset, tmp_path, m
 
 
 def stop_at(monkeypatch, number):
-    """Makes the run be told to stop when it asks for the `number`-th time."""
+    """Interrupts the run at its `number`-th check for a stop."""
 
     @contextlib.contextmanager
     def watch():
@@ -301,7 +301,7 @@ def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path,
     fresh = initial_state(config, build_model(config.model), 1, mesh)
     state = loop.with_backbone(fresh, build_model(config.model), config)
     stem, stage = state.params["backbone"]["stem_infrared"], state.params["backbone"]["stage3"]
-    for o, i, y, x in [(0, 0, 0, 0), (3, 2, 6, 1)]:  # PyTorch's order of axes is another
+    for o, i, y, x in [(0, 0, 0, 0), (3, 2, 6, 1)]:  # PyTorch orders the axes differently
         assert stem["conv"]["kernel"][y, x, i, o] == arrays["conv1.weight"][o, i, y, x]
     shortcut = stage["block0"]["downsample_conv"]["dense"]["kernel"]
     assert shortcut[5, 11] == arrays["layer3.0.downsample.0.weight"][11, 5, 0, 0]
@@ -319,17 +319,17 @@ def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path,
     loop.train(config_of(tmp_path / "moved"), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     written = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert written["init"]["backbone"] == str(path)  # what the parameters came from
+    assert written["init"]["backbone"] == str(path)  # the origin of the parameters
 
 
 def test_another_dataset_of_as_many_identities_is_refused(whole_run, tmp_path):
     other = tiny.packed_dataset(tmp_path, train=[11, 12, 13, 14, 15, 17])
-    with pytest.raises(ValueError, match="belongs to another dataset: its fingerprint was"):
+    with pytest.raises(ValueError, match="belongs to a different dataset: its fingerprint was"):
         loop.train(tiny.config(other), whole_run)
 
 
 def test_a_protocol_that_cannot_score_the_dataset_is_refused_at_once(dataset, tmp_path):
-    # The camera rule is for datasets in which no camera sees an identity in both modalities.
+    # The camera rule requires that no camera sees an identity in both modalities.
     other = tiny.packed_dataset(tmp_path / "data", cameras=(1, 2, 1, 2))
     config = tiny.config(other)
     config.eval.every_epochs = 12
@@ -380,7 +380,7 @@ def test_without_config_json_the_checkpoints_tell_whose_workdir_it_is(whole_run,
     (workdir / "config.json").unlink()
     config = tiny.config(dataset)
     config.data.identities_per_batch = 2
-    with pytest.raises(ValueError, match=r"checkpoints belongs to another config: data\.ident"):
+    with pytest.raises(ValueError, match=r"checkpoints belongs to a different config: data\.ident"):
         loop.train(config, workdir)
     assert (workdir / "checkpoints" / "12").is_dir()
 
@@ -405,7 +405,9 @@ def test_a_checkpoint_of_another_architecture_is_refused(whole_run, dataset):
     state = abstract_state(config, build_model(config.model), 1, parallel.make_mesh())
     with (
         checkpoint.open_manager(whole_run, 2) as manager,
-        pytest.raises(ValueError, match=r"another network or optimizer: .*backbone.* is .*, not"),
+        pytest.raises(
+            ValueError, match=r"a different network or optimizer: .*backbone.* is .*, not"
+        ),
     ):
         checkpoint.restore_state(manager, state)
 
@@ -428,7 +430,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(dataset, tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no run here"):
+    with pytest.raises(FileNotFoundError, match="not the folder of a run"):
         evaluate_checkpoint(tmp_path, None)
 
 

@@ -17,7 +17,7 @@ def read_rows(workdir):
 
 
 def read_events(workdir):
-    """The events of all TensorBoard files: length, checksum, message, checksum."""
+    """Reads the events of all TensorBoard files: length, checksum, message, checksum."""
     events = []
     for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()
@@ -126,6 +126,6 @@ def test_a_file_cut_anywhere_keeps_its_whole_rows(tmp_path_factory, killed_at, r
 def test_a_strange_row_inside_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: no row of metrics"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not a row of metrics"):
         MetricsWriter(tmp_path)
     assert path.read_text().count("\n") == 3

@@ -1,4 +1,4 @@
-"""The files of a run: whose workdir it is, and what it ran with."""
+"""The files of a run: which run owns a workdir, and its environment."""
 
 import errno
 import fcntl
@@ -59,7 +59,7 @@ def test_a_second_run_is_kept_out_until_the_first_ends(tmp_path):
     workdir = epath.Path(tmp_path / "run")
     with run_files.claimed(workdir, demo_config()):
         with (
-            pytest.raises(ValueError, match="another run is under way here"),
+            pytest.raises(ValueError, match="another run is active here"),
             run_files.claimed(workdir, demo_config(log_every_steps=3)),
         ):
             pass
@@ -111,7 +111,7 @@ def test_claim_names_a_broken_file(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(
-        ValueError, match=r"config\.json: no JSON object .*remove it, or use another"
+        ValueError, match=r"config\.json: not a JSON object .*remove it, or use another"
     ):
         run_files.claim(tmp_path, demo_config())
 
