@@ -1,7 +1,7 @@
 """Builds tiny ONNX pose models for tests: every joint is the brightest spot of the image.
 
 Joint j of the heatmaps is the image's brightness plus OFFSET, smoothed by a fixed kernel, times
-(j + 1) / 17. With the offset, even black is positive after normalization, so that borders stay dark.
+(j + 1) / 17. With the offset even black is positive after normalization, so that borders stay dark.
 """
 
 import pathlib
