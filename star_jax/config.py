@@ -230,7 +230,7 @@ KEYS: Mapping[str, Key] = {
     "model.num_identities": Key(
         optional(integer(2, 10**7)),
         "Number of identities that the classifiers distinguish. None takes that of the training "
-        "split; any other value is an error.",
+        "split; a different number is an error.",
     ),
     "model.backbone": Key(
         part(*BACKBONES),

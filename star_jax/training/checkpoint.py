@@ -1,7 +1,7 @@
 """Checkpoints of the training state, saved by Orbax, with checksums.
 
 Besides the arrays, each checkpoint contains a manifest: the config, the fingerprint of the dataset,
-and the shape and checksum of every array. It tells apart checkpoints that do not fit the network,
+and the shape and checksum of every array. It distinguishes checkpoints that do not fit the network,
 are temporarily unreadable, or are damaged.
 """
 

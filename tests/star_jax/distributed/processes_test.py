@@ -291,7 +291,7 @@ def test_a_single_process_with_a_coordinator_hears_that_it_shall_stop(dataset, t
 
 
 @pytest.mark.slow
-def test_told_to_stop_they_save_and_continue(two, dataset, backbone, tmp_path):
+def test_interrupted_they_save_and_resume(two, dataset, backbone, tmp_path):
     start_from = f"config.init.backbone = {str(backbone)!r}"
     config = tiny.config_file(tmp_path, dataset, "config.checkpoint.every_steps = 1000", start_from)
     command = [*TWO, f"--config={config}", f"--workdir={tmp_path / 'run'}"]

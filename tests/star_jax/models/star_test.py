@@ -313,7 +313,9 @@ def test_a_wrong_modality_is_named():
     apply = functools.partial(model.apply, variables)
     with pytest.raises(ValueError, match="modality is 'thermal': use 'visible', 'infrared' or"):
         apply(FRAMES, random_keypoints(), modality="thermal")
-    with pytest.raises(ValueError, match=r"frames of modality None are .*: use \[B, T, 2, H, W, 3"):
+    with pytest.raises(
+        ValueError, match=r"frames of modality None have shape .*: use \[B, T, 2, H, W, 3"
+    ):
         apply(FRAMES, random_keypoints())
 
 

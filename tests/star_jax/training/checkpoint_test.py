@@ -265,7 +265,7 @@ def rows(workdir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_told_to_stop_saves_and_continues(dataset, tmp_path, signum):
+def test_an_interrupted_run_saves_and_resumes(dataset, tmp_path, signum):
     config = tiny.config_file(
         tmp_path, dataset, "config.optim.epochs = 60", "config.checkpoint.every_steps = 1000"
     )

@@ -234,7 +234,7 @@ def stop_at(monkeypatch, number):
 
 
 @pytest.mark.slow
-def test_told_to_stop_while_it_evaluates_it_has_saved(whole_run, dataset, tmp_path, monkeypatch):
+def test_interrupted_while_it_evaluates_it_has_saved(whole_run, dataset, tmp_path, monkeypatch):
     def settled():
         config = tiny.config(dataset)
         config.checkpoint.every_steps = 1000
@@ -251,7 +251,7 @@ def test_told_to_stop_while_it_evaluates_it_has_saved(whole_run, dataset, tmp_pa
 
 
 @pytest.mark.slow
-def test_told_to_stop_during_the_last_save_it_finishes(dataset, tmp_path, monkeypatch):
+def test_interrupted_during_the_last_save_it_finishes(dataset, tmp_path, monkeypatch):
     save, finish, saved = checkpoint.save, checkpoint.finish, []
 
     def saving(manager, state, *rest):
