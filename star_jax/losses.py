@@ -114,7 +114,8 @@ def triplet_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array
     """Returns the batch-hard triplet loss over the tracklet features z of both modalities."""
     del step
     labels = labels_like(output.tracklet, batch).ravel()
-    embeddings = output.tracklet.reshape(len(labels), -1)
+    # Without the barrier, devices gather the rows twice: before the products, and in the gradient.
+    embeddings = jax.lax.optimization_barrier(output.tracklet.reshape(len(labels), -1))
     return batch_hard_triplet(embeddings=embeddings, labels=labels)
 
 
