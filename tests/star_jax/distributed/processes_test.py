@@ -163,7 +163,7 @@ def patched(folder, patch):
 
 LATE = """
 import os, time
-from star_jax import train
+from star_jax.training import loop
 put = loop.put
 def late(*arguments):
     if os.environ["JAX_PROCESS_ID"] == "1" and loop.put is late:
@@ -186,7 +186,7 @@ def test_one_may_be_ready_half_a_minute_after_the_other(dataset, tmp_path):
 
 UNLUCKY = """
 import os
-from star_jax import checkpoint
+from star_jax.training import checkpoint
 checkpoint.PAUSES = (0.1,)
 restore = checkpoint._restore_arrays
 attempts = []
@@ -202,7 +202,8 @@ checkpoint._restore_arrays = unlucky
 """
 
 MIXED = """
-from star_jax import parallel, train
+from star_jax.distributed import parallel
+from star_jax.training import loop
 from star_jax.evaluation import embed
 make_mesh = parallel.make_mesh
 def mixed(config=None):
@@ -228,7 +229,7 @@ def test_the_devices_of_a_process_need_not_be_neighbors(one, dataset, backbone, 
 
 
 IMPATIENT = """
-from star_jax import run_files
+from star_jax.training import run_files
 run_files.require_shared.__defaults__ = (3,)
 """
 
