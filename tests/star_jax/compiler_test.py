@@ -42,11 +42,11 @@ def test_both_canaries_are_right():
 
 
 def test_without_the_flag_they_are_wrong():
-    """If this fails, the installed JAX has fixed the bug, and the flag can be removed."""
-    if jax.__version_info__ > (0, 12, 0, 1):
-        pytest.skip(f"not yet checked with JAX {jax.__version__}")
+    """Whether the bug shows depends on the processor; where it shows nowhere, drop the flag."""
     printed, _ = run(CANARIES, FAULTY)
-    assert not all(float(line) < 2e-4 for line in printed), printed
+    if all(float(line) < 2e-4 for line in printed):
+        pytest.skip(f"JAX {jax.__version__} does not have the bug on this machine")
+    assert not max(map(float, printed)) < 1e-2, printed  # garbage or NaN, not rounding
 
 
 @pytest.mark.parametrize("first", ["import star_jax", "from star_jax import config"])
