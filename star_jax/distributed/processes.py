@@ -168,7 +168,7 @@ def largest(number: int) -> int:
     return int(multihost_utils.process_allgather(np.array(number)).max())
 
 
-def of_the_first(content: bytes) -> bytes:
+def broadcast_from_process_0(content: bytes) -> bytes:
     """Returns the `content` of process 0 on all processes; all of them must call this."""
     if jax.process_count() == 1:
         return content

@@ -290,9 +290,7 @@ def _restore_arrays(
         restored = dict(manager.restore(int(folder.name), args=ocp.args.Composite(**args)))
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
-    except (
-        Exception
-    ) as error:  # Orbax and TensorStore raise many kinds, also if a disk is unavailable
+    except Exception as error:  # Orbax and TensorStore raise many kinds, also for a busy disk
         _read_all_files(folder)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if manifest.orbax != ocp.__version__:

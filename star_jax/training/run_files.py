@@ -88,7 +88,7 @@ def require_shared(path: epath.Path, seconds: float = 60) -> None:
     """
     if jax.process_count() == 1:
         return
-    written = processes.of_the_first(path.read_bytes() if processes.is_first() else b"")
+    written = processes.broadcast_from_process_0(path.read_bytes() if processes.is_first() else b"")
     deadline = time.monotonic() + seconds
     while not (seen := path.exists() and path.read_bytes() == written):
         if time.monotonic() > deadline:
