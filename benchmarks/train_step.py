@@ -3,7 +3,8 @@
   python -m benchmarks.train_step --config=configs/star_synthetic_demo.py
 
 Prints the seconds of the first call (compilation), the median, fastest and slowest of the timed
-steps, frames per second (clean frames of both modalities) and the peak memory of the process.
+steps, frames per second (clean frames of both modalities), and the peak memory of the process and,
+on a GPU or TPU, of the first device.
 """
 
 import resource
@@ -55,6 +56,9 @@ def main(argv: list[str]) -> None:
         f"{frames / np.median(times):.0f} frames/s"
     )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    statistics = jax.devices()[0].memory_stats()
+    if statistics:  # a CPU has none
+        print(f"peak memory of the device {statistics['peak_bytes_in_use'] / 2**30:.2f} GiB")
 
 
 if __name__ == "__main__":
