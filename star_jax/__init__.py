@@ -1,5 +1,5 @@
 """STAR in JAX: skeleton-guided video visible-infrared person re-identification."""
 
-from star_jax.compiler import avoid_wrong_reductions
+from star_jax.compiler import set_xla_flags
 
-avoid_wrong_reductions()  # before a JAX backend starts, whichever module or command comes first
+set_xla_flags()  # before a JAX backend starts, whichever module or command comes first

@@ -1,8 +1,13 @@
-"""Works around a bug of XLA's CPU compiler that gives wrong results.
+"""Works around two bugs of XLA, by flags that must be set before JAX starts.
 
-jaxlib from 0.10.2 on delegates reductions on CPUs to YNNPACK, and then some small programs under
-`jit` silently return garbage: `sum((E @ broadcast_to(c, E.shape)) * E, -1)` is off by 1e28.
-Versions up to 0.12.0.1 are affected. `star_jax.verify` runs two such programs.
+Wrong results on CPUs: jaxlib from 0.10.2 on delegates reductions to YNNPACK, and then some small
+programs under `jit` silently return garbage: `sum((E @ broadcast_to(c, E.shape)) * E, -1)` is off
+by 1e28. Versions up to 0.12.0.1 are affected. `star_jax.verify` runs two such programs.
+
+Crashes on GPUs: the fusion of matrix products by Triton ends the process with "Check failed:
+subdim_size_accumulator == dim_size" (openxla/xla issue 47381) when it compiles the training pass of
+`star_jax.verify` for an H100 with jaxlib 0.11.2. Without it, cuBLAS multiplies: a training step of
+`configs/star_hitsz_vcm.py` is as fast and compiles two to ten times faster (docs/benchmarks.md).
 """
 
 import logging
@@ -12,15 +17,17 @@ import sys
 
 log = logging.getLogger(__name__)
 
-FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-SAFE = f"{FLAG}=-reduce"
+FLAGS = {
+    "--xla_cpu_experimental_ynn_fusion_type": "-reduce",
+    "--xla_gpu_enable_triton_gemm": "false",
+}
 
 
-def avoid_wrong_reductions() -> None:
-    """Disables the faulty fusion in `XLA_FLAGS`, without importing or starting JAX.
+def set_xla_flags() -> None:
+    """Adds `FLAGS` to `XLA_FLAGS`, without importing or starting JAX.
 
-    Keeps the other flags in `XLA_FLAGS`, and this flag if the user has set it. XLA reads the
-    variable when JAX starts its first backend; warns if one is already running.
+    Keeps what is set already, be it other flags or other values of these. XLA reads the variable
+    when JAX starts its first backend; warns if one is already running.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if flags and not flags.startswith("-"):  # XLA reads this as the path of a flags file
@@ -28,15 +35,17 @@ def avoid_wrong_reductions() -> None:
             flags = pathlib.Path(flags).read_text(encoding="utf-8").strip()
         except OSError:
             return  # XLA refuses to start and reports the reason
-    if any(flag.partition("=")[0] == FLAG for flag in flags.split()):
+    present = {flag.partition("=")[0] for flag in flags.split()}
+    missing = " ".join(f"{name}={value}" for name, value in FLAGS.items() if name not in present)
+    if not missing:
         return
-    os.environ["XLA_FLAGS"] = f"{flags} {SAFE}".lstrip()
+    os.environ["XLA_FLAGS"] = f"{flags} {missing}".lstrip()
     if _backend_is_running():
         log.warning(
-            "JAX was running before star_jax was imported, so XLA ignores the flag %s, without "
-            "which some programs return wrong results on CPUs: import star_jax first, or set it in "
-            "XLA_FLAGS",
-            SAFE,
+            "JAX was running before star_jax was imported, so XLA ignores the flags %s, without "
+            "which some programs return wrong results on CPUs or do not compile for GPUs: import "
+            "star_jax first, or set them in XLA_FLAGS",
+            missing,
         )
 
 

@@ -1,4 +1,4 @@
-"""The flag that avoids wrong reductions of XLA's CPU compiler is set before JAX starts."""
+"""The flags that work around bugs of XLA are set before JAX starts."""
 
 import os
 import subprocess
@@ -9,7 +9,9 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SAFE = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+CPU = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+GPU = "--xla_gpu_enable_triton_gemm=false"
+SAFE = f"{CPU} {GPU}"
 FAULTY = "--xla_cpu_experimental_ynn_fusion_type=reduce"
 OTHER = "--xla_force_host_platform_device_count=3"
 
@@ -59,7 +61,13 @@ def test_any_import_sets_the_flag_and_starts_nothing(first):
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("", SAFE), (OTHER, f"{OTHER} {SAFE}"), (FAULTY, FAULTY), (f"{OTHER} {SAFE}",) * 2],
+    [
+        ("", SAFE),
+        (OTHER, f"{OTHER} {SAFE}"),
+        (FAULTY, f"{FAULTY} {GPU}"),
+        (f"{GPU} {OTHER}", f"{GPU} {OTHER} {CPU}"),
+        (f"{OTHER} {SAFE}",) * 2,
+    ],
 )
 def test_what_the_user_set_stays(before, after):
     printed, _ = run("import os, star_jax; print(os.environ['XLA_FLAGS'])", before)
