@@ -51,7 +51,7 @@ EDGES = (
 MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
 
-def is_detected(keypoints: Float[Any, "*batch 17 3"]) -> Bool[Any, "*batch 17"]:
+def is_detected(keypoints: Float[Any, "*batch J 3"]) -> Bool[Any, "*batch J"]:
     """Returns which joints are detected, those whose confidence is above 0.
 
     Args:

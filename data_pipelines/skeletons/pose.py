@@ -30,7 +30,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError, MissingPackageError
@@ -234,8 +234,8 @@ def warp(
 
 
 def to_crop(
-    keypoints: Float32[np.ndarray, "17 3"], matrix: Float64[np.ndarray, "2 3"]
-) -> Float32[np.ndarray, "17 3"]:
+    keypoints: Float[np.ndarray, "J 3"], matrix: Float64[np.ndarray, "2 3"]
+) -> Float[np.ndarray, "J 3"]:
     """Maps float32[17, 3] from pixels of the input to pixels of the crop: inverts `matrix`."""
     xy = (keypoints[:, :2] - matrix[:, 2]) / np.diag(matrix)
     return np.column_stack([xy, keypoints[:, 2]]).astype(np.float32)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 def apply_stems(
-    frames: Float[Array, "B T *M H W 3"],
+    frames: Float[Array, "*axes H W 3"],
     modality: str | None,
     visible: Callable[[Float[Array, "N H W 3"]], Float[Array, "N ..."]],
     infrared: Callable[[Float[Array, "N H W 3"]], Float[Array, "N ..."]],

@@ -3,9 +3,13 @@
 mypy checks all other annotations, and some of them cannot be checked in a running program.
 """
 
+import functools
 import inspect
+import operator
+import types
 import typing
 
+import jax
 from beartype import beartype
 from jaxtyping import AbstractArray
 
@@ -15,7 +19,9 @@ def checked(function):
     hints = {name: hint for name, hint in function.__annotations__.items() if _has_arrays(hint)}
     if not hints:
         return function
-    function.__annotations__ = hints
+    function.__annotations__ = {
+        name: hint if name == "return" else _of_numpy_too(hint) for name, hint in hints.items()
+    }
     checking = beartype(function)
     if function.__name__ != "__init__":
         return checking
@@ -32,3 +38,12 @@ def _has_arrays(hint):
     if inspect.isclass(hint) and issubclass(hint, AbstractArray):
         return True
     return any(map(_has_arrays, typing.get_args(hint)))
+
+
+def _of_numpy_too(hint):
+    """Returns the hint of an argument that may also be NumPy's, as JAX allows everywhere."""
+    if inspect.isclass(hint) and issubclass(hint, AbstractArray) and hint.array_type is jax.Array:
+        return hint.dtype[typing.Any, hint.dim_str]
+    if isinstance(hint, types.UnionType):
+        return functools.reduce(operator.or_, map(_of_numpy_too, typing.get_args(hint)))
+    return hint
