@@ -180,8 +180,8 @@ class Star(nn.Module):
         )
 
     def prepare_keypoints(
-        self, keypoints: Float32[Array, "*batch 17 3"], frame_size: tuple[int, ...]
-    ) -> tuple[Float32[Array, "*batch 17 3"], Bool[Array, "*batch 17"]]:
+        self, keypoints: Float32[Array, "*batch J 3"], frame_size: tuple[int, ...]
+    ) -> tuple[Float32[Array, "*batch J 3"], Bool[Array, "*batch J"]]:
         """Returns the keypoints in the network's coordinates, and which joints are detected.
 
         Args:

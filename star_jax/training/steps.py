@@ -74,7 +74,7 @@ def initial_variables(config: ml_collections.ConfigDict, model: Star) -> Any:
     """Returns initial parameters and statistics of the network, from the config's seed."""
     batch = _zeros(config, 1)
     key = stream(jax.random.key(config.seed), "init")
-    return model.init(key, batch["frames"], batch["keypoints"])
+    return model.init(key, augment.normalize(batch["frames"]), batch["keypoints"])
 
 
 def batch_shapes(
@@ -123,7 +123,8 @@ def initial_losses(config: ml_collections.ConfigDict, model: Star, variables: An
     style = None
     if config.augment.style:
         style = random_style_sources(jax.random.key(0), 2, config)
-    output = model.apply(variables, batch["frames"], batch["keypoints"], style=style)
+    frames = augment.normalize(batch["frames"])
+    output = model.apply(variables, frames, batch["keypoints"], style=style)
     key = stream(jax.random.key(config.seed), "losses")
     return losses.init(key, output, batch, jnp.zeros((), jnp.int32))
 
