@@ -19,9 +19,7 @@ def checked(function):
     hints = {name: hint for name, hint in function.__annotations__.items() if _has_arrays(hint)}
     if not hints:
         return function
-    function.__annotations__ = {
-        name: hint if name == "return" else _of_numpy_too(hint) for name, hint in hints.items()
-    }
+    function.__annotations__ = {name: _of_numpy_too(hint) for name, hint in hints.items()}
     checking = beartype(function)
     if function.__name__ != "__init__":
         return checking
@@ -41,9 +39,10 @@ def _has_arrays(hint):
 
 
 def _of_numpy_too(hint):
-    """Returns the hint of an argument that may also be NumPy's, as JAX allows everywhere."""
+    """Returns the hint of JAX arrays that may also be NumPy's: given those, much returns those."""
     if inspect.isclass(hint) and issubclass(hint, AbstractArray) and hint.array_type is jax.Array:
         return hint.dtype[typing.Any, hint.dim_str]
+    parts = [_of_numpy_too(part) for part in typing.get_args(hint)]
     if isinstance(hint, types.UnionType):
-        return functools.reduce(operator.or_, map(_of_numpy_too, typing.get_args(hint)))
-    return hint
+        return functools.reduce(operator.or_, parts)
+    return tuple[*parts] if typing.get_origin(hint) is tuple else hint
