@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jaxtyping import Bool, Float
+
 JOINTS = (
     "nose",
     "left_eye",
@@ -49,7 +51,7 @@ EDGES = (
 MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
 
-def is_detected(keypoints: Any) -> Any:
+def is_detected(keypoints: Float[Any, "*batch J 3"]) -> Bool[Any, "*batch J"]:
     """Returns which joints are detected, those whose confidence is above 0.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 
 import grain
 import numpy as np
+from jaxtyping import Float32, Int, Int32, UInt8
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
@@ -22,9 +23,11 @@ MAX_THREADS = 16  # the default; each holds a batch, 48 MB at 384 frames of 288 
 class TestBatch(TypedDict):
     """Clips to embed; `position` is -1 in the rows that only fill the last batch."""
 
-    frames: Any  # uint8[B, T, H, W, 3], RGB
-    keypoints: Any  # float32[B, T, 17, 3]: x, y in pixels of the H x W frame, confidence
-    position: Any  # int32[B], the tracklet in the index of the split
+    frames: UInt8[np.ndarray, "B T H W 3"]  # uint8[B, T, H, W, 3], RGB
+    keypoints: Float32[
+        np.ndarray, "B T 17 3"
+    ]  # float32[B, T, 17, 3]: x, y in pixels of the H x W frame, confidence
+    position: Int32[np.ndarray, " B"]  # int32[B], the tracklet in the index of the split
 
 
 def train_batches(
@@ -110,7 +113,7 @@ def train_batches(
 def test_clips(
     dataset_dir: str | os.PathLike[str],
     *,
-    positions: Sequence[int] | np.ndarray,
+    positions: Sequence[int] | Int[np.ndarray, " n"],
     clip_length: int,
     frame_size: tuple[int, int],
     batch_size: int,

@@ -2,13 +2,14 @@
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float, Float32, Float64
 
 from data_pipelines.coco17 import is_detected
 
 
 def resize_keypoints(
-    keypoints: np.ndarray, old_size: npt.ArrayLike, new_size: npt.ArrayLike
-) -> np.ndarray:
+    keypoints: Float32[np.ndarray, "*batch J 3"], old_size: npt.ArrayLike, new_size: npt.ArrayLike
+) -> Float32[np.ndarray, "*batch J 3"]:
     """Returns the joints of a resized frame: they follow their pixels (see `resize_points`).
 
     Joints that were not detected stay as they are.
@@ -28,8 +29,8 @@ def resize_keypoints(
 
 
 def resize_points(
-    points: np.ndarray, old_size: npt.ArrayLike, new_size: npt.ArrayLike
-) -> np.ndarray:
+    points: Float[np.ndarray, "*batch J 2"], old_size: npt.ArrayLike, new_size: npt.ArrayLike
+) -> Float64[np.ndarray, "*batch J 2"]:
     """Returns where points are after resizing: a factor s takes x to `(x + 0.5) * s - 0.5`.
 
     So do the pixels themselves, in OpenCV, Pillow and every resize with half-pixel centres.

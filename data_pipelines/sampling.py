@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int32, Int64
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
@@ -27,9 +28,9 @@ class BatchPlan(NamedTuple):
       labels: int32[B].
     """
 
-    visible: np.ndarray
-    infrared: np.ndarray
-    labels: np.ndarray
+    visible: Int64[np.ndarray, " B"]
+    infrared: Int64[np.ndarray, " B"]
+    labels: Int32[np.ndarray, " B"]
 
 
 def _generator(seed: int, step: int, row: int, stream: int) -> np.random.Generator:
@@ -50,7 +51,9 @@ def row_generator(seed: int, step: int, row: int, modality: int) -> np.random.Ge
     return _generator(seed, step, row, modality)
 
 
-def training_frames(num_frames: int, clip_length: int, rng: np.random.Generator) -> np.ndarray:
+def training_frames(
+    num_frames: int, clip_length: int, rng: np.random.Generator
+) -> Int64[np.ndarray, " {clip_length}"]:
     """Draws one frame from each of `clip_length` equal chunks of a tracklet.
 
     The chunks hold `ceil(num_frames / clip_length)` frames; past the end the last frame repeats.
@@ -64,7 +67,7 @@ def training_frames(num_frames: int, clip_length: int, rng: np.random.Generator)
     return np.minimum(drawn, num_frames - 1)
 
 
-def test_frames(num_frames: int, clip_length: int) -> np.ndarray:
+def test_frames(num_frames: int, clip_length: int) -> Int64[np.ndarray, " {clip_length}"]:
     """Takes the first frame of each chunk of `training_frames`; returns int64[clip_length]."""
     _check_clip(num_frames, clip_length)
     chunk = -(-num_frames // clip_length)
@@ -73,7 +76,7 @@ def test_frames(num_frames: int, clip_length: int) -> np.ndarray:
 
 def sorted_training_frames(
     num_frames: int, clip_length: int, rng: np.random.Generator
-) -> np.ndarray:
+) -> Int64[np.ndarray, " {clip_length}"]:
     """Draws `clip_length` frames, each at most once if the tracklet has so many.
 
     Returns:
@@ -83,13 +86,13 @@ def sorted_training_frames(
     return np.sort(rng.choice(num_frames, clip_length, replace=num_frames < clip_length))
 
 
-def spread_test_frames(num_frames: int, clip_length: int) -> np.ndarray:
+def spread_test_frames(num_frames: int, clip_length: int) -> Int64[np.ndarray, " {clip_length}"]:
     """Takes frames at equal distances from the first on, rounded down; int64[clip_length]."""
     _check_clip(num_frames, clip_length)
     return np.linspace(0, num_frames, clip_length, endpoint=False).astype(np.int64)
 
 
-def dense_clips(num_frames: int, clip_length: int) -> np.ndarray:
+def dense_clips(num_frames: int, clip_length: int) -> Int64[np.ndarray, "clips {clip_length}"]:
     """Cuts all frames into consecutive clips; the last is filled with its own frames, in a cycle.
 
     Returns:
@@ -109,7 +112,7 @@ def _check_clip(num_frames: int, clip_length: int) -> None:
         )
 
 
-def trainable_labels(index: schema.Index) -> np.ndarray:
+def trainable_labels(index: schema.Index) -> Int32[np.ndarray, " labels"]:
     """Returns int32[identities]: the labels that have tracklets of both modalities, ascending."""
     visible = index.labels[index.modalities == schema.VISIBLE]
     infrared = index.labels[index.modalities == schema.INFRARED]
@@ -166,7 +169,9 @@ def _draw_labels(index: schema.Index, count: int, rng: np.random.Generator) -> n
     return rng.choice(labels, count, replace=False)
 
 
-def aligned_pairs(index: schema.Index) -> tuple[np.ndarray, np.ndarray]:
+def aligned_pairs(
+    index: schema.Index,
+) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
     """Returns the positions of the visible and the infrared tracklet of each pair, int64[pairs].
 
     Raises:
@@ -240,8 +245,8 @@ class Sampler(NamedTuple):
     """
 
     sample_batch: Callable[..., BatchPlan]
-    training_frames: Callable[[int, int, np.random.Generator], np.ndarray]
-    test_frames: Callable[[int, int], np.ndarray]
+    training_frames: Callable[[int, int, np.random.Generator], Int64[np.ndarray, " T"]]
+    test_frames: Callable[[int, int], Int64[np.ndarray, " T"]]
     aligned: bool
 
 

@@ -1,9 +1,10 @@
 """What the data pipelines exchange: the tracklet in an index, the packed record and the batches."""
 
 import dataclasses
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32, Shaped, UInt8
 
 VISIBLE = 0
 INFRARED = 1
@@ -39,9 +40,13 @@ class Record(TypedDict):
     """One packed tracklet of n frames, the same for every dataset."""
 
     frames: list[bytes]  # n JPEG files
-    keypoints: np.ndarray  # float32[n, 17, 3]: x, y in pixels of the stored frame, confidence
-    height: np.ndarray  # int32[n], pixels; detectors' crops may differ from frame to frame
-    width: np.ndarray  # int32[n]
+    keypoints: Float32[
+        np.ndarray, "n 17 3"
+    ]  # float32[n, 17, 3]: x, y in pixels of the stored frame, confidence
+    height: Int32[
+        np.ndarray, " n"
+    ]  # int32[n], pixels; detectors' crops may differ from frame to frame
+    width: Int32[np.ndarray, " n"]  # int32[n]
     identity: str
     label: int  # dense index over the sorted training identities, -1 in the test split
     camera: int
@@ -57,11 +62,15 @@ class TrainBatch(TypedDict):
     by pairs, and pairs by time, leaves each device its share of both modalities in one piece.
     """
 
-    frames: Any  # uint8[B, T, 2, H, W, 3], RGB
-    keypoints: Any  # float32[B, T, 2, 17, 3]: x, y in pixels of the H x W frame, confidence
-    labels: Any  # int32[B]
-    cameras: Any  # int32[B, 2]
-    positions: Any  # int32[B, 2], the tracklets in the index of the training split
+    frames: UInt8[np.ndarray, "B T 2 H W 3"]  # uint8[B, T, 2, H, W, 3], RGB
+    keypoints: Float32[
+        np.ndarray, "B T 2 17 3"
+    ]  # float32[B, T, 2, 17, 3]: x, y in pixels of the H x W frame, confidence
+    labels: Int32[np.ndarray, " B"]  # int32[B]
+    cameras: Int32[np.ndarray, "B 2"]  # int32[B, 2]
+    positions: Int32[
+        np.ndarray, "B 2"
+    ]  # int32[B, 2], the tracklets in the index of the training split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +91,12 @@ class Index:
       galleries: bool[n], whether it is searched for.
     """
 
-    identities: np.ndarray
-    labels: np.ndarray
-    cameras: np.ndarray
-    modalities: np.ndarray
-    num_frames: np.ndarray
-    rows: np.ndarray
-    missing_skeletons: np.ndarray
-    queries: np.ndarray
-    galleries: np.ndarray
+    identities: Shaped[np.ndarray, " n"]
+    labels: Int32[np.ndarray, " n"]
+    cameras: Int32[np.ndarray, " n"]
+    modalities: Int32[np.ndarray, " n"]
+    num_frames: Int32[np.ndarray, " n"]
+    rows: Int32[np.ndarray, " n"]
+    missing_skeletons: Int32[np.ndarray, " n"]
+    queries: Bool[np.ndarray, " n"]
+    galleries: Bool[np.ndarray, " n"]

@@ -10,6 +10,7 @@ Pixel convention: the center of the top left pixel is (0, 0), so that the joint 
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Key, UInt8
 
 from data_pipelines.coco17 import MIRROR, is_detected
 
@@ -20,7 +21,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _ERASING_ATTEMPTS = 10
 
 
-def normalize(frames: jax.Array) -> jax.Array:
+def normalize(
+    frames: UInt8[Array, "*batch 3"] | Float32[Array, "*batch 3"],
+) -> Float32[Array, "*batch 3"]:
     """Normalizes frames of 0 to 255 by ImageNet's mean and standard deviation.
 
     Args:
@@ -36,15 +39,15 @@ def normalize(frames: jax.Array) -> jax.Array:
 
 
 def random_crop_and_flip(
-    key: jax.Array,
-    frames: jax.Array,
-    keypoints: jax.Array,
+    key: Key[Array, ""],
+    frames: UInt8[Array, "B T H W 3"] | Float32[Array, "B T H W 3"],
+    keypoints: Float32[Array, "B T 17 3"],
     *,
     padding: int = 10,
     flip_probability: float = 0.5,
     per_frame: bool = False,
     move_keypoints: bool = True,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[UInt8[Array, "B T H W 3"] | Float32[Array, "B T H W 3"], Float32[Array, "B T 17 3"]]:
     """Pads the frames with black, crops them back to their size and mirrors some of them.
 
     The keypoints follow their pixels, and in a mirrored frame left and right joints swap. A joint
@@ -91,15 +94,15 @@ def random_crop_and_flip(
 
 
 def random_erasing(
-    key: jax.Array,
-    frames: jax.Array,
+    key: Key[Array, ""],
+    frames: Float32[Array, "B T H W 3"],
     *,
     probability: float = 0.5,
     area: tuple[float, float] = (0.02, 0.4),
     aspect: tuple[float, float] = (0.3, 3.33),
     fill: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),
     per_frame: bool = False,
-) -> jax.Array:
+) -> Float32[Array, "B T H W 3"]:
     """Fills one rectangle in some tracklets with a constant per channel.
 
     Area and aspect ratio (height over width) are uniform in their ranges and drawn again while the
@@ -148,7 +151,9 @@ def _in_span(size: int, start: jax.Array, length: jax.Array) -> jax.Array:
     return (offset >= 0) & (offset < length[..., None])
 
 
-def style_gains(key: jax.Array, frames: jax.Array, modality: str) -> jax.Array:
+def style_gains(
+    key: Key[Array, ""], frames: Float32[Array, "B T H W 3"], modality: str
+) -> Float32[Array, "B T H W 3"]:
     """Changes the brightness of infrared frames and the colors of visible frames.
 
     An infrared frame is multiplied by a gain drawn from U[0.5, 1.5]. A visible frame is multiplied

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jaxtyping import Array, Float32, Int32
 
 from data_pipelines.parts import find_part
 from star_jax.models.star import StarOutput, build_part
@@ -28,7 +29,9 @@ from star_jax.models.star import StarOutput, build_part
 Batch = Mapping[str, Any]
 
 
-def cross_entropy(*, logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(
+    *, logits: Float32[Array, "*batch N"], labels: Int32[Array, "*batch"]
+) -> Float32[Array, ""]:
     """Returns the mean cross entropy.
 
     Args:
@@ -38,7 +41,9 @@ def cross_entropy(*, logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def pairwise_distances(*, a: jax.Array, b: jax.Array) -> jax.Array:
+def pairwise_distances(
+    *, a: Float32[Array, "M C"], b: Float32[Array, "N C"]
+) -> Float32[Array, "M N"]:
     """Returns Euclidean distances: float32[M, C] and float32[N, C] to float32[M, N]."""
     # Distances are invariant to translation; centering reduces cancellation.
     center = jax.lax.stop_gradient(b.mean(0, keepdims=True))
@@ -49,8 +54,8 @@ def pairwise_distances(*, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def batch_hard_triplet(
-    *, embeddings: jax.Array, labels: jax.Array, margin: float = 0.3
-) -> jax.Array:
+    *, embeddings: Float32[Array, "R C"], labels: Int32[Array, " R"], margin: float = 0.3
+) -> Float32[Array, ""]:
     """Returns the batch-hard Euclidean triplet loss (Hermans et al., arXiv 1703.07737).
 
     Compares, for every row, the farthest row of its identity with the nearest of another.
@@ -67,13 +72,17 @@ def batch_hard_triplet(
     return jnp.maximum(positive - negative + margin, 0.0).mean()
 
 
-def defense(*, features: jax.Array, disturbed: jax.Array) -> jax.Array:
+def defense(
+    *, features: Float32[Array, "*R T C"], disturbed: Float32[Array, "*R T C"]
+) -> Float32[Array, ""]:
     """Returns the mean over frames of the Euclidean norm of V - V', both float32[R, T, C]."""
     squared = jnp.square(features - disturbed).sum(-1)
     return jnp.sqrt(jnp.maximum(squared, 1e-24)).mean()
 
 
-def modality_consistency(*, visible_logits: jax.Array, infrared_logits: jax.Array) -> jax.Array:
+def modality_consistency(
+    *, visible_logits: Float32[Array, "B N"], infrared_logits: Float32[Array, "B N"]
+) -> Float32[Array, ""]:
     """Returns the symmetric KL divergence between class distributions, the mean over pairs.
 
     Args:
@@ -85,7 +94,9 @@ def modality_consistency(*, visible_logits: jax.Array, infrared_logits: jax.Arra
     return both_ways.sum(-1).mean()
 
 
-def skeleton_consistency(*, joints: jax.Array, edges: jax.Array) -> jax.Array:
+def skeleton_consistency(
+    *, joints: Float32[Array, "*R C"], edges: Float32[Array, "*R C"]
+) -> Float32[Array, ""]:
     """Returns KL(edges || joints) of the distributions over channels, the mean over rows.
 
     Args:
@@ -96,7 +107,7 @@ def skeleton_consistency(*, joints: jax.Array, edges: jax.Array) -> jax.Array:
     return (jnp.exp(target) * (target - prediction)).sum(-1).mean()
 
 
-def labels_like(logits: jax.Array, batch: Batch) -> jax.Array:
+def labels_like(logits: Float32[Array, "B *batch N"], batch: Batch) -> Int32[Array, " B *batch"]:
     """Returns the label of each row of logits [B, ..., N]: int32[B, ...]."""
     labels = batch["labels"]
     return jnp.broadcast_to(
@@ -104,13 +115,13 @@ def labels_like(logits: jax.Array, batch: Batch) -> jax.Array:
     )
 
 
-def identity_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array:
+def identity_loss(output: StarOutput, batch: Batch, step: Int32[Array, ""]) -> Float32[Array, ""]:
     """Returns the cross entropy of the tracklets' identities."""
     del step
     return cross_entropy(logits=output.logits, labels=labels_like(output.logits, batch))
 
 
-def triplet_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array:
+def triplet_loss(output: StarOutput, batch: Batch, step: Int32[Array, ""]) -> Float32[Array, ""]:
     """Returns the batch-hard triplet loss over the tracklet features z of both modalities."""
     del step
     labels = labels_like(output.tracklet, batch).ravel()
@@ -119,14 +130,18 @@ def triplet_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array
     return batch_hard_triplet(embeddings=embeddings, labels=labels)
 
 
-def frame_identity_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array:
+def frame_identity_loss(
+    output: StarOutput, batch: Batch, step: Int32[Array, ""]
+) -> Float32[Array, ""]:
     """Returns the cross entropy of the frames' identities."""
     del step
     logits = output.frame_logits
     return cross_entropy(logits=logits, labels=labels_like(logits, batch))
 
 
-def disturbed_identity_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array | None:
+def disturbed_identity_loss(
+    output: StarOutput, batch: Batch, step: Int32[Array, ""]
+) -> Float32[Array, ""] | None:
     """Returns the cross entropy of the frames' identities with disturbed style."""
     del step
     logits = output.disturbed_logits
@@ -135,7 +150,9 @@ def disturbed_identity_loss(output: StarOutput, batch: Batch, step: jax.Array) -
     return cross_entropy(logits=logits, labels=labels_like(logits, batch))
 
 
-def defense_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array | None:
+def defense_loss(
+    output: StarOutput, batch: Batch, step: Int32[Array, ""]
+) -> Float32[Array, ""] | None:
     """Returns the distance between the frame features with and without disturbed style."""
     del batch, step
     if output.disturbed is None:
@@ -144,8 +161,8 @@ def defense_loss(output: StarOutput, batch: Batch, step: jax.Array) -> jax.Array
 
 
 def modality_consistency_loss(
-    output: StarOutput, batch: Batch, step: jax.Array
-) -> jax.Array | None:
+    output: StarOutput, batch: Batch, step: Int32[Array, ""]
+) -> Float32[Array, ""] | None:
     """Returns the divergence of the skeletons' class distributions between modalities."""
     del batch, step
     logits = output.skeleton_logits
@@ -155,8 +172,8 @@ def modality_consistency_loss(
 
 
 def skeleton_consistency_loss(
-    output: StarOutput, batch: Batch, step: jax.Array
-) -> jax.Array | None:
+    output: StarOutput, batch: Batch, step: Int32[Array, ""]
+) -> Float32[Array, ""] | None:
     """Returns the divergence of the joints' features from the edges'."""
     del batch, step
     if output.graph is None or output.edges_last is None:
@@ -190,7 +207,9 @@ class Losses(nn.Module):
         return any(isinstance(part, nn.Module) for _, _, part in self.parts)
 
     @nn.compact
-    def __call__(self, output: StarOutput, batch: Batch, step: jax.Array) -> dict[str, jax.Array]:
+    def __call__(
+        self, output: StarOutput, batch: Batch, step: Int32[Array, ""]
+    ) -> dict[str, Float32[Array, ""]]:
         """Returns the losses by name, unweighted, and their weighted `total`.
 
         Args:

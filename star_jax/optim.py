@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jaxtyping import Array, Float32, Int32
 
 
 def learning_rate_factor(
-    step: jax.Array, config: ml_collections.ConfigDict, steps_per_epoch: int
-) -> jax.Array:
+    step: Int32[Array, ""], config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> Float32[Array, ""]:
     """Returns the factor by which both learning rates are multiplied at a step.
 
     Rises linearly over the warm-up epochs, then drops to a tenth at each decay epoch; constant

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jaxtyping import Array, Float32, Float64
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.progress import with_progress
@@ -127,7 +128,7 @@ def check_canaries() -> list[Check]:
     ]
 
 
-def broadcast_product() -> tuple[np.ndarray, np.ndarray]:
+def broadcast_product() -> tuple[Float32[np.ndarray, "m n"], Float64[np.ndarray, "m n"]]:
     """Returns the results of the device and of NumPy; off by 1e28 with JAX 0.10.2 to 0.12."""
     rng = np.random.default_rng(0)
     e = rng.standard_normal((5, 60, 60)).astype(np.float32)
@@ -142,7 +143,7 @@ def broadcast_product() -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(program(e, c)), np.sum((e.astype(np.float64) @ wide) * e, -1)
 
 
-def sums_in_vmap() -> tuple[np.ndarray, np.ndarray]:
+def sums_in_vmap() -> tuple[Float32[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """Returns the results of the device and of NumPy; one row is wrong with JAX 0.10.2."""
     rows = np.random.default_rng(0).standard_normal((32769, 3)).astype(np.float32)
 
@@ -336,7 +337,9 @@ def state_dict(seed: int, num_identities: int) -> dict[str, np.ndarray]:
     }
 
 
-def inputs(seed: int, prefix: str, modality: str, *shape: int) -> tuple[jax.Array, jax.Array]:
+def inputs(
+    seed: int, prefix: str, modality: str, *shape: int
+) -> tuple[Float32[Array, "B T H W 3"], Float32[Array, "B T 17 3"]]:
     """Returns frames float32[B, T, H, W, 3] and keypoints float32[B, T, 17, 3] of a fixture."""
     frames = reference_arrays.frames(seed, f"{prefix}frames.{modality}", *shape)
     keypoints = reference_arrays.keypoints(seed, f"{prefix}keypoints.{modality}", *shape)

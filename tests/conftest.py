@@ -1,4 +1,4 @@
-"""Strict settings for all tests: eight virtual devices, no implicit promotion."""
+"""Strict settings for all tests: eight virtual devices, no implicit promotion, checked shapes."""
 
 import atexit
 import os
@@ -16,5 +16,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
+import jaxtyping
+
+# Before anything imports them: each call checks its arrays against the annotations.
+jaxtyping.install_import_hook(["star_jax", "data_pipelines"], "array_checks.checked")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

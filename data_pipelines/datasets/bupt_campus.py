@@ -10,7 +10,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Float32
 
 from data_pipelines import schema
 from data_pipelines.datasets import checks
@@ -172,6 +174,6 @@ class _VisibleKeypoints:
     def __exit__(self, *error: Any) -> None:
         self._source.__exit__(*error)
 
-    def read(self, tracklet: schema.Tracklet) -> Any:
+    def read(self, tracklet: schema.Tracklet) -> Float32[np.ndarray, "n 17 3"]:
         """Returns float32[n, 17, 3]; see `sources.Keypoints.read`."""
         return self._source.read(renamed(tracklet, visible_path))

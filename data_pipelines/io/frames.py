@@ -18,6 +18,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
+from jaxtyping import Int32, UInt8
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
@@ -55,8 +56,8 @@ class Frames(NamedTuple):
     """
 
     jpegs: list[bytes]
-    heights: np.ndarray
-    widths: np.ndarray
+    heights: Int32[np.ndarray, " n"]
+    widths: Int32[np.ndarray, " n"]
 
 
 def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Frames:
@@ -85,12 +86,16 @@ def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Fram
     return Frames(jpegs, heights, widths)
 
 
-def read_images(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> list[np.ndarray]:
+def read_images(
+    root: str | os.PathLike[str], tracklet: schema.Tracklet
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """Decodes a tracklet's frames: uint8[H, W, 3] each, RGB; raises as `read_frames` does."""
     return list(iterate_images(root, tracklet))
 
 
-def iterate_images(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Iterator[np.ndarray]:
+def iterate_images(
+    root: str | os.PathLike[str], tracklet: schema.Tracklet
+) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
     """Decodes a tracklet's frames one after the other; see `read_images`."""
     return (pixels for _, pixels in _decoded(root, tracklet.frames))
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Float32
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -304,7 +305,7 @@ class _NoSkeletons:
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         pass
 
-    def read(self, tracklet: schema.Tracklet) -> np.ndarray:
+    def read(self, tracklet: schema.Tracklet) -> Float32[np.ndarray, "n 17 3"]:
         """Returns zeros, float32[n, 17, 3]."""
         return np.zeros((len(tracklet.frames), schema.NUM_JOINTS, 3), np.float32)
 

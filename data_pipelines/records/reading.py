@@ -18,6 +18,7 @@ import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source, array_record_module
+from jaxtyping import Float32, Int, UInt8
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
@@ -305,8 +306,12 @@ def open_records(dataset_dir: str | os.PathLike[str], split: str) -> Sequence[sc
 
 
 def decode_clip(
-    record: schema.Record, chosen: np.ndarray, frames: np.ndarray, *, move_keypoints: bool = True
-) -> np.ndarray:
+    record: schema.Record,
+    chosen: Int[np.ndarray, " T"],
+    frames: UInt8[np.ndarray, "T H W 3"],
+    *,
+    move_keypoints: bool = True,
+) -> Float32[np.ndarray, "T 17 3"]:
     """Decodes the chosen frames of a tracklet into `frames` and returns their keypoints.
 
     Frames of another size are resized (area averaging to shrink, else bilinear), and the keypoints

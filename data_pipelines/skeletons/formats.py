@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
+from jaxtyping import Float32
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
@@ -113,7 +114,7 @@ class SkeletonFile(abc.ABC):
         A place is a name, and a function that finds a skeleton there by the name of its frame.
         """
 
-    def read(self, tracklet: schema.Tracklet) -> np.ndarray:
+    def read(self, tracklet: schema.Tracklet) -> Float32[np.ndarray, "n 17 3"]:
         """Returns float32[n, 17, 3]; see `sources.Keypoints.read`.
 
         Raises:

@@ -30,6 +30,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, Float64, UInt8
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError, MissingPackageError
@@ -64,7 +65,9 @@ class PoseModel:
     udp: bool
     _session: Any
 
-    def predict(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    def predict(
+        self, images: Sequence[UInt8[np.ndarray, "H W 3"]]
+    ) -> Float32[np.ndarray, "n 17 3"]:
         """Returns the joints of warped crops.
 
         Args:
@@ -205,7 +208,7 @@ def _open_session(path: str | os.PathLike[str], content: bytes, device: str) -> 
 
 def input_matrix(
     crop_size: tuple[int, int], input_size: tuple[int, int], *, udp: bool = False
-) -> np.ndarray:
+) -> Float64[np.ndarray, "2 3"]:
     """Returns float64[2, 3], which maps x, y in a crop to x, y in the model's input.
 
     Args:
@@ -221,20 +224,28 @@ def input_matrix(
     return np.column_stack([np.diag(scale), extent / 2 - scale * crop / 2])
 
 
-def warp(image: np.ndarray, matrix: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
+def warp(
+    image: UInt8[np.ndarray, "h w 3"],
+    matrix: Float64[np.ndarray, "2 3"],
+    input_size: tuple[int, int],
+) -> UInt8[np.ndarray, "H W 3"]:
     """Returns uint8[H, W, 3], the model's view of a crop uint8[h, w, 3]."""
     return cv2.warpAffine(image, matrix, input_size[::-1], flags=cv2.INTER_LINEAR)
 
 
-def to_crop(keypoints: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def to_crop(
+    keypoints: Float[np.ndarray, "J 3"], matrix: Float64[np.ndarray, "2 3"]
+) -> Float[np.ndarray, "J 3"]:
     """Maps float32[17, 3] from pixels of the input to pixels of the crop: inverts `matrix`."""
     xy = (keypoints[:, :2] - matrix[:, 2]) / np.diag(matrix)
     return np.column_stack([xy, keypoints[:, 2]]).astype(np.float32)
 
 
 def decode_simcc(
-    x_scores: np.ndarray, y_scores: np.ndarray, input_size: tuple[int, int]
-) -> np.ndarray:
+    x_scores: Float32[np.ndarray, "B 17 X"],
+    y_scores: Float32[np.ndarray, "B 17 Y"],
+    input_size: tuple[int, int],
+) -> Float32[np.ndarray, "B 17 3"]:
     """Returns float32[B, 17, 3], joints in pixels of the input.
 
     Args:
@@ -250,8 +261,8 @@ def decode_simcc(
 
 
 def decode_heatmaps(
-    heatmaps: np.ndarray, input_size: tuple[int, int], *, udp: bool = False
-) -> np.ndarray:
+    heatmaps: Float32[np.ndarray, "B 17 h w"], input_size: tuple[int, int], *, udp: bool = False
+) -> Float32[np.ndarray, "B 17 3"]:
     """Returns float32[B, 17, 3], joints in pixels of the input.
 
     A maximum at the border, which has one neighbour, or between equal ones is not moved.

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
+from jaxtyping import Bool, Float32
 
 from data_pipelines import schema
 from data_pipelines.coco17 import is_detected
@@ -38,7 +39,7 @@ _FOLDERS_LOOKED_AT = 200  # for `.npy` files beside the images
 class Keypoints(Protocol):
     """A source of skeletons, open between `__enter__` and `__exit__`."""
 
-    def read(self, tracklet: schema.Tracklet) -> np.ndarray:
+    def read(self, tracklet: schema.Tracklet) -> Float32[np.ndarray, "n 17 3"]:
         """Returns float32[n, 17, 3] for the n frames: x, y in pixels, confidence; zeros if none."""
 
     def __enter__(self) -> Self: ...
@@ -146,6 +147,6 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def without_skeleton(keypoints: np.ndarray) -> np.ndarray:
+def without_skeleton(keypoints: Float32[np.ndarray, "n 17 3"]) -> Bool[np.ndarray, " n"]:
     """Returns bool[n]: in which frames of float32[n, 17, 3] no joint was detected."""
     return ~is_detected(keypoints).any(axis=-1)

@@ -8,6 +8,7 @@ import dataclasses
 
 import cv2
 import numpy as np
+from jaxtyping import Float64, UInt8
 
 from data_pipelines.errors import InputError
 from data_pipelines.synthetic import people
@@ -24,7 +25,12 @@ _SHADE = (0.5 + 0.5 * np.sqrt(1 - (0.85 * (_ACROSS + 0.2)) ** 2))[None, :, None]
 # --- shapes -------------------------------------------------------------------------------------
 
 
-def paint(canvas: np.ndarray, outline: np.ndarray, quad: np.ndarray, texture: np.ndarray) -> None:
+def paint(
+    canvas: UInt8[np.ndarray, "H W 3"],
+    outline: Float64[np.ndarray, "N 2"],
+    quad: Float64[np.ndarray, "4 2"],
+    texture: UInt8[np.ndarray, "V U 3"],
+) -> None:
     """Fills a polygon with a texture stretched over a quadrangle, in place.
 
     Args:
@@ -51,8 +57,11 @@ def paint(canvas: np.ndarray, outline: np.ndarray, quad: np.ndarray, texture: np
 
 
 def capsule(
-    start: np.ndarray, end: np.ndarray, start_radius: float, end_radius: float
-) -> tuple[np.ndarray, np.ndarray]:
+    start: Float64[np.ndarray, "2"],
+    end: Float64[np.ndarray, "2"],
+    start_radius: float,
+    end_radius: float,
+) -> tuple[Float64[np.ndarray, "outline 2"], Float64[np.ndarray, "4 2"]]:
     """Returns outline and texture quadrangle of a limb that tapers between two round ends."""
     axis = end - start
     length = np.hypot(*axis)
@@ -72,7 +81,9 @@ def capsule(
     return np.concatenate([upper, lower]), quad
 
 
-def ellipse(centre: np.ndarray, across: float, down: float) -> tuple[np.ndarray, np.ndarray]:
+def ellipse(
+    centre: Float64[np.ndarray, "2"], across: float, down: float
+) -> tuple[Float64[np.ndarray, "outline 2"], Float64[np.ndarray, "4 2"]]:
     """Returns outline and texture quadrangle of an upright ellipse with the given half axes."""
     size = np.array([across, down])
     outline = centre + size * np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
@@ -116,7 +127,7 @@ class Outfit:
 
     person: Person
     yaw: float
-    textures: dict[str, np.ndarray]
+    textures: dict[str, UInt8[np.ndarray, "_ _ 3"]]
 
 
 def _cloth(
@@ -215,7 +226,9 @@ def dress(person: Person, modality: int, yaw: float) -> Outfit:
 # --- the figure ---------------------------------------------------------------------------------
 
 
-def draw_shadow(canvas: np.ndarray, xy: np.ndarray, scale: float) -> None:
+def draw_shadow(
+    canvas: UInt8[np.ndarray, "H W 3"], xy: Float64[np.ndarray, "points 2"], scale: float
+) -> None:
     """Darkens the ground under a pose float64[NUM_POINTS, 2], in place."""
     feet = xy[[people.LEFT_TOE, people.RIGHT_TOE]]
     outline, _ = ellipse(feet.mean(axis=0), 0.09 * scale + np.ptp(feet[:, 0]) / 2, 0.03 * scale)
@@ -225,7 +238,11 @@ def draw_shadow(canvas: np.ndarray, xy: np.ndarray, scale: float) -> None:
 
 
 def draw_figure(
-    canvas: np.ndarray, xy: np.ndarray, nearness: np.ndarray, scale: float, outfit: Outfit
+    canvas: UInt8[np.ndarray, "H W 3"],
+    xy: Float64[np.ndarray, "points 2"],
+    nearness: Float64[np.ndarray, " points"],
+    scale: float,
+    outfit: Outfit,
 ) -> None:
     """Draws one pose of a dressed person, in place.
 

@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
+from jaxtyping import Bool, Float32, Float64, UInt8
 
 from data_pipelines import pixels
 from data_pipelines.errors import InputError
@@ -55,11 +56,11 @@ class DrawnTracklet:
       attributes: properties of the tracklet, a row of attributes.csv.
     """
 
-    frames: np.ndarray
-    joints: np.ndarray
-    covered: np.ndarray
-    keypoints: np.ndarray
-    detected: np.ndarray
+    frames: UInt8[np.ndarray, "n H W 3"]
+    joints: Float64[np.ndarray, "n 17 2"]
+    covered: Bool[np.ndarray, "n 17"]
+    keypoints: Float32[np.ndarray, "n 17 3"]
+    detected: Bool[np.ndarray, " n"]
     attributes: dict[str, Any]
 
 

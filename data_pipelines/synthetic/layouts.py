@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from data_pipelines.datasets import bupt_lists
 from data_pipelines.schema import INFRARED, VISIBLE
@@ -27,7 +28,9 @@ class Layout(NamedTuple):
 
     plan: Callable[[SyntheticConfig, int], list[PlannedTracklet]]
     frame_path: Callable[[PlannedTracklet, int], str]
-    pictures: Callable[[str, np.ndarray], list[tuple[str, np.ndarray]]]
+    pictures: Callable[
+        [str, UInt8[np.ndarray, "H W 3"]], list[tuple[str, UInt8[np.ndarray, "H _ 3"]]]
+    ]
     write_index: Callable[[pathlib.Path, Sequence[PlannedTracklet]], None]
 
 

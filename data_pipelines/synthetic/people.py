@@ -9,6 +9,7 @@ import dataclasses
 from typing import Literal, TypeVar
 
 import numpy as np
+from jaxtyping import Bool, Float32, Float64
 
 from data_pipelines.coco17 import JOINTS, MIRROR
 from data_pipelines.schema import INFRARED, NUM_JOINTS
@@ -43,7 +44,7 @@ class Material:
     visible: tuple[float, float, float]
     infrared: float
 
-    def paint(self, modality: int) -> np.ndarray:
+    def paint(self, modality: int) -> Float64[np.ndarray, "3"]:
         """Returns the three channels, float64[3], that a camera of this modality sees."""
         return np.array((self.infrared,) * 3 if modality == INFRARED else self.visible)
 
@@ -190,7 +191,9 @@ def draw_person(rng: np.random.Generator) -> Person:
     )
 
 
-def walk(body: Body, gait: Gait, phase: np.ndarray) -> np.ndarray:
+def walk(
+    body: Body, gait: Gait, phase: Float64[np.ndarray, " T"]
+) -> Float64[np.ndarray, "T points 3"]:
     """Returns the poses of a walking body.
 
     Args:
@@ -260,7 +263,9 @@ def walk(body: Body, gait: Gait, phase: np.ndarray) -> np.ndarray:
     return points
 
 
-def project(points: np.ndarray, yaw: float, pitch: float) -> tuple[np.ndarray, np.ndarray]:
+def project(
+    points: Float64[np.ndarray, "*batch 3"], yaw: float, pitch: float
+) -> tuple[Float64[np.ndarray, "*batch 2"], Float64[np.ndarray, "*batch"]]:
     """Projects body coordinates to the picture of a distant camera, angles in radians.
 
     Returns:
@@ -291,7 +296,9 @@ _BONES = (
 )
 
 
-def self_occluded(xy: np.ndarray, nearness: np.ndarray) -> np.ndarray:
+def self_occluded(
+    xy: Float64[np.ndarray, "T points 2"], nearness: Float64[np.ndarray, "T points"]
+) -> Bool[np.ndarray, "T 17"]:
     """Returns which joints the person's own limbs, torso and head hide.
 
     Args:
@@ -316,13 +323,13 @@ def self_occluded(xy: np.ndarray, nearness: np.ndarray) -> np.ndarray:
 
 def estimate_keypoints(
     rng: np.random.Generator,
-    truth: np.ndarray,
-    hidden: np.ndarray,
-    covered: np.ndarray,
+    truth: Float64[np.ndarray, "T 17 2"],
+    hidden: Bool[np.ndarray, "T 17"],
+    covered: Bool[np.ndarray, "T 17"],
     *,
     error: float,
     swapped_share: float,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "T 17 3"]:
     """Returns joints as a pose estimator does: with errors, confidences, left and right swapped.
 
     Args:

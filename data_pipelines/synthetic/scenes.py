@@ -4,6 +4,7 @@ import dataclasses
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float64, UInt8
 
 from data_pipelines.schema import INFRARED
 from data_pipelines.synthetic.drawing import SUPERSAMPLING, draw_figure, dress, ellipse, paint
@@ -58,7 +59,7 @@ def draw_camera(rng: np.random.Generator, difficulty: float) -> Camera:
 
 def draw_scene(
     rng: np.random.Generator, modality: int, height: int, width: int, clutter: float
-) -> np.ndarray:
+) -> UInt8[np.ndarray, "H W 3"]:
     """Draws a street: sky, walls with windows, trees, pavement, poles.
 
     Args:
@@ -130,10 +131,10 @@ def draw_scene(
 class Occluder:
     """Something that passes in front: colours uint8[H, w, 3] and where it is solid, uint8[H, w]."""
 
-    picture: np.ndarray
-    mask: np.ndarray
+    picture: UInt8[np.ndarray, "H w 3"]
+    mask: UInt8[np.ndarray, "H w"]
 
-    def cover(self, canvas: np.ndarray, centre: float) -> None:
+    def cover(self, canvas: UInt8[np.ndarray, "H W 3"], centre: float) -> None:
         """Draws it over a canvas of its height, in place, centred at a column."""
         left = round(centre - self.mask.shape[1] / 2)
         first, last = max(left, 0), min(left + self.mask.shape[1], canvas.shape[1])
@@ -141,7 +142,9 @@ class Occluder:
             part = slice(first - left, last - left)
             cv2.copyTo(self.picture[:, part], self.mask[:, part], canvas[:, first:last])
 
-    def covers(self, xy: np.ndarray, centre: float) -> np.ndarray:
+    def covers(
+        self, xy: Float64[np.ndarray, "*batch 2"], centre: float
+    ) -> Bool[np.ndarray, "*batch"]:
         """Returns bool[...]: which of the points float64[..., 2] on that canvas it hides."""
         height, width = self.mask.shape
         x = np.round(xy[..., 0] - round(centre - width / 2)).astype(int)
@@ -182,7 +185,7 @@ def draw_occluder(
 
 
 def develop(
-    canvas: np.ndarray,
+    canvas: UInt8[np.ndarray, "_ _ 3"],
     rng: np.random.Generator,
     camera: Camera,
     modality: int,
@@ -190,7 +193,7 @@ def develop(
     light: float = 1.0,
     resolution: float = 1.0,
     motion_blur: float = 0.0,
-) -> np.ndarray:
+) -> UInt8[np.ndarray, "H W 3"]:
     """Turns a drawing into the frame that a camera stores.
 
     Args:

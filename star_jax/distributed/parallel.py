@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from data_pipelines.errors import InputError
 
@@ -153,7 +154,7 @@ def put(tree: Any, shardings: Any, num_rows: int) -> Any:
     return jax.tree.map(global_array, tree, shardings)
 
 
-def local_part(array: jax.Array) -> np.ndarray:
+def local_part(array: Shaped[Array, " _ *row"]) -> Shaped[np.ndarray, " _ *row"]:
     """Returns the rows held by this process of an array sharded by `split_rows`."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import Float32
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.progress import Progress
@@ -36,7 +37,7 @@ def embed_split(
     mesh: Mesh,
     split: str = "test",
     stop_requested: Callable[[], bool] = lambda: False,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "n C"]:
     """Embeds every tracklet of a split; the embeddings of its clips are averaged.
 
     Args:

@@ -8,6 +8,7 @@ import pathlib
 import zipfile
 
 import numpy as np
+from jaxtyping import Float32, Int32, Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.files import write_file
@@ -38,13 +39,13 @@ class Embeddings:
       config_hash: SHA-256 of the checkpoint's config.
     """
 
-    embeddings: np.ndarray
-    identities: np.ndarray
-    cameras: np.ndarray
-    modalities: np.ndarray
-    rows: np.ndarray
-    num_frames: np.ndarray
-    first_frames: np.ndarray
+    embeddings: Float32[np.ndarray, "n C"]
+    identities: Shaped[np.ndarray, " n"]
+    cameras: Int32[np.ndarray, " n"]
+    modalities: Shaped[np.ndarray, " n"]
+    rows: Int32[np.ndarray, " n"]
+    num_frames: Int32[np.ndarray, " n"]
+    first_frames: Shaped[np.ndarray, " n"]
     dataset_dir: str
     dataset_fingerprint: str
     split: str

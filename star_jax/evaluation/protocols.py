@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int, Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.tables import aligned
@@ -44,31 +45,33 @@ class TrackletIndex(Protocol):
     """What an evaluation needs to know about the N embedded tracklets."""
 
     @property
-    def modalities(self) -> np.ndarray:
+    def modalities(self) -> Int[np.ndarray, " N"]:
         """int[N], VISIBLE or INFRARED."""
 
     @property
-    def identities(self) -> np.ndarray:
+    def identities(self) -> Shaped[np.ndarray, " N"]:
         """str[N]."""
 
     @property
-    def cameras(self) -> np.ndarray:
+    def cameras(self) -> Int[np.ndarray, " N"]:
         """int[N]."""
 
     @property
-    def rows(self) -> np.ndarray:
+    def rows(self) -> Int[np.ndarray, " N"]:
         """int[N], the order of the queries."""
 
     @property
-    def queries(self) -> np.ndarray:
+    def queries(self) -> Bool[np.ndarray, " N"]:
         """bool[N], whether a tracklet is a query."""
 
     @property
-    def galleries(self) -> np.ndarray:
+    def galleries(self) -> Bool[np.ndarray, " N"]:
         """bool[N], whether a tracklet is in the gallery."""
 
 
-def evaluate(protocol: str, embeddings: np.ndarray, index: TrackletIndex) -> dict[str, Any]:
+def evaluate(
+    protocol: str, embeddings: Float32[np.ndarray, "N C"], index: TrackletIndex
+) -> dict[str, Any]:
     """Scores the embeddings of a test split.
 
     Infrared queries search the visible gallery (`i2v`) and vice versa (`v2i`), in one trial;

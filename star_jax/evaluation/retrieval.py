@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float64
 
 from data_pipelines.errors import InputError
 
@@ -30,7 +31,7 @@ class RetrievalResult:
         all queries.
     """
 
-    cmc: np.ndarray
+    cmc: Float64[np.ndarray, " G"]
     mean_ap: float
     mean_inp: float
     num_queries: int

@@ -7,8 +7,8 @@ one, add it to `GUIDANCE`, or name it in `config.model.guidance` as `package.mod
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32
 
 from star_jax.models.layers import Dtype, linear, precision_of
 
@@ -25,7 +25,12 @@ class FrameGuidance(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, features: jax.Array, edges: jax.Array, detected: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        features: Float32[Array, "B T *M C"],
+        edges: Float32[Array, "B T *M C"],
+        detected: Bool[Array, "B T *M"],
+    ) -> Float32[Array, "B T *M C"]:
         """Returns the refined frame features.
 
         Args:
@@ -59,8 +64,11 @@ class FrameGuidance(nn.Module):
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
-) -> jax.Array:
+    query: Float[Array, "B T *M heads D"],
+    key: Float[Array, "B S *M heads D"],
+    value: Float[Array, "B S *M heads D"],
+    mask: Bool[Array, "#B *#M 1 #T S"] | None = None,
+) -> Float[Array, "B T *M heads D"]:
     """Computes scaled dot-product attention with the softmax in float32.
 
     Flax's version with `force_fp32_for_softmax` multiplies float32 weights by bfloat16 values.

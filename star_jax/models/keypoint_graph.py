@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
+from jaxtyping import Array, Bool, Float32, Int32
 
 from data_pipelines.coco17 import EDGES, JOINTS
 from star_jax.models.layers import precision_of
@@ -14,7 +15,7 @@ LEAKY_SLOPE = 0.2
 
 def tracklet_edges(
     num_frames: int, *, skeleton_in_every_frame: bool
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Int32[np.ndarray, " edges"], Int32[np.ndarray, " edges"]]:
     """Returns the edges of the space-time keypoint graph of one tracklet (STAR, sequence level).
 
     Node `t * 17 + j` is joint j in frame t. Joints are linked along the skeleton within a frame and
@@ -42,7 +43,10 @@ def tracklet_edges(
 
 
 def keypoint_graph(
-    keypoints: jax.Array, detected: jax.Array, *, skeleton_in_every_frame: bool
+    keypoints: Float32[Array, "B T *M 17 3"],
+    detected: Bool[Array, "B T *M 17"],
+    *,
+    skeleton_in_every_frame: bool,
 ) -> jraph.GraphsTuple:
     """Returns the space-time graph of a batch of tracklets (STAR, sequence level, step 1).
 
@@ -141,7 +145,13 @@ class KeypointGraphNetwork(nn.Module):
     attention_dropout_rate: float
 
     @nn.compact
-    def __call__(self, keypoints: jax.Array, detected: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        keypoints: Float32[Array, "B T *M 17 3"],
+        detected: Bool[Array, "B T *M 17"],
+        *,
+        train: bool,
+    ) -> Float32[Array, "B *M {self.num_channels}"]:
         """Returns float32[B, ..., C] of float32[B, T, ..., 17, 3] and bool[B, T, ..., 17]."""
         graph = keypoint_graph(
             keypoints, detected, skeleton_in_every_frame=self.skeleton_in_every_frame
@@ -156,7 +166,9 @@ class KeypointGraphNetwork(nn.Module):
         return adaptive_average(nodes.reshape(*present.shape[:-2], -1), self.num_channels)
 
 
-def adaptive_average(x: jax.Array, num_bins: int) -> jax.Array:
+def adaptive_average(
+    x: Float32[Array, "*batch L"], num_bins: int
+) -> Float32[Array, "*batch {num_bins}"]:
     """Computes adaptive average pooling of the last axis, with PyTorch's bins.
 
     Bin i is the mean of x from `floor(i * L / num_bins)` to `ceil((i + 1) * L / num_bins)`.

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 Dtype = Any
 
@@ -37,7 +38,7 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch C"], *, train: bool) -> Float[Array, "*batch C"]:
         """Normalizes `x`, of shape [..., C]; in training also updates the running statistics."""
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
@@ -72,7 +73,7 @@ class InstanceBatchNorm(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "N H W C"], *, train: bool) -> Float[Array, "N H W C"]:
         """Normalizes `x`, float[N, H, W, C]; in training also updates the running statistics."""
         half = x.shape[-1] // 2
         instance = nn.InstanceNorm(
@@ -84,8 +85,8 @@ class InstanceBatchNorm(nn.Module):
 
 
 def mean_and_variance(
-    x: jax.Array, axes: tuple[int, ...], *, keepdims: bool = False
-) -> tuple[jax.Array, jax.Array]:
+    x: Float[Array, "..."], axes: tuple[int, ...], *, keepdims: bool = False
+) -> tuple[Float32[Array, "*mean"], Float32[Array, "*mean"]]:
     """Returns mean and biased variance over some axes, in float32."""
     wide = x.astype(jnp.float32)
     mean = wide.mean(axes, keepdims=keepdims)
@@ -137,7 +138,7 @@ def linear(features: int | tuple[int, ...], fan_in: int, dtype: Dtype, **options
     )
 
 
-def gem_pool(x: jax.Array, power: float) -> jax.Array:
+def gem_pool(x: Float32[Array, "B T *M C"], power: float) -> Float32[Array, "B *M C"]:
     """Returns the generalized mean (GeM) over the time axis: `(mean_t x^p + 1e-12)^(1/p)`.
 
     Args:

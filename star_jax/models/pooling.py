@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from star_jax.models.layers import Dtype, gem_pool, linear
 
@@ -27,7 +27,9 @@ class GuidedPooling(nn.Module):
     uses_skeleton: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, frames: jax.Array, skeleton: jax.Array) -> jax.Array:
+    def __call__(
+        self, frames: Float32[Array, "B T *M C"], skeleton: Float32[Array, "B *M 2*C"]
+    ) -> Float32[Array, "B *M C"]:
         """Returns the features pooled over time.
 
         Args:
@@ -54,7 +56,9 @@ class GemPooling(nn.Module):
     gem_power: float
     uses_skeleton: ClassVar[bool] = False
 
-    def __call__(self, frames: jax.Array, skeleton: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, frames: Float32[Array, "B T *M C"], skeleton: Float32[Array, "B *M D"] | None = None
+    ) -> Float32[Array, "B *M C"]:
         """Returns float32[B, ..., C] of frames float32[B, T, ..., C], not negative."""
         del skeleton
         return gem_pool(frames, self.gem_power)
@@ -65,7 +69,9 @@ class MeanPooling(nn.Module):
 
     uses_skeleton: ClassVar[bool] = False
 
-    def __call__(self, frames: jax.Array, skeleton: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, frames: Float32[Array, "B T *M C"], skeleton: Float32[Array, "B *M D"] | None = None
+    ) -> Float32[Array, "B *M C"]:
         """Returns float32[B, ..., C] of frames float32[B, T, ..., C]."""
         del skeleton
         return frames.mean(1)
@@ -76,7 +82,9 @@ class MaxPooling(nn.Module):
 
     uses_skeleton: ClassVar[bool] = False
 
-    def __call__(self, frames: jax.Array, skeleton: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, frames: Float32[Array, "B T *M C"], skeleton: Float32[Array, "B *M D"] | None = None
+    ) -> Float32[Array, "B *M C"]:
         """Returns float32[B, ..., C] of frames float32[B, T, ..., C]."""
         del skeleton
         return frames.max(1)

@@ -12,6 +12,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
 
 from star_jax.config import Values, flag, integer, integers
 from star_jax.models.layers import BatchNorm, InstanceBatchNorm, mean_and_variance, precision_of
@@ -39,8 +40,12 @@ def convolution(features: int, size: int, stride: int, dtype: Dtype, name: str) 
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any
-) -> jax.Array:
+    x: Float[Array, "N H W D"],
+    kernel: Float[Array, "_ _ D C"],
+    strides: Sequence[int],
+    padding: Any,
+    **options: Any,
+) -> Float[Array, "N _ _ C"]:
     """Computes `jax.lax.conv_general_dilated` of NHWC maps, with a fast path for tiny maps on CPUs.
 
     XLA on CPUs is a hundred times slower if the result is smaller than the kernel. In that case,
@@ -75,7 +80,7 @@ class Projection(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N H W D"]) -> Float[Array, "N _ _ {self.features}"]:
         """Maps float[N, H, W, D] to float[N, H / stride, W / stride, features]."""
         x = x[:, :: self.stride, :: self.stride]
         return nn.Dense(
@@ -98,7 +103,9 @@ class BottleneckBlock(nn.Module):
     expansion: ClassVar[int] = 4
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "N H W D"], *, train: bool
+    ) -> Float[Array, "N _ _ 4*{self.width}"]:
         """Maps float[N, H, W, D] to float[N, H / stride, W / stride, 4 * width]."""
         out_features = self.width * self.expansion
         y = Projection(self.width, dtype=self.dtype, name="conv1")(x)
@@ -120,7 +127,9 @@ class BasicBlock(nn.Module):
     expansion: ClassVar[int] = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "N H W D"], *, train: bool
+    ) -> Float[Array, "N _ _ {self.width}"]:
         """Maps float[N, H, W, D] to float[N, H / stride, W / stride, width]."""
         y = convolution(self.width, 3, self.stride, self.dtype, "conv1")(x)
         y = nn.relu(first_norm(self.ibn)(y, train=train))
@@ -134,7 +143,9 @@ def first_norm(ibn: bool) -> BatchNorm | InstanceBatchNorm:
     return InstanceBatchNorm(name="bn1") if ibn else BatchNorm(name="bn1")
 
 
-def shortcut(x: jax.Array, y: jax.Array, stride: int, dtype: Dtype, train: bool) -> jax.Array:
+def shortcut(
+    x: Float[Array, "N _ _ D"], y: Float[Array, "N H W C"], stride: int, dtype: Dtype, train: bool
+) -> Float[Array, "N H W C"]:
     """Returns `x`, projected if its shape differs from the residual branch's."""
     if x.shape == y.shape:
         return x
@@ -155,7 +166,9 @@ class Stem(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "N H W 3"], *, train: bool
+    ) -> Float[Array, "N _ _ {self.width}"]:
         """Maps float[N, H, W, 3] to float[N, H / 4, W / 4, width]."""
         x = convolution(self.width, 7, 2, self.dtype, "conv")(x)
         x = nn.relu(BatchNorm(name="bn")(x, train=train))
@@ -177,7 +190,7 @@ class Stage(nn.Module):
     ibn: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "N H W D"], *, train: bool) -> Float[Array, "N _ _ C"]:
         """Maps float[N, H, W, D] to float[N, H / stride, W / stride, width * expansion]."""
         for i in range(self.num_blocks):
             stride = self.stride if i == 0 else 1
@@ -199,12 +212,12 @@ class StyleSources:
       stages: the stage after which the style of `same` is taken, and a later one for `other`.
     """
 
-    same: jax.Array
-    other: jax.Array
+    same: Int32[Array, " frames"]
+    other: Int32[Array, " frames"]
     stages: tuple[int, int] = flax.struct.field(pytree_node=False, default=(2, 3))
 
 
-def adain(x: jax.Array, source: jax.Array) -> jax.Array:
+def adain(x: Float[Array, "N H W C"], source: Int32[Array, " N"]) -> Float[Array, "N H W C"]:
     """Returns maps with the style of others (adaptive instance normalization, AdaIN).
 
     Args:
@@ -273,12 +286,12 @@ class ResNet(nn.Module):
 
     def __call__(
         self,
-        frames: jax.Array,
+        frames: Float32[Array, "B T *M H W 3"],
         *,
         modality: str | None = None,
         train: bool,
         style: StyleSources | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[Float32[Array, "B T *M C"], Float32[Array, "B T *M C"] | None]:
         """Computes the frame features V, and the disturbed features V' if a style is given.
 
         Args:
@@ -311,7 +324,7 @@ class ResNet(nn.Module):
         return features, spatial_mean(y).reshape(features.shape)
 
 
-def spatial_mean(x: jax.Array) -> jax.Array:
+def spatial_mean(x: Float[Array, "N H W C"]) -> Float32[Array, "N C"]:
     """Returns the mean over each map: float[N, H, W, C] to float32[N, C]."""
     # On CPUs, XLA of JAX 0.12 returns NaN if it fuses this mean into a bfloat16 convolution.
     x = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)

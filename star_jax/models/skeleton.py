@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32
 
 from data_pipelines.coco17 import EDGES
 from star_jax.models.layers import Dtype, linear, precision_of, symmetric_uniform
@@ -14,7 +15,9 @@ from star_jax.models.layers import Dtype, linear, precision_of, symmetric_unifor
 EDGE_EMBEDDING = 64
 
 
-def edge_features(keypoints: jax.Array, detected: jax.Array) -> jax.Array:
+def edge_features(
+    keypoints: Float32[Array, "*batch 17 3"], detected: Bool[Array, "*batch 17"]
+) -> Float32[Array, "*batch 38"]:
     """Computes the length and direction of every skeleton edge (STAR, frame level, step 1).
 
     Args:
@@ -51,7 +54,9 @@ class BidirectionalLSTM(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: Float32[Array, "B T *M D"], valid: Bool[Array, "B T *M"]
+    ) -> Float32[Array, "B T *M 2*{self.units}"]:
         """Returns the hidden states of both directions.
 
         Args:
@@ -87,7 +92,11 @@ class BidirectionalLSTM(nn.Module):
 
 
 @jax.custom_jvp
-def lstm_states(kernel: jax.Array, inputs: jax.Array, valid: jax.Array) -> jax.Array:
+def lstm_states(
+    kernel: Float[Array, "D H 4*H"],
+    inputs: Float32[Array, "T D B 4*H"],
+    valid: Bool[Array, "T D B 1"],
+) -> Float32[Array, "T D B H"]:
     """Returns the hidden states of an LSTM in each of D directions, starting from zeros.
 
     Args:
@@ -152,7 +161,9 @@ class EdgeSequence(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, keypoints: jax.Array, detected: jax.Array) -> jax.Array:
+    def __call__(
+        self, keypoints: Float32[Array, "B T *M 17 3"], detected: Bool[Array, "B T *M 17"]
+    ) -> Float32[Array, "B T *M {self.num_channels}"]:
         """Returns float32[B, T, ..., C] of float32[B, T, ..., 17, 3] and bool[B, T, ..., 17]."""
         features = edge_features(keypoints, detected)
         embedded = linear(EDGE_EMBEDDING, features.shape[-1], jnp.float32, name="embed")(features)

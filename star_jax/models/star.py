@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jaxtyping import Array, Bool, Float32
 
 from data_pipelines.coco17 import is_detected
 from data_pipelines.errors import InputError
@@ -50,19 +51,19 @@ class StarOutput:
       skeleton_logits: float32[B, N], or None without skeletons.
     """
 
-    frame_features: jax.Array
-    disturbed: jax.Array | None
-    edges: jax.Array | None
-    edges_last: jax.Array | None
-    guided: jax.Array
-    graph: jax.Array | None
-    skeleton: jax.Array | None
-    tracklet: jax.Array
-    embedding: jax.Array
-    logits: jax.Array
-    frame_logits: jax.Array
-    disturbed_logits: jax.Array | None
-    skeleton_logits: jax.Array | None
+    frame_features: Float32[Array, "B T *M C"]
+    disturbed: Float32[Array, "B T *M C"] | None
+    edges: Float32[Array, "B T *M C"] | None
+    edges_last: Float32[Array, "B *M C"] | None
+    guided: Float32[Array, "B T *M C"]
+    graph: Float32[Array, "B *M C"] | None
+    skeleton: Float32[Array, "B *M 2*C"] | None
+    tracklet: Float32[Array, "B *M C"]
+    embedding: Float32[Array, "B *M C"]
+    logits: Float32[Array, "B *M N"]
+    frame_logits: Float32[Array, "B T *M N"]
+    disturbed_logits: Float32[Array, "B T *M N"] | None
+    skeleton_logits: Float32[Array, "B *M N"] | None
 
 
 class Star(nn.Module):
@@ -117,8 +118,8 @@ class Star(nn.Module):
 
     def __call__(
         self,
-        frames: jax.Array,
-        keypoints: jax.Array,
+        frames: Float32[Array, "B T *M H W 3"],
+        keypoints: Float32[Array, "B T *M 17 3"],
         *,
         modality: str | None = None,
         train: bool = False,
@@ -179,8 +180,8 @@ class Star(nn.Module):
         )
 
     def prepare_keypoints(
-        self, keypoints: jax.Array, frame_size: tuple[int, ...]
-    ) -> tuple[jax.Array, jax.Array]:
+        self, keypoints: Float32[Array, "*batch J 3"], frame_size: tuple[int, ...]
+    ) -> tuple[Float32[Array, "*batch J 3"], Bool[Array, "*batch J"]]:
         """Returns the keypoints in the network's coordinates, and which joints are detected.
 
         Args:
@@ -200,7 +201,9 @@ class Star(nn.Module):
         return jnp.where(detected[..., None], relative, 0.0), detected
 
 
-def last_detected(edges: jax.Array, detected: jax.Array) -> jax.Array:
+def last_detected(
+    edges: Float32[Array, "B T *M C"], detected: Bool[Array, "B T *M"]
+) -> Float32[Array, "B *M C"]:
     """Returns S at the last step that has a skeleton: float32[B, ..., C].
 
     Args:
@@ -211,7 +214,7 @@ def last_detected(edges: jax.Array, detected: jax.Array) -> jax.Array:
     return jnp.take_along_axis(edges, last[:, None, ..., None], axis=1)[:, 0]
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
+def l2_normalize(x: Float32[Array, "*batch C"]) -> Float32[Array, "*batch C"]:
     """Returns `x`, float32[..., C], scaled to length 1 along the last axis; zeros stay zeros."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 def apply_stems(
-    frames: jax.Array,
+    frames: Float[Array, "*axes H W 3"],
     modality: str | None,
-    visible: Callable[[jax.Array], jax.Array],
-    infrared: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
+    visible: Callable[[Float[Array, "N H W 3"]], Float[Array, "N ..."]],
+    infrared: Callable[[Float[Array, "N H W 3"]], Float[Array, "N ..."]],
+) -> Float[Array, "N ..."]:
     """Applies each modality's stem to its frames; returns the results in the order of the frames.
 
     Args:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from star_jax.config import Values, integer, integers
 from star_jax.models.guidance import attend
@@ -40,7 +41,7 @@ class Block(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
         """Maps float[N, L, C] to float[N, L, C]."""
         channels = x.shape[-1]
         attention = nn.MultiHeadDotProductAttention(
@@ -94,12 +95,12 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        frames: jax.Array,
+        frames: Float32[Array, "B T *M H W 3"],
         *,
         modality: str | None = None,
         train: bool,
         style: StyleSources | None = None,
-    ) -> tuple[jax.Array, None]:
+    ) -> tuple[Float32[Array, "B T *M {self.width}"], None]:
         """Computes the frame features V: the final class token, made positive.
 
         Args:

@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath
+from jaxtyping import Int32
 
 from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.io.progress import Progress
@@ -226,7 +227,7 @@ def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> Non
 
 
 def with_identities(
-    config: ml_collections.ConfigDict, labels: np.ndarray
+    config: ml_collections.ConfigDict, labels: Int32[np.ndarray, " n"]
 ) -> ml_collections.ConfigDict:
     """Returns the config with one class per training identity.
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax.core import DenyList
 from jax.sharding import Mesh
+from jaxtyping import Array, Float32, Int32, Key, UInt8
 
 from data_pipelines.errors import InputError
 from data_pipelines.schema import MODALITIES, NUM_JOINTS
@@ -37,7 +38,7 @@ class TrainState:
       opt_state: the state of the optimizer.
     """
 
-    step: jax.Array
+    step: Int32[Array, ""]
     params: Any
     batch_stats: Any
     losses: Any
@@ -64,7 +65,7 @@ def _apart(trained: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return params, {"params": trained["losses"]} if "losses" in trained else {}
 
 
-def stream(key: jax.Array, name: str) -> jax.Array:
+def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
     """Returns the random key of a named stream; adding a stream does not change the others."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
@@ -73,7 +74,7 @@ def initial_variables(config: ml_collections.ConfigDict, model: Star) -> Any:
     """Returns initial parameters and statistics of the network, from the config's seed."""
     batch = _zeros(config, 1)
     key = stream(jax.random.key(config.seed), "init")
-    return model.init(key, batch["frames"], batch["keypoints"])
+    return model.init(key, augment.normalize(batch["frames"]), batch["keypoints"])
 
 
 def batch_shapes(
@@ -122,7 +123,8 @@ def initial_losses(config: ml_collections.ConfigDict, model: Star, variables: An
     style = None
     if config.augment.style:
         style = random_style_sources(jax.random.key(0), 2, config)
-    output = model.apply(variables, batch["frames"], batch["keypoints"], style=style)
+    frames = augment.normalize(batch["frames"])
+    output = model.apply(variables, frames, batch["keypoints"], style=style)
     key = stream(jax.random.key(config.seed), "losses")
     return losses.init(key, output, batch, jnp.zeros((), jnp.int32))
 
@@ -176,8 +178,8 @@ def _fresh_state(
 
 
 def augmented(
-    key: jax.Array, batch: Batch, config: ml_collections.ConfigDict
-) -> tuple[jax.Array, jax.Array]:
+    key: Key[Array, ""], batch: Batch, config: ml_collections.ConfigDict
+) -> tuple[Float32[Array, "B T 2 H W 3"], Float32[Array, "B T 2 17 3"]]:
     """Returns augmented frames and keypoints; each modality has its own random numbers.
 
     Args:
@@ -214,7 +216,7 @@ def augmented(
 
 
 def random_style_sources(
-    key: jax.Array, num_pairs: int, config: ml_collections.ConfigDict
+    key: Key[Array, ""], num_pairs: int, config: ml_collections.ConfigDict
 ) -> StyleSources:
     """Draws the style sources of each frame: a permutation within each modality, and one across.
 
@@ -318,7 +320,7 @@ def make_train_step(
 
 
 @functools.cache  # evaluations during training share one compiled program
-def make_embed_step(model: Star, modality: str, mesh: Mesh) -> Callable[..., jax.Array]:
+def make_embed_step(model: Star, modality: str, mesh: Mesh) -> Callable[..., Float32[Array, "B C"]]:
     """Returns the jitted embedding step of a modality.
 
     Returns:
@@ -331,7 +333,9 @@ def make_embed_step(model: Star, modality: str, mesh: Mesh) -> Callable[..., jax
         in_shardings=(None, split_rows(mesh), split_rows(mesh)),
         out_shardings=split_rows(mesh),
     )
-    def embed_step(variables: Any, frames: jax.Array, keypoints: jax.Array) -> jax.Array:
+    def embed_step(
+        variables: Any, frames: UInt8[Array, "B T H W 3"], keypoints: Float32[Array, "B T 17 3"]
+    ) -> Float32[Array, "B C"]:
         frames = augment.normalize(frames)
         output: Any = model.apply(variables, frames, keypoints, modality=modality, train=False)
         return output.embedding

@@ -127,10 +127,12 @@ def test_drawn_joints_are_on_drawn_pixels(monkeypatch, share, modality):
 @pytest.mark.parametrize("at", [(60, 100), (60.5, 100.25), (61.3, 101.7)])
 def test_shapes_are_painted_around_their_centres(at):
     canvas = np.zeros((288, 144, 3), np.uint8)
-    drawing.paint(canvas, *drawing.ellipse(np.array(at), 12, 12), np.full((8, 8, 3), 250, np.uint8))
+    drawing.paint(
+        canvas, *drawing.ellipse(np.array(at, float), 12, 12), np.full((8, 8, 3), 250, np.uint8)
+    )
     np.testing.assert_allclose(centroid(canvas[..., 0]), at, atol=0.15)
     shrunk = cv2.resize(canvas, (72, 144), interpolation=cv2.INTER_AREA)
-    (joint,) = pixels.resize_points(np.array([at]), (288, 144), (144, 72))
+    (joint,) = pixels.resize_points(np.array([at], float), (288, 144), (144, 72))
     np.testing.assert_allclose(centroid(shrunk[..., 0]), joint, atol=0.1)
 
 

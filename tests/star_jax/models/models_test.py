@@ -159,9 +159,9 @@ def test_adain():
     # If the variance is as small as the 1e-6 added to it, the way of estimating it matters.
     scales = np.array([1e-3, 1, 2, 3, 4], np.float32).reshape(5, 1, 1, 1)
     x = scales * random(0, 5, 4, 3, 2)
-    source = np.array([1, 0, 2, 2, 3])
+    source = np.array([1, 0, 2, 2, 3], np.int32)
     close(adain(x, source), adain_by_loops(x, source))
-    close(adain(x, np.arange(5)), x)
+    close(adain(x, np.arange(5, dtype=np.int32)), x)
 
 
 def convolve(x, kernel, stride):
