@@ -40,13 +40,9 @@ class Record(TypedDict):
     """One packed tracklet of n frames, the same for every dataset."""
 
     frames: list[bytes]  # n JPEG files
-    keypoints: Float32[
-        np.ndarray, "n 17 3"
-    ]  # float32[n, 17, 3]: x, y in pixels of the stored frame, confidence
-    height: Int32[
-        np.ndarray, " n"
-    ]  # int32[n], pixels; detectors' crops may differ from frame to frame
-    width: Int32[np.ndarray, " n"]  # int32[n]
+    keypoints: Float32[np.ndarray, "n 17 3"]  # x, y in pixels of the stored frame, confidence
+    height: Int32[np.ndarray, " n"]  # pixels; detectors' crops may differ from frame to frame
+    width: Int32[np.ndarray, " n"]
     identity: str
     label: int  # dense index over the sorted training identities, -1 in the test split
     camera: int
@@ -62,15 +58,11 @@ class TrainBatch(TypedDict):
     by pairs, and pairs by time, leaves each device its share of both modalities in one piece.
     """
 
-    frames: UInt8[np.ndarray, "B T 2 H W 3"]  # uint8[B, T, 2, H, W, 3], RGB
-    keypoints: Float32[
-        np.ndarray, "B T 2 17 3"
-    ]  # float32[B, T, 2, 17, 3]: x, y in pixels of the H x W frame, confidence
-    labels: Int32[np.ndarray, " B"]  # int32[B]
-    cameras: Int32[np.ndarray, "B 2"]  # int32[B, 2]
-    positions: Int32[
-        np.ndarray, "B 2"
-    ]  # int32[B, 2], the tracklets in the index of the training split
+    frames: UInt8[np.ndarray, "B T 2 H W 3"]  # RGB
+    keypoints: Float32[np.ndarray, "B T 2 17 3"]  # x, y in pixels of the H x W frame, confidence
+    labels: Int32[np.ndarray, " B"]
+    cameras: Int32[np.ndarray, "B 2"]
+    positions: Int32[np.ndarray, "B 2"]  # the tracklets in the index of the training split
 
 
 @dataclasses.dataclass(frozen=True)
