@@ -23,11 +23,9 @@ MAX_THREADS = 16  # the default; each holds a batch, 48 MB at 384 frames of 288 
 class TestBatch(TypedDict):
     """Clips to embed; `position` is -1 in the rows that only fill the last batch."""
 
-    frames: UInt8[np.ndarray, "B T H W 3"]  # uint8[B, T, H, W, 3], RGB
-    keypoints: Float32[
-        np.ndarray, "B T 17 3"
-    ]  # float32[B, T, 17, 3]: x, y in pixels of the H x W frame, confidence
-    position: Int32[np.ndarray, " B"]  # int32[B], the tracklet in the index of the split
+    frames: UInt8[np.ndarray, "B T H W 3"]  # RGB
+    keypoints: Float32[np.ndarray, "B T 17 3"]  # x, y in pixels of the H x W frame, confidence
+    position: Int32[np.ndarray, " B"]  # the tracklet in the index of the split
 
 
 def train_batches(
