@@ -1,6 +1,7 @@
 """Reads files of weights: `.safetensors`, and `.pth` with PyTorch installed."""
 
 import io
+import json
 import os
 from typing import Any
 
@@ -30,14 +31,10 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         has an unsupported type or contains NaN or infinity.
       MissingPackageError: the file is a `.pth`, and PyTorch is not installed.
     """
-    file = locate(path)
-    with naming_failures(file):
-        stored = file.read_bytes() if file.is_file() else None
-    if stored is None:
-        raise FileNotFoundError(f"no weights at {path}")
-    if file.suffix == ".safetensors":
-        arrays = _read_safetensors(stored, path)
-    elif file.suffix in (".pth", ".pt"):
+    stored, suffix = read_file(path), locate(path).suffix
+    if suffix == ".safetensors":
+        arrays = {name: _as_float32(x) for name, x in parse_safetensors(stored, path).items()}
+    elif suffix in (".pth", ".pt"):
         arrays = _read_torch(stored, path)
     else:
         raise InputError(f"{path}: use a .safetensors or a .pth file")
@@ -46,7 +43,27 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read_safetensors(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Returns the content of a file of weights, which may be at an address.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    file = locate(path)
+    with naming_failures(file):
+        stored = file.read_bytes() if file.is_file() else None
+    if stored is None:
+        raise FileNotFoundError(f"no weights at {path}")
+    return stored
+
+
+def parse_safetensors(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Returns the arrays in the content of a `.safetensors` file, in their own types.
+
+    Raises:
+      InputError: the content is of another format, or an array has an unsupported type; `path`
+        names the file.
+    """
     try:
         found = safetensors.deserialize(stored)
     except safetensors.SafetensorError as error:
@@ -59,9 +76,14 @@ def _read_safetensors(stored: bytes, path: str | os.PathLike[str]) -> dict[str, 
                 f"{path}: {name} is of type {facts['dtype']}; convert it to float32 (known types: "
                 f"{', '.join(SAFETENSORS_DTYPES)})"
             )
-        array = np.frombuffer(facts["data"], dtype).reshape(facts["shape"])
-        arrays[name] = _as_float32(array)
+        arrays[name] = np.frombuffer(facts["data"], dtype).reshape(facts["shape"])
     return arrays
+
+
+def parse_metadata(stored: bytes) -> dict[str, str]:
+    """Returns the metadata in the content of a `.safetensors` file that has been parsed."""
+    length = int.from_bytes(stored[:8], "little")
+    return json.loads(stored[8 : 8 + length]).get("__metadata__", {})
 
 
 def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
