@@ -48,6 +48,8 @@ OUTPUT = flags.DEFINE_string(
 
 def main() -> None:
     """Exports the checkpoint that the flags name."""
+    import jax
+
     from data_pipelines.io.files import write_file
     from data_pipelines.io.remote import locate
     from data_pipelines.io.terminal import log
@@ -59,6 +61,7 @@ def main() -> None:
         raise InputError(f"--output={OUTPUT.value}: give a file's name, for instance mine/star")
     workdir, step = locate_checkpoint(WORKDIR.value, CHECKPOINT.value)
     step, config, model, variables, _ = restore_network(workdir, step)
+    variables = jax.device_get(variables)  # NumPy converts them without compiling anything
     ending = "stablehlo" if FORMAT.value == "stablehlo" else "safetensors"
     if OUTPUT.value is None:
         suffix = "-pytorch" if FORMAT.value == "pytorch" else ""

@@ -119,7 +119,10 @@ def state_dict_of(variables: Mapping[str, Any], entries: Iterable[Entry]) -> dic
         assert conversion.to_torch is not None, path
         for name, array in zip(names, conversion.to_torch(flat[path]), strict=True):
             parts.setdefault(name, []).append(array)
-    return {name: jnp.concatenate(arrays) for name, arrays in parts.items()}
+    return {
+        name: arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
+        for name, arrays in parts.items()
+    }
 
 
 def norm_entries(path: str, name: str, *, learned_bias: bool = True) -> Iterator[Entry]:

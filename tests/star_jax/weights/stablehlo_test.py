@@ -47,8 +47,8 @@ def network(width=4, **parts):
     shapes = jax.eval_shape(lambda: initial_variables(config, model))
     rng = np.random.default_rng(1)
     draw = {
-        "params": lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32),
-        "batch_stats": lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32),
+        "params": lambda x: rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype("f4"),
+        "batch_stats": lambda x: rng.uniform(0.5, 1.5, x.shape).astype("f4"),
     }
     return model, {name: jax.tree.map(draw[name], tree) for name, tree in shapes.items()}
 
@@ -56,7 +56,8 @@ def network(width=4, **parts):
 def clips(number):
     """Returns frames and keypoints; the last keypoints are not detected."""
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (number, LENGTH, *SIZE, 3), np.uint8)
+    blocks = rng.integers(0, 256, (number, LENGTH, 8, 6, 3), np.uint8)
+    frames = blocks.repeat(8, axis=2).repeat(8, axis=3)
     keypoints = rng.random((number, LENGTH, 17, 3), np.float32) * np.float32([48, 64, 1])
     keypoints[-1, -1] = 0
     return frames, keypoints
