@@ -268,7 +268,8 @@ class Embedder:
             )
         if not np.issubdtype(keypoints.dtype, np.floating):
             raise InputError(f"keypoints are {keypoints.dtype}: give float32")
-        keypoints = keypoints.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            keypoints = keypoints.astype(np.float32)
         for what, wrong in (
             ("not finite", ~np.isfinite(keypoints)),
             ("a negative confidence", keypoints[..., 2:] < 0),

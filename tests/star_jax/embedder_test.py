@@ -17,29 +17,35 @@ from data_pipelines.schema import MODALITIES
 from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
 from star_jax import Embedder, Network, build_model, embedder
-from star_jax.distributed.parallel import make_mesh, replicated
+from star_jax.distributed.parallel import make_mesh
 from star_jax.evaluation import embeddings, match_sheet
 from star_jax.evaluation.embed import embed_dataset
 from star_jax.evaluation.search import search
-from star_jax.training.steps import initial_variables, make_embed_step
+from star_jax.training.steps import abstract_variables, make_embed_step
 
 SIZE = (50, 30)  # of arrays of frames; the network's is (64, 48)
 
 
 @functools.cache
 def network(guided, num_devices=8):
-    """Returns a network of random weights, with everything that starts as zero or one changed."""
+    """Returns a network of random weights, none of which is zero or one as at initialization."""
     config = tiny.config("nowhere")
     if not guided:
         config.model.guidance, config.model.pooling = "none", "gem"  # compiles faster
     model = build_model(config.model)
     mesh = make_mesh(devices=jax.devices()[:num_devices])
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda array: np.asarray(array) * rng.uniform(0.8, 1.2, array.shape).astype(array.dtype),
-        jax.jit(lambda: initial_variables(config, model))(),
-    )
-    return Network(7, config, model, jax.device_put(variables, replicated(mesh)), mesh)
+
+    def drawn(path, array):
+        if path[-1].key in ("scale", "var"):
+            values = rng.uniform(0.5, 1.5, array.shape)
+        else:
+            values = rng.normal(size=array.shape) * np.sqrt(2 / np.prod(array.shape[:-1]))
+        return jax.device_put(values.astype(array.dtype), array.sharding)
+
+    shapes = abstract_variables(config, model, mesh)
+    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
+    return Network(7, config, model, variables, mesh)
 
 
 def tracklets(num_tracklets, num_frames=3):
@@ -72,8 +78,9 @@ def test_whole_tracklets_give_the_rows_of_the_packed_dataset(dataset, clips):
         keypoints, modality = record["keypoints"], MODALITIES[index.modalities[position]]
         found = Embedder(own)(frames[None], keypoints[None], modality=modality, batch_size=8)
         np.testing.assert_allclose(found[0], rows[position], rtol=0, atol=1e-5)
-    moved = Embedder(own)(frames[None], keypoints[None] * 0.9, modality=modality, batch_size=8)
-    assert np.abs(moved[0] - rows[-1]).max() > 1e-4  # so that wrong keypoints would show
+    wrong = keypoints[None] * np.float32([0.5, 0.5, 1])
+    other = Embedder(own)(frames[None], wrong, modality=modality, batch_size=8)
+    assert np.abs(other[0] - rows[-1]).max() > 1e-4  # so that wrong keypoints would show
 
 
 def test_joints_in_pixels_reach_the_network_as_they_are(monkeypatch):
@@ -86,8 +93,8 @@ def test_joints_in_pixels_reach_the_network_as_they_are(monkeypatch):
         embedder, "embed_batches", lambda *args, **_: seen.extend(batch for _, batch in args[3])
     )
     frames, keypoints = tracklets(1, num_frames=4)
-    for own in (own._replace(config=config), network(guided=True)):
-        Embedder(own)(frames, keypoints, modality="visible")
+    for each in (own._replace(config=config), own):
+        Embedder(each)(frames, keypoints, modality="visible")
     pixels, relative = (np.concatenate(list(batch["keypoints"])) for batch in seen)
     np.testing.assert_array_equal(pixels[:4], keypoints[0])
     assert not pixels[4:].any()
@@ -100,16 +107,32 @@ def test_joints_in_pixels_reach_the_network_as_they_are(monkeypatch):
 def test_any_number_of_tracklets_in_batches_of_any_size():
     embed = Embedder(network(guided=False))
     frames, _ = tracklets(9)
-    expected = embed(frames, modality="infrared", batch_size=16)
+    expected = embed(frames, modality="visible", batch_size=8)
     assert expected.shape == (9, 32) and expected.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, rtol=1e-5)
     assert np.abs(expected - expected[:1]).max(axis=1)[1:].min() > 1e-4
-    step = make_embed_step(embed.network.model, "infrared", embed.network.mesh)
+    step = make_embed_step(embed.network.model, "visible", embed.network.mesh)
     compiled = step._cache_size()
-    for count, batch_size in ((9, 16), (1, 64), (5, 8), (8, 3), (9, 8)):
-        found = embed(frames[:count], modality="infrared", batch_size=batch_size)
+    for count, batch_size in ((1, 64), (5, 8), (8, 3), (9, 1)):
+        found = embed(frames[:count], modality="visible", batch_size=batch_size)
         np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-6)
-    assert step._cache_size() == compiled + 1  # batches of 16 and of 8
+    assert step._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "rows"),
+    [(1, 64, 8), (8, 64, 8), (9, 64, 16), (33, 64, 64), (99, 64, 64), (99, 20, 24)],
+)
+def test_batches_are_multiples_of_the_devices(monkeypatch, count, batch_size, rows):
+    seen = []
+
+    def look(*args, batch_size, **_):
+        seen.extend((batch_size, len(batch["position"])) for _, batch in args[3])
+
+    monkeypatch.setattr(embedder, "embed_batches", look)
+    frames = np.zeros((count, 1, 8, 8, 3), np.uint8)
+    Embedder(network(guided=False))(frames, modality="visible", batch_size=batch_size)
+    assert seen == [(rows, rows)] * -(-count // rows)
 
 
 def test_arrays_of_jax_and_views_are_embedded():
@@ -137,7 +160,7 @@ def test_eight_devices_embed_as_one():
 FRAMES, KEYPOINTS = tracklets(2)
 WRONG = {
     "modality": ({"modality": "thermal"}, "modality is 'thermal': use 'visible' or 'infrared'"),
-    "no skeletons": ({"keypoints": None}, r"guided by skeletons: give keypoints, float32\(2, 3, "),
+    "no skeletons": ({"keypoints": None}, r"guided by skeletons: give keypoints, float32\[2, 3, "),
     "one frame": ({"frames": FRAMES[0]}, r"frames have the shape \[3, 50, 30, 3\]: give uint8\[B"),
     "channels": ({"frames": FRAMES[..., :1]}, r"frames have the shape \[2, 3, 50, 30, 1\]: give"),
     "normalized": ({"frames": FRAMES / np.float32(255)}, "frames are float32: give uint8"),
@@ -156,7 +179,10 @@ WRONG = {
         {"keypoints": np.where(np.arange(17)[:, None] == 4, np.nan, KEYPOINTS)},
         r"keypoints\[0, 0, 4\] is \[nan, nan, nan\], not finite: .* has confidence 0",
     ),
-    "too large": ({"keypoints": KEYPOINTS + 1e300}, r"keypoints\[0, 0, 0\] is \[inf, .*not finite"),
+    "too large": (
+        {"keypoints": KEYPOINTS.astype(np.float64) + 1e300},
+        r"keypoints\[0, 0, 0\] is \[inf, .*not finite",
+    ),
     "confidence": ({"keypoints": -KEYPOINTS - 1}, r"keypoints\[0, 0, 0\] is .*negative confidence"),
     "batch size": ({"batch_size": 0}, "batch_size is 0: use 1 or more"),
 }
