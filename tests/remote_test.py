@@ -152,6 +152,14 @@ def test_weights_are_read_from_an_address(bucket):
         weights.load_arrays("gs://bucket/none.safetensors")
 
 
+def test_a_network_is_exported_to_an_address(bucket):
+    path, config = "gs://bucket/run/export/7.safetensors", tiny.config("nowhere")
+    weights.save_archive(path, config=config, variables={"a": {"b": np.arange(3.0)}}, step=7)
+    assert [file.name for file in (bucket / "run" / "export").iterdir()] == ["7.safetensors"]
+    found = weights.load_archive(path)
+    assert found.step == 7 and (found.variables["a"]["b"] == np.arange(3)).all()
+
+
 def test_compiled_programs_are_kept_beside_the_run(bucket):
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches")
     before = {name: getattr(jax.config, name) for name in names}
