@@ -21,7 +21,8 @@ CPUs, NVIDIA GPUs and TPUs. JAX guarantees that it runs with versions of JAX up 
 and 3 weeks older than the one that writes it: use it to deploy a network, not to keep it.
 
 Writes <output>.safetensors, or <output>-visible.stablehlo and <output>-infrared.stablehlo; files of
-these names are replaced. docs/export.md shows how to use each of them.
+these names are replaced. Runs as a single process, on any device, wherever the network was trained.
+docs/export.md shows how to use each format.
 """
 
 from pathlib import Path

@@ -123,12 +123,13 @@ def load_archive(path: str | os.PathLike[str]) -> Archive:
             (content[section] if section else content).setdefault(name, value)
         config, step = ml_collections.ConfigDict(content), int(metadata["step"])
         check_config(config)
+        variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: written by other versions ({metadata.get('versions')}), and this one cannot "
             f"use it ({error})"
         ) from error
-    return Archive(config, flax.traverse_util.unflatten_dict(arrays, sep="/"), step)
+    return Archive(config, variables, step)
 
 
 def check_variables(
