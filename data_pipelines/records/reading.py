@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
@@ -23,7 +22,7 @@ from jaxtyping import Float32, Int, UInt8
 from data_pipelines import schema
 from data_pipelines.errors import InputError
 from data_pipelines.io import remote
-from data_pipelines.pixels import resize_keypoints
+from data_pipelines.pixels import resize_frame, resize_keypoints
 from data_pipelines.records import copies, origin
 
 _METADATA = "metadata.json"
@@ -314,8 +313,7 @@ def decode_clip(
 ) -> Float32[np.ndarray, "T 17 3"]:
     """Decodes the chosen frames of a tracklet into `frames` and returns their keypoints.
 
-    Frames of another size are resized (area averaging to shrink, else bilinear), and the keypoints
-    follow their pixels.
+    Frames of another size are resized (see `resize_frame`), and the keypoints follow their pixels.
 
     Args:
       record: a tracklet of n frames.
@@ -335,9 +333,7 @@ def decode_clip(
         if stored == size:
             simplejpeg.decode_jpeg(jpeg, buffer=frame)
         else:
-            shrinks = size[0] <= stored[0] and size[1] <= stored[1]
-            method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            cv2.resize(simplejpeg.decode_jpeg(jpeg), size[::-1], frame, interpolation=method)
+            resize_frame(simplejpeg.decode_jpeg(jpeg), frame)
     keypoints = record["keypoints"][chosen]
     if not move_keypoints:
         return keypoints
