@@ -27,9 +27,11 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-# Slow tests run one after the other: they start processes that wait for each other for limited times.
-test: test-fast
-	$(RUN) -m pytest -m slow
+# A file's tests share what they train, so they stay in one process; slow files start first.
+PYTEST := $(RUN) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+test: lint
+	$(PYTEST)
 
 test-fast: lint
-	$(RUN) -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
+	$(PYTEST) -m "not slow"
