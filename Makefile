@@ -1,14 +1,14 @@
 # make demo: everything from nothing to an evaluated STAR. make test: install and run all checks;
-# make test-fast leaves out the slow tests.
+# make test-fast leaves out the slow tests; make coverage: which lines the fast tests run.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-fast lint
+.PHONY: demo test test-fast lint coverage
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable .
+	$(RUN) -m pip install --quiet --requirement requirements.txt --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
@@ -35,3 +35,6 @@ test: lint
 
 test-fast: lint
 	$(PYTEST) -m "not slow"
+
+coverage: $(VENV)/installed-dev
+	$(PYTEST) -m "not slow" --cov --cov-report=term-missing:skip-covered
