@@ -126,6 +126,12 @@ def pins(name):
     return {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in here}
 
 
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == star_jax.__version__
+    assert PROJECT["dynamic"] == ["version"]  # read from star_jax
+
+
 def test_the_pinned_versions_are_among_those_that_the_library_allows():
     pinned = pins("requirements.txt")
     for requirement in map(Requirement, PROJECT["dependencies"]):
