@@ -1,14 +1,14 @@
 # make demo: everything from nothing to an evaluated STAR. make test: install and run all checks;
-# make test-fast leaves out the slow tests.
+# make test-fast leaves out the slow tests; make coverage: which lines the fast tests run.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-fast lint
+.PHONY: demo test test-fast lint coverage
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable .
+	$(RUN) -m pip install --quiet --requirement requirements.txt --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
@@ -27,9 +27,14 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-# Slow tests run one after the other: they start processes that wait for each other for limited times.
-test: test-fast
-	$(RUN) -m pytest -m slow
+# A file's tests share what they train, so they stay in one process; slow files start first.
+PYTEST := $(RUN) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+test: lint
+	$(PYTEST)
 
 test-fast: lint
-	$(RUN) -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
+	$(PYTEST) -m "not slow"
+
+coverage: $(VENV)/installed-dev
+	$(PYTEST) -m "not slow" --cov --cov-report=term-missing:skip-covered

@@ -22,7 +22,7 @@ from data_pipelines.errors import InputError, UserError
 from data_pipelines.io.terminal import printable
 from star_jax import config
 
-STARTED = time.monotonic()  # commands import this module first
+STARTED = time.monotonic()  # commands import this module before JAX
 flags.disclaim_key_flags()  # flags defined here belong to the commands, whose --help lists them
 FIXABLE = (UserError, OSError)  # any other error shows its traceback
 

@@ -12,10 +12,10 @@ several processes make up a machine (Cloud TPU, SLURM, Open MPI), each of them r
 
 from pathlib import Path
 
-import command
 from absl import flags
 
 from data_pipelines.errors import InputError
+from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
 CHECKPOINT = flags.DEFINE_string(

@@ -9,8 +9,9 @@ batch size come from the run's config. In a run of several processes (Cloud TPU,
 each of them runs this command.
 """
 
-import command
 from absl import flags
+
+from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
 CHECKPOINT = flags.DEFINE_string(

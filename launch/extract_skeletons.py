@@ -12,11 +12,11 @@ After an interruption the same command resumes. Needs onnxruntime: pip install -
 
 from pathlib import Path
 
-import command
 from absl import flags
 
 from data_pipelines.datasets import DATASETS, find_dataset
 from data_pipelines.errors import InputError
+from launch import command
 
 MODEL = flags.DEFINE_string("model", None, "The pose model, an .onnx file.", required=True)
 DATASET = flags.DEFINE_string(

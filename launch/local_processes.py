@@ -16,10 +16,10 @@ import threading
 import time
 from typing import IO
 
-import command
 from absl import flags
 
 from data_pipelines.errors import InputError
+from launch import command
 
 NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", 2, "Number of processes.", short_name="n", lower_bound=1

@@ -20,11 +20,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import command
 from absl import flags
 
 from data_pipelines.datasets import DATASETS, find_dataset
 from data_pipelines.errors import InputError
+from launch import command
 
 DATASET = flags.DEFINE_string(
     "dataset",

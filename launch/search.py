@@ -11,8 +11,9 @@ grey if one of them is "unknown". A tracklet never matches itself.
 
 from pathlib import Path
 
-import command
 from absl import flags
+
+from launch import command
 
 QUERY = flags.DEFINE_string("query", None, "Embeddings to search with, .npz.", required=True)
 GALLERY = flags.DEFINE_string("gallery", None, "Embeddings to search in, .npz.", required=True)

@@ -17,8 +17,9 @@ other; elsewhere pass --coordinator, --num_processes and --process_id, or set
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 
-import command
 from absl import flags
+
+from launch import command
 
 CONFIG = command.define_config()
 WORKDIR = flags.DEFINE_string(

@@ -1,24 +1,50 @@
-"""Strict settings for all tests: eight virtual devices, no implicit promotion, checked shapes."""
+"""Strict settings for all tests, checked shapes, and what makes tests compile quickly."""
 
 import atexit
+import collections
 import os
 import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight virtual devices; on a busy machine they may wait long for each other.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 os.environ.setdefault("NPROC", "16")  # JAX 0.10 deadlocks with fewer threads than twice the devices
-# Several tests, and the commands they start, compile the same programs.
+# Nearly all of the time is XLA's, and the tested programs are small: commands that tests start
+# inherit this as well. See the fixture `optimized`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+# Several tests, workers of pytest-xdist and commands compile the same programs.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="star_jax_compiled_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import jaxtyping
+import pytest
 
 # Before anything imports them: each call checks its arrays against the annotations.
 jaxtyping.install_import_hook(["star_jax", "data_pipelines"], "array_checks.checked")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def optimized(monkeypatch):
+    """Compiles as users do: where the numbers or the programs of the compiler are the subject."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+
+
+def pytest_collection_modifyitems(items):
+    """Moves files with many slow tests to the front, so that no worker is left with one of them."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

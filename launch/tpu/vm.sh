@@ -90,7 +90,8 @@ tar --extract --gzip --file star_jax.tar.gz --directory star_jax
 cd star_jax
 python3 -m pip install --user --quiet uv
 ~/.local/bin/uv venv --quiet --clear --python 3.11 .venv
-~/.local/bin/uv pip install --quiet --python .venv/bin/python --editable ".[tpu]"
+~/.local/bin/uv pip install --quiet --python .venv/bin/python \
+  --constraint requirements.txt --editable ".[tpu]"
 sed "s|@USER@|$USER|; s|@FOLDER@|$PWD|" launch/tpu/star_jax.service |
   sudo tee /etc/systemd/system/star_jax.service >/dev/null
 sudo systemctl daemon-reload'

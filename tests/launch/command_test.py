@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-LAUNCH = Path(__file__).parents[2] / "launch"
+ROOT = Path(__file__).parents[2]
 
 
 def run(body, *arguments):
     """A command whose main function has this body."""
     code = f"""
 import sys
-sys.path.insert(0, {str(LAUNCH)!r})
-import command
+sys.path.insert(0, {str(ROOT)!r})
+from launch import command
 def main():
     {body}
 command.run(main)
@@ -88,3 +88,21 @@ def test_one_of_two_flags_is_given(arguments, printed):
     )
     ended = run(body, *arguments)
     assert (ended.stdout + ended.stderr).strip() == printed
+
+
+COMMANDS = [
+    path
+    for path in sorted((ROOT / "launch").rglob("*.py"))
+    if "command.run(main" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("as_module", [False, True])
+def test_a_command_is_a_file_and_a_module(path, as_module):
+    name = path.relative_to(ROOT)
+    command = ["-m", ".".join(name.with_suffix("").parts)] if as_module else [str(name)]
+    result = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "flags:" in result.stdout, result.stderr

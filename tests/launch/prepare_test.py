@@ -128,7 +128,7 @@ def test_a_dataset_that_cannot_be_used_is_named(package, arguments, line):
 
 def test_help_lists_the_datasets_and_imports_no_heavy_package():
     code = (
-        "import sys; sys.path.insert(0, 'launch'); import prepare; print(prepare.flags.FLAGS)\n"
+        "import sys; from launch import prepare; print(prepare.flags.FLAGS)\n"
         "print([name for name in ('tensorflow_datasets', 'cv2', 'jax') if name in sys.modules])"
     )
     result = subprocess.run(

@@ -32,6 +32,8 @@ def run(code, flags=None):
 CANARIES = """
 import numpy as np
 from star_jax import verify
+
+pytestmark = pytest.mark.usefixtures("optimized")
 for program in (verify.broadcast_product, verify.sums_in_vmap):
     actual, expected = program()
     print(float(np.abs(actual - expected).max()))

@@ -10,6 +10,8 @@ import pytest
 from configs import star_hitsz_vcm_reference
 from star_jax import verify
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 CONFIG = star_hitsz_vcm_reference.get_config()
 INFERENCE = {"graph", "edges", "frame_features", "guided", "skeleton", "tracklet", "embedding"}
 TRAINING = {"losses", "running statistics", "gradient norms", "gradient norms, LSTM"}

@@ -21,7 +21,6 @@ def run(patch, *arguments):
 import runpy, sys
 from star_jax import verify
 {patch}
-sys.path.insert(0, {str(ROOT / "launch")!r})
 sys.argv = ["verify.py", *{list(map(str, arguments))!r}]
 runpy.run_path({str(ROOT / "launch/verify.py")!r}, run_name="__main__")
 """
@@ -33,6 +32,8 @@ runpy.run_path({str(ROOT / "launch/verify.py")!r}, run_name="__main__")
 # The results of all 7x7 convolutions, those of the stems, are slightly too large.
 BROKEN = """
 import jax
+
+pytestmark = pytest.mark.usefixtures("optimized")
 right = jax.lax.conv_general_dilated
 def broken(x, kernel, *more, **options):
     y = right(x, kernel, *more, **options)

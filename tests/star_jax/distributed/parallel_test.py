@@ -135,6 +135,7 @@ def collectives(config):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("identities", [4, 2], ids=["pairs", "frames in two"])
 def test_only_gradients_are_large_among_what_devices_exchange(identities):
     found, params = collectives(config(**{"data.identities_per_batch": identities}))
@@ -144,6 +145,7 @@ def test_only_gradients_are_large_among_what_devices_exchange(identities):
     assert all(size < frames_of_a_device for kind, size in found if kind != "all-reduce")
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_step():
     step, state, on_devices = compiled_step(config(), jax.devices())
     state, metrics = step(state, on_devices)

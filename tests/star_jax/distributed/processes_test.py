@@ -56,12 +56,12 @@ def metrics(workdir):
 
 
 def wait_for_rows(workdir, count, process):
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline and process.poll() is None:
         if (workdir / "metrics.jsonl").exists() and len(metrics(workdir)) >= count:
             return
         time.sleep(0.05)
-    raise AssertionError(f"no {count} rows: {process.communicate(timeout=60)[0]}")
+    raise AssertionError(f"no {count} rows: {process.communicate(timeout=300)[0]}")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def two(dataset, backbone, tmp_path_factory):
     start_from = f"config.init.backbone = {str(backbone)!r}"
     config = tiny.config_file(folder, dataset, "config.eval.every_epochs = 12", start_from)
     process = start([*TWO, f"--config={config}", f"--workdir={folder / 'run'}"])
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
     return folder / "run", printed
 
@@ -122,7 +122,7 @@ def test_both_processes_evaluate_a_checkpoint(two, tmp_path):
     path, expected = report_of(workdir)
     path.unlink()
     process = start([*TWO[:-1], "launch/eval.py", f"--workdir={workdir}"])
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
     assert f"[0] written to {path}" in printed and "[1] written" not in printed
     assert report_of(workdir) == (path, expected)
@@ -155,7 +155,7 @@ def patched(folder, patch):
     """Returns a script that runs a patch and then launch/train.py."""
     script = folder / "patched.py"
     script.write_text(
-        'import os, runpy, sys\nsys.path[:0] = [os.getcwd(), "launch"]\n'
+        "import os, runpy, sys\nsys.path.insert(0, os.getcwd())\n"
         f'{patch}\nrunpy.run_path("launch/train.py", run_name="__main__")\n'
     )
     return script
@@ -180,7 +180,7 @@ def test_one_may_be_ready_half_a_minute_after_the_other(dataset, tmp_path):
     process = start(
         [*TWO[:-1], patched(tmp_path, LATE), f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     )
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
 
 
@@ -219,7 +219,7 @@ def test_the_devices_of_a_process_need_not_be_neighbors(one, dataset, backbone, 
     process = start(
         [*TWO[:-1], patched(tmp_path, MIXED), f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     )
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
     assert metrics(tmp_path / "run")[0]["loss/total"] == pytest.approx(
         metrics(one)[0]["loss/total"], rel=1e-5
@@ -251,7 +251,7 @@ def test_processes_that_do_not_share_the_workdir_are_told(dataset, tmp_path):
         for i in range(2)
     ]
     for process in both:
-        printed = process.communicate(timeout=120)[0]
+        printed = process.communicate(timeout=600)[0]
         assert process.returncode == 1, printed
         assert "not all processes see the same folder here" in printed
 
@@ -266,7 +266,7 @@ def test_all_try_again_and_all_go_back_for_one(two, dataset, tmp_path):
     process = start(
         [*TWO[:-1], patched(tmp_path, UNLUCKY), f"--config={config}", f"--workdir={workdir}"]
     )
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
     assert printed.count("trying again in 0 s") == 2  # both processes
     assert "12 is damaged" in printed and "resuming from step 9 of 12" in printed
@@ -280,12 +280,12 @@ def test_a_single_process_with_a_coordinator_hears_that_it_shall_stop(dataset, t
     process = start(
         ["launch/train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}", *address]
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (tmp_path / "run" / "config.json").exists():  # before the first step
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=200)[0]
+    printed = process.communicate(timeout=600)[0]
     assert process.returncode == 143, printed
     assert "is saved; the same command resumes" in printed
 
@@ -298,12 +298,12 @@ def test_interrupted_they_save_and_resume(two, dataset, backbone, tmp_path):
     process = start(command)
     wait_for_rows(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGINT)  # passed on to both processes as SIGTERM
-    printed = process.communicate(timeout=120)[0]
+    printed = process.communicate(timeout=600)[0]
     assert process.returncode == 143, printed
     (step,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert 3 <= step < 12 and f"step {step} is saved" in printed
     process = start(command)
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
     assert f"resuming from step {step} of 12" in printed
     for row, expected in zip(metrics(tmp_path / "run"), metrics(two[0]), strict=False):
@@ -324,9 +324,9 @@ def test_a_process_that_dies_stops_the_others_with_an_error(dataset, tmp_path):
     wait_for_rows(tmp_path / "run", 3, both[0])
     both[1].kill()
     died = time.monotonic()
-    printed = both[0].communicate(timeout=120)[0]
+    printed = both[0].communicate(timeout=600)[0]
     assert both[0].returncode != 0, printed
-    assert time.monotonic() - died < 60
+    assert time.monotonic() - died < 90  # by default JAX waits 100
     assert "rror" in printed
 
 
@@ -357,7 +357,7 @@ def test_processes_with_other_configs_are_refused(dataset, tmp_path):
             )
         )
     for process in both:
-        printed = process.communicate(timeout=120)[0]
+        printed = process.communicate(timeout=600)[0]
         assert process.returncode == 1, printed
         assert "the config of process 1 differs from that of process 0" in printed
     assert not (tmp_path / "run").exists()
@@ -378,10 +378,10 @@ def test_a_coordinator_that_nobody_reaches_is_an_error_after_the_given_time(data
             "--connect_seconds=5",
         ]
     )
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=300)[0]
     assert process.returncode == 1
     assert "error: no answer from --coordinator=localhost" in printed.splitlines()[-1], printed
-    assert time.monotonic() - begun < 45
+    assert time.monotonic() - begun < 150  # the default is 300
 
 
 def test_half_an_address_is_refused(monkeypatch):

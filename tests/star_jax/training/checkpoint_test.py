@@ -276,7 +276,7 @@ def test_an_interrupted_run_saves_and_resumes(dataset, tmp_path, signum):
     while len(rows(workdir)) < 4 and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signum)
-    printed = process.communicate(timeout=120)[1]
+    printed = process.communicate(timeout=600)[1]
     assert process.returncode == 143, printed
     (saved,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert f"step {saved} is saved; the same command resumes" in printed

@@ -140,7 +140,7 @@ def test_the_command_survives_a_kill(whole_run, dataset, tmp_path):
     command = [sys.executable, "launch/train.py", f"--config={config}", f"--workdir={tmp_path}/run"]
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline and first.poll() is None:
         if metrics.exists() and len(metrics.read_text().splitlines()) >= 4:
             first.send_signal(signal.SIGKILL)
