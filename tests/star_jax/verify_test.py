@@ -12,6 +12,8 @@ import pytest
 from configs import star_hitsz_vcm_reference
 from star_jax import verify
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,8 +34,6 @@ runpy.run_path({str(ROOT / "launch/verify.py")!r}, run_name="__main__")
 # The results of all 7x7 convolutions, those of the stems, are slightly too large.
 BROKEN = """
 import jax
-
-pytestmark = pytest.mark.usefixtures("optimized")
 right = jax.lax.conv_general_dilated
 def broken(x, kernel, *more, **options):
     y = right(x, kernel, *more, **options)
