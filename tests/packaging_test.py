@@ -91,7 +91,7 @@ assert int(state.step) == 3
 # The first query's match is in the first place, the second query's in the second.
 similarity = np.array([[0.9, 0.1], [0.8, 0.2]])
 result = evaluate_retrieval(similarity, query_ids=["a", "b"], gallery_ids=["a", "b"])
-assert (result.rank(1), result.mean_ap) == (50, 75), result
+assert (result.rank(1), result.mean_ap) == (0.5, 0.75), result
 """
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 ROOT = Path(__file__).parents[2]
 CPU = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 GPU = "--xla_gpu_enable_triton_gemm=false"
@@ -20,6 +22,7 @@ def run(code, flags=None):
     """Returns the lines that a fresh Python prints, and its stderr."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     environment.pop("XLA_FLAGS", None)
+    environment.pop("JAX_COMPILATION_CACHE_DIR")  # compiles anew with each flag
     if flags is not None:
         environment["XLA_FLAGS"] = flags
     result = subprocess.run(
@@ -32,8 +35,6 @@ def run(code, flags=None):
 CANARIES = """
 import numpy as np
 from star_jax import verify
-
-pytestmark = pytest.mark.usefixtures("optimized")
 for program in (verify.broadcast_product, verify.sums_in_vmap):
     actual, expected = program()
     print(float(np.abs(actual - expected).max()))
