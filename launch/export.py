@@ -27,7 +27,7 @@ docs/export.md shows how to use each format.
 
 from pathlib import Path
 
-import command
+from launch import command
 from absl import flags
 
 from data_pipelines.errors import InputError
