@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-fast lint
+.PHONY: demo test test-fast lint docs
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,3 +33,7 @@ test: test-fast
 
 test-fast: lint
 	$(RUN) -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
+
+docs: $(VENV)/installed requirements-docs.txt  # the site, into site/
+	$(RUN) -m pip install --quiet --requirement requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
