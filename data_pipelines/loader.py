@@ -3,19 +3,19 @@
 A batch is a function of its number alone, so threads share no state and a run resumes at any step.
 """
 
+import functools
+import itertools
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import grain
 import numpy as np
 
 from data_pipelines import schema
-from data_pipelines.errors import InputError
 from data_pipelines.records.reading import decode_clip, open_index, open_records
-from data_pipelines.sampling import BatchPlan, dense_clips, find_sampler, row_generator
+from data_pipelines.sampling import BatchPlan, clips_to_embed, find_sampler, row_generator
 
-CLIPS = ("first", "dense")  # which clips of a tracklet are embedded
 MAX_THREADS = 16  # the default; each holds a batch, 48 MB at 384 frames of 288 x 144
 
 
@@ -25,6 +25,19 @@ class TestBatch(TypedDict):
     frames: Any  # uint8[B, T, H, W, 3], RGB
     keypoints: Any  # float32[B, T, 17, 3]: x, y in pixels of the H x W frame, confidence
     position: Any  # int32[B], the tracklet in the index of the split
+
+
+class Clip(NamedTuple):
+    """A clip to embed.
+
+    Attributes:
+      position: of its tracklet.
+      read: writes the frames, RGB, to uint8[T, H, W, 3] and returns their keypoints,
+        float32[T, 17, 3]: x, y in pixels of the H x W frame, confidence.
+    """
+
+    position: int
+    read: Callable[[np.ndarray], np.ndarray]
 
 
 def train_batches(
@@ -130,8 +143,8 @@ def test_clips(
       frame_size: height and width to which frames are resized where they differ.
       batch_size: clips in a batch, B; the last batch is filled with zeros.
       split: of the dataset.
-      mode: "first" takes one clip a tracklet, "dense" all consecutive ones
-        (`sampling.dense_clips`), so that a position comes up several times.
+      mode: "first" takes one clip a tracklet, "dense" all consecutive ones, so that a position
+        comes up several times; see `sampling.clips_to_embed`.
       sampling: which frames make the one clip; see `sampling.find_sampler`.
       move_keypoints: see `reading.decode_clip`.
       rows: of each batch, ascending, which are loaded here; all if None.
@@ -142,45 +155,77 @@ def test_clips(
       ValueError: the mode or the sampling is unknown.
       IndexError: a position is not in the split.
     """
-    if mode not in CLIPS:
-        raise InputError(f"mode {mode!r}: the modes are 'first' and 'dense'")
-    sampler = find_sampler(sampling)
     num_frames = open_index(dataset_dir, split).num_frames
     records = open_records(dataset_dir, split)
     clips: list[tuple[int, np.ndarray]] = []
     for position in positions:
         if not 0 <= position < len(num_frames):
             raise IndexError(f"tracklet {position}: the {split} split holds {len(num_frames)}")
-        length = int(num_frames[position])
-        if mode == "first":
-            clips.append((position, sampler.test_frames(length, clip_length)))
-        else:
-            clips.extend((position, clip) for clip in dense_clips(length, clip_length))
-
-    if rows is None:
-        rows = range(batch_size)
+        chosen = clips_to_embed(
+            int(num_frames[position]), clip_length, mode=mode, sampling=sampling
+        )
+        clips.extend((int(position), clip) for clip in chosen)
 
     def load_batch(number: int) -> TestBatch:
-        axes = (len(rows), clip_length)
-        batch = TestBatch(
-            frames=np.zeros((*axes, *frame_size, 3), np.uint8),
-            keypoints=np.zeros((*axes, schema.NUM_JOINTS, 3), np.float32),
-            position=np.full(len(rows), -1, np.int32),
+        read_record = functools.lru_cache(maxsize=1)(records.__getitem__)
+
+        def read(position: int, chosen: np.ndarray, frames: np.ndarray) -> np.ndarray:
+            record = read_record(position)
+            return decode_clip(record, chosen, frames, move_keypoints=move_keypoints)
+
+        part = clips[number * batch_size : (number + 1) * batch_size]
+        return _load_clips(
+            [
+                Clip(position, functools.partial(read, position, chosen))
+                for position, chosen in part
+            ],
+            clip_length,
+            frame_size,
+            range(batch_size) if rows is None else rows,
         )
-        record = None
-        for place, row in enumerate(rows):
-            if number * batch_size + row >= len(clips):
-                break
-            position, chosen = clips[number * batch_size + row]
-            if record is None or position != batch["position"][place - 1]:
-                record = records[int(position)]
-            batch["keypoints"][place] = decode_clip(
-                record, chosen, batch["frames"][place], move_keypoints=move_keypoints
-            )
-            batch["position"][place] = position
-        return batch
 
     return _load_ahead(load_batch, 0, -(-len(clips) // batch_size), num_threads)
+
+
+def batch_clips(
+    clips: Iterable[Clip],
+    *,
+    clip_length: int,
+    frame_size: tuple[int, int],
+    batch_size: int,
+    rows: Sequence[int] | None = None,
+) -> Iterator[TestBatch]:
+    """Yields clips in batches of one size, reading no further ahead than a batch.
+
+    Args:
+      clips: to embed.
+      clip_length: frames of a clip, T.
+      frame_size: height and width, H and W.
+      batch_size: clips in a batch, B; the last batch is filled with zeros.
+      rows: of each batch, ascending, which are loaded here; all if None.
+    """
+    remaining = iter(clips)
+    while part := list(itertools.islice(remaining, batch_size)):
+        yield _load_clips(
+            part, clip_length, frame_size, range(batch_size) if rows is None else rows
+        )
+
+
+def _load_clips(
+    clips: Sequence[Clip], clip_length: int, frame_size: tuple[int, int], rows: Sequence[int]
+) -> TestBatch:
+    """Returns those rows of a batch of clips; rows beyond the last clip are zeros."""
+    axes = (len(rows), clip_length)
+    batch = TestBatch(
+        frames=np.zeros((*axes, *frame_size, 3), np.uint8),
+        keypoints=np.zeros((*axes, schema.NUM_JOINTS, 3), np.float32),
+        position=np.full(len(rows), -1, np.int32),
+    )
+    for place, row in enumerate(rows):
+        if row < len(clips):
+            batch["keypoints"][place] = clips[row].read(batch["frames"][place])
+            batch["position"][place] = clips[row].position
+    return batch
 
 
 def _load_ahead(load_batch: Any, start: int, stop: int, num_threads: int | None) -> Iterator[Any]:

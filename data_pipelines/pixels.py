@@ -1,9 +1,26 @@
-"""Where joints are after resizing; the centre of the upper left pixel is (0, 0)."""
+"""Resizing of frames, and where joints are then; the centre of the upper left pixel is (0, 0)."""
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from data_pipelines.coco17 import is_detected
+
+
+def resize_frame(pixels: np.ndarray, frame: np.ndarray) -> None:
+    """Resizes a frame, by area averaging to shrink it and else bilinearly; copies one that fits.
+
+    Args:
+      pixels: uint8[h, w, 3].
+      frame: uint8[H, W, 3], C-contiguous, is overwritten.
+    """
+    old, new = pixels.shape[:2], frame.shape[:2]
+    if old == new:
+        frame[:] = pixels
+        return
+    shrinks = new[0] <= old[0] and new[1] <= old[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    cv2.resize(np.ascontiguousarray(pixels), new[::-1], frame, interpolation=method)
 
 
 def resize_keypoints(

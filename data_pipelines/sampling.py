@@ -5,7 +5,7 @@ Datasets are sampled in different ways in the literature: see `SAMPLERS`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from data_pipelines.parts import find_part
 # The last word of the random counter names what is drawn: the frames of a row of either modality
 # (its number), or the tracklets of the whole batch.
 _TRACKLETS = len(schema.MODALITIES)
+
+CLIPS = ("first", "dense")  # which clips of a tracklet are embedded
 
 
 class BatchPlan(NamedTuple):
@@ -254,6 +256,31 @@ SAMPLERS: Mapping[str, Sampler] = {
 def find_sampler(name: str) -> Sampler:
     """Returns the sampler of a name, or at a path; raises InputError if there is none."""
     return find_part(SAMPLERS, name, "config.data.sampling", needs=Sampler._fields)
+
+
+def clips_to_embed(
+    num_frames: int, clip_length: int, *, mode: Literal["first", "dense"], sampling: str
+) -> np.ndarray:
+    """Returns the frames of the clips of a tracklet whose embeddings are averaged.
+
+    Args:
+      num_frames: of the tracklet.
+      clip_length: frames of a clip, T; both must be 1 or more.
+      mode: "first" takes one clip, "dense" all frames in consecutive clips (`dense_clips`).
+      sampling: which frames make the one clip; see `find_sampler`.
+
+    Returns:
+      int64[clips, T].
+
+    Raises:
+      InputError: the mode or the sampling is unknown, or a number is not positive.
+    """
+    if mode not in CLIPS:
+        raise InputError(f"mode {mode!r}: the modes are 'first' and 'dense'")
+    sampler = find_sampler(sampling)
+    if mode == "dense":
+        return dense_clips(num_frames, clip_length)
+    return sampler.test_frames(num_frames, clip_length)[None]
 
 
 def steps_per_epoch(

@@ -18,7 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import InputError, UserError
 from data_pipelines.io.terminal import printable
 from star_jax import config
 
@@ -63,6 +63,18 @@ def parse_flags(arguments: list[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except flags.Error as error:
         fail(explain(str(error).partition("\n")[0]), 2)
+
+
+def either(first: flags.FlagHolder, second: flags.FlagHolder) -> Any:
+    """Returns the value of whichever of two flags is given.
+
+    Raises:
+      InputError: both are given or neither is.
+    """
+    given = [flag.value for flag in (first, second) if flag.value]
+    if len(given) != 1:
+        raise InputError(f"give either --{first.name} or --{second.name}")
+    return given[0]
 
 
 def define_config() -> flags.FlagHolder[ml_collections.ConfigDict]:

@@ -3,6 +3,7 @@
   python launch/embed.py --workdir=runs/star --source=data/folder/1.0.0 --output=mine
   python launch/embed.py --checkpoint=runs/star/checkpoints/34840 --source=data/folder/1.0.0 \
     --clips=dense --output=mine
+  python launch/embed.py --checkpoint=star.safetensors --source=data/folder/1.0.0 --output=mine
 
 Writes <output>.npz, the embeddings and what is known of each tracklet, and <output>.csv, the same
 without the embeddings. Frame size and clip length are those of the checkpoint's config. Where
@@ -18,7 +19,9 @@ from data_pipelines.errors import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
+    "checkpoint",
+    None,
+    "One checkpoint, <workdir>/checkpoints/<step>, or a .safetensors file of launch/export.py.",
 )
 SOURCE = flags.DEFINE_string("source", None, "The packed dataset.", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
@@ -32,12 +35,13 @@ def main() -> None:
     """Embeds the dataset that the flags name."""
     from star_jax.distributed import processes
     from star_jax.evaluation import embeddings
-    from star_jax.evaluation.embed import embed_dataset, locate_checkpoint, restore_network
+    from star_jax.evaluation.embed import embed_dataset
+    from star_jax.network import load_weights
 
     if not Path(OUTPUT.value).name or OUTPUT.value.endswith("/"):
         raise InputError(f"--output={OUTPUT.value}: give a file's name, for instance mine/star")
     processes.start()
-    network = restore_network(*locate_checkpoint(WORKDIR.value, CHECKPOINT.value))
+    network = load_weights(command.either(WORKDIR, CHECKPOINT))
     found = embed_dataset(network, SOURCE.value, SPLIT.value, clips=CLIPS.value)
     if not processes.is_first():
         return

@@ -25,11 +25,12 @@ CLIPS = flags.DEFINE_enum(
 def main() -> None:
     """Evaluates the checkpoint given by the flags."""
     from star_jax.distributed import processes  # imports JAX, which --help should not wait for
-    from star_jax.evaluation.embed import evaluate_checkpoint, locate_checkpoint
+    from star_jax.evaluation.embed import evaluate_checkpoint
     from star_jax.evaluation.protocols import format_table
+    from star_jax.network import locate_checkpoint
 
     processes.start()
-    workdir, step = locate_checkpoint(WORKDIR.value, CHECKPOINT.value)
+    workdir, step = locate_checkpoint(command.either(WORKDIR, CHECKPOINT))
     report, path = evaluate_checkpoint(
         workdir, step, dataset_dir=DATASET_DIR.value, clips=CLIPS.value
     )

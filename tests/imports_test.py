@@ -25,8 +25,9 @@ LAYERS = (
     ("star_jax.models", "star_jax.augment", "star_jax.optim"),
     ("star_jax.losses", "star_jax.weights", "star_jax.distributed"),
     ("star_jax.training",),
+    ("star_jax.network",),
     ("star_jax.evaluation",),
-    ("star_jax.training.loop", "star_jax.verify"),
+    ("star_jax.training.loop", "star_jax.verify", "star_jax.embedder"),
     ("launch", "benchmarks"),
 )
 PACKAGES = ("data_pipelines", "star_jax")

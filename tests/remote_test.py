@@ -16,8 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from data_pipelines.io import files, remote
 from data_pipelines.records import copies, origin, reading
-from star_jax import weights
-from star_jax.evaluation import embed
+from star_jax import network, weights
 from star_jax.training import checkpoint, loop, run_files
 from star_jax.training.metrics import MetricsWriter
 
@@ -116,12 +115,12 @@ def test_what_the_store_raises_names_the_address():
 
 
 def test_a_checkpoint_is_named_by_its_address():
-    workdir, step = embed.locate_checkpoint(None, "gs://bucket/run/checkpoints/7/")
+    workdir, step = network.locate_checkpoint("gs://bucket/run/checkpoints/7/")
     assert (str(workdir), step) == ("gs://bucket/run", 7)
-    workdir, step = embed.locate_checkpoint("gs://bucket/run/", None)
+    workdir, step = network.locate_checkpoint("gs://bucket/run/")
     assert (str(workdir), step) == ("gs://bucket/run", None)
     with pytest.raises(FileNotFoundError, match=r"^gs://bucket/run: not the folder of a run"):
-        embed.restore_network(workdir, step)
+        network.load_weights("gs://bucket/run/checkpoints/7")
 
 
 def test_the_small_files_of_a_run(bucket):
@@ -151,6 +150,14 @@ def test_weights_are_read_from_an_address(bucket):
     assert arrays.keys() == {"a"} and (arrays["a"] == np.arange(3)).all()
     with pytest.raises(FileNotFoundError, match="no weights at gs://bucket/none"):
         weights.load_arrays("gs://bucket/none.safetensors")
+
+
+def test_a_network_is_exported_to_an_address(bucket):
+    path, config = "gs://bucket/run/export/7.safetensors", tiny.config("nowhere")
+    weights.save_archive(path, config=config, variables={"a": {"b": np.arange(3.0)}}, step=7)
+    assert [file.name for file in (bucket / "run" / "export").iterdir()] == ["7.safetensors"]
+    found = weights.load_archive(path)
+    assert found.step == 7 and (found.variables["a"]["b"] == np.arange(3)).all()
 
 
 def test_compiled_programs_are_kept_beside_the_run(bucket):

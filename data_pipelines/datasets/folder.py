@@ -333,9 +333,9 @@ def _count_frames(
     counts = {}
     threads = os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        found = packing.map_ahead(pool, count, videos, ahead=2 * threads)
-        found = with_progress(found, len(videos), "counting frames")
-        for video, frames in zip(videos, found, strict=True):
+        counted = packing.map_ahead(pool, count, videos, ahead=2 * threads)
+        shown = with_progress(counted, len(videos), "counting frames")
+        for video, frames in zip(videos, shown, strict=True):
             with findings.catch("the videos"):
                 if isinstance(frames, Exception):
                     raise frames

@@ -16,7 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -124,6 +124,31 @@ class TrackletBuilder(FileReaderBuilder):
         if self.without_skeletons:
             return _NoSkeletons()
         return sources.open_keypoints(self._keypoints_path)
+
+    def read(self, tracklets: Sequence[schema.Tracklet]) -> Iterator[schema.Record]:
+        """Yields tracklets as they would be packed, with label -1, without packing them.
+
+        A few tracklets are read ahead, so that the memory does not grow with their number.
+
+        Raises:
+          FileNotFoundError: a frame or the skeletons are missing.
+          InputError: a frame or a skeleton is broken, or no frame of the dataset has a skeleton.
+        """
+        with self.open_keypoints() as source, self._frames_of(tracklets) as frames:
+            self._require_a_skeleton(source)
+            for tracklet in tracklets:
+                yield _record(tracklet, next(frames), source, labels={})
+
+    @contextlib.contextmanager
+    def _frames_of(
+        self, tracklets: Sequence[schema.Tracklet]
+    ) -> Iterator[Iterator[frames_lib.Frames]]:
+        """Reads the frames of tracklets in threads, some ahead."""
+        read = functools.partial(frames_lib.read_frames, self.source)
+        with concurrent.futures.ThreadPoolExecutor(self.num_workers) as pool:
+            ahead = map_ahead(pool, read, tracklets, ahead=2 * self.num_workers)
+            with contextlib.closing(ahead) as frames:
+                yield frames
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -236,9 +261,7 @@ class TrackletBuilder(FileReaderBuilder):
         if len(missing) < len(shards):
             log(f"{len(shards) - len(missing)} of {len(shards)} shards are packed already")
         tracklets = [tracklet for shard in missing for tracklet in shard.tracklets]
-        read = functools.partial(frames_lib.read_frames, self.source)
-        with concurrent.futures.ThreadPoolExecutor(self.num_workers) as pool:
-            frames_ahead = map_ahead(pool, read, tracklets, ahead=2 * self.num_workers)
+        with self._frames_of(tracklets) as frames_ahead:
             frames = with_progress(frames_ahead, len(tracklets), "packing")
             for shard in missing:
                 facts[shard.name] = self._write_shard(shard, frames, source)
@@ -462,7 +485,7 @@ def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:
 
 def map_ahead(
     pool: concurrent.futures.Executor, function: Callable, items: Iterable, ahead: int
-) -> Iterator:
+) -> Generator:
     """Yields function(item) in order, computing at most `ahead` results in advance."""
     futures: collections.deque[concurrent.futures.Future] = collections.deque()
     try:

@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
@@ -22,7 +21,7 @@ from array_record.python import array_record_data_source, array_record_module
 from data_pipelines import schema
 from data_pipelines.errors import InputError
 from data_pipelines.io import remote
-from data_pipelines.pixels import resize_keypoints
+from data_pipelines.pixels import resize_frame, resize_keypoints
 from data_pipelines.records import copies, origin
 
 _METADATA = "metadata.json"
@@ -309,8 +308,7 @@ def decode_clip(
 ) -> np.ndarray:
     """Decodes the chosen frames of a tracklet into `frames` and returns their keypoints.
 
-    Frames of another size are resized (area averaging to shrink, else bilinear), and the keypoints
-    follow their pixels.
+    Frames of another size are resized (see `resize_frame`), and the keypoints follow their pixels.
 
     Args:
       record: a tracklet of n frames.
@@ -330,9 +328,7 @@ def decode_clip(
         if stored == size:
             simplejpeg.decode_jpeg(jpeg, buffer=frame)
         else:
-            shrinks = size[0] <= stored[0] and size[1] <= stored[1]
-            method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            cv2.resize(simplejpeg.decode_jpeg(jpeg), size[::-1], frame, interpolation=method)
+            resize_frame(simplejpeg.decode_jpeg(jpeg), frame)
     keypoints = record["keypoints"][chosen]
     if not move_keypoints:
         return keypoints

@@ -4,8 +4,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import ml_collections
@@ -15,18 +15,18 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.progress import Progress
-from data_pipelines.io.remote import absolute, is_remote, locate
-from data_pipelines.loader import test_clips
+from data_pipelines.io.remote import is_remote
+from data_pipelines.loader import TestBatch, test_clips
 from data_pipelines.records.reading import fingerprint, open_index, open_records
 from data_pipelines.schema import MODALITIES
-from star_jax.config import check_config
 from star_jax.distributed import processes
-from star_jax.distributed.parallel import gather, local_part, local_rows, make_mesh, put, split_rows
+from star_jax.distributed.parallel import gather, local_part, local_rows, put, split_rows
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.protocols import evaluate
-from star_jax.models import Star, build_model
-from star_jax.training import checkpoint, run_files
-from star_jax.training.steps import abstract_variables, make_embed_step
+from star_jax.models import Star
+from star_jax.network import Network, restore_network
+from star_jax.training import run_files
+from star_jax.training.steps import make_embed_step
 
 
 def embed_split(
@@ -37,7 +37,7 @@ def embed_split(
     split: str = "test",
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
-    """Embeds every tracklet of a split; the embeddings of its clips are averaged.
+    """Embeds every tracklet of a split, as `embed_batches` does.
 
     Args:
       config: the experiment; `data` and `eval` are read.
@@ -54,21 +54,14 @@ def embed_split(
       InputError: the split is empty.
       Preempted: `stop_requested` returned True.
     """
-    batch_size = (
-        math.ceil(config.eval.batch_size / mesh.size) * mesh.size
-    )  # a multiple of the devices
+    batch_size = whole_batch(config.eval.batch_size, mesh)
     index = open_index(config.data.dir, split)
     if not len(index.modalities):
         raise InputError(f"{config.data.dir}: split {split} has no tracklets")
-    rows = split_rows(mesh)
-    positions: list[np.ndarray] = []
-    embeddings: list[np.ndarray] = []
-    done = 0
-    total, first = len(index.modalities), processes.is_first()
-    with Progress(total, "embedding", unit="tracklet", enabled=first) as progress:
+
+    def batches() -> Iterator[tuple[str, TestBatch]]:
         for number, modality in enumerate(MODALITIES):
-            embed = make_embed_step(model, modality, mesh)
-            clips = test_clips(
+            for batch in test_clips(
                 config.data.dir,
                 positions=np.flatnonzero(index.modalities == number),
                 clip_length=config.data.clip_length,
@@ -78,20 +71,75 @@ def embed_split(
                 mode=config.eval.clips,
                 sampling=config.data.sampling,
                 move_keypoints=config.model.keypoints == "relative",
-                rows=local_rows(rows, (batch_size,)),
+                rows=local_rows(split_rows(mesh), (batch_size,)),
                 num_threads=config.data.num_threads,
-            )
-            for batch in clips:
-                inputs = put((batch["frames"], batch["keypoints"]), rows, batch_size)
-                embeddings.append(local_part(embed(variables, *inputs)))
-                positions.append(batch["position"])
-                found = np.unique(batch["position"][batch["position"] >= 0])
-                done += len(found) * jax.process_count()  # approximate with several processes
-                progress.update(min(done, total))
-                if stop_requested():
-                    raise processes.Preempted
+            ):
+                yield modality, batch
+
+    return embed_batches(
+        model,
+        variables,
+        mesh,
+        batches(),
+        batch_size=batch_size,
+        num_tracklets=len(index.modalities),
+        stop_requested=stop_requested,
+    )
+
+
+def whole_batch(batch_size: int, mesh: Mesh) -> int:
+    """Returns a batch size rounded up to a multiple of the devices."""
+    return math.ceil(batch_size / mesh.size) * mesh.size
+
+
+def embed_batches(
+    model: Star,
+    variables: Any,
+    mesh: Mesh,
+    batches: Iterable[tuple[str, TestBatch]],
+    *,
+    batch_size: int,
+    num_tracklets: int,
+    show_progress: bool = True,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """Embeds clips and averages the embeddings of each tracklet's clips.
+
+    Args:
+      model: the network.
+      variables: its parameters and statistics, on the mesh.
+      mesh: the device mesh.
+      batches: pairs of a modality and a batch of its clips, of which each process holds its
+        `local_rows`; at least one.
+      batch_size: clips in a batch over all processes, a multiple of the devices.
+      num_tracklets: number of tracklets, n; all positions from 0 to n - 1 occur.
+      show_progress: whether the first process shows how many tracklets are embedded.
+      stop_requested: called after each batch, equally often by each process.
+
+    Returns:
+      float32[n, C], rows of length 1; row i is the tracklet of position i.
+
+    Raises:
+      Preempted: `stop_requested` returned True.
+    """
+    rows = split_rows(mesh)
+    positions: list[np.ndarray] = []
+    embeddings: list[np.ndarray] = []
+    done = 0
+    enabled = show_progress and processes.is_first()
+    with Progress(num_tracklets, "embedding", unit="tracklet", enabled=enabled) as progress:
+        for modality, batch in batches:
+            embed = make_embed_step(model, modality, mesh)
+            inputs = put((batch["frames"], batch["keypoints"]), rows, batch_size)
+            embeddings.append(local_part(embed(variables, *inputs)))
+            positions.append(batch["position"])
+            found = np.unique(batch["position"][batch["position"] >= 0])
+            done += len(found) * jax.process_count()  # approximate with several processes
+            progress.update(min(done, num_tracklets))
+            if stop_requested():
+                raise processes.Preempted
     position, embedding = gather((np.concatenate(positions), np.concatenate(embeddings)))
-    sums = np.zeros((len(index.modalities), embedding.shape[1]), np.float32)
+    sums = np.zeros((num_tracklets, embedding.shape[1]), np.float32)
     np.add.at(sums, position[position >= 0], embedding[position >= 0])
     return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
@@ -132,74 +180,6 @@ def evaluate_test_split(
     )
     scores = evaluate(config.eval.protocol, embeddings, open_index(config.data.dir, "test"))
     return {**description, **scores}
-
-
-class Network(NamedTuple):
-    """A network restored from a checkpoint.
-
-    Attributes:
-      step: step of the checkpoint.
-      config: the experiment that trained it.
-      model: the network.
-      variables: its parameters and statistics, on the mesh.
-      mesh: the mesh of all devices.
-    """
-
-    step: int
-    config: ml_collections.ConfigDict
-    model: Star
-    variables: Any
-    mesh: Mesh
-
-
-def locate_checkpoint(workdir: str | None, path: str | None) -> tuple[epath.Path, int | None]:
-    """Returns the workdir and the step given by either of two paths.
-
-    Args:
-      workdir: folder of a run; the step is None, which stands for the last checkpoint.
-      path: path of a checkpoint, `<workdir>/checkpoints/<step>`.
-
-    Raises:
-      InputError: both are given or neither is, or the checkpoint's name is not a step.
-    """
-    if workdir and not path:
-        return locate(workdir), None
-    if path and not workdir:
-        named = absolute(path)
-        if not named.name.isdecimal():
-            raise InputError(f"--checkpoint={path} must end with the number of a step")
-        return named.parent.parent, int(named.name)
-    raise InputError("give either --workdir or --checkpoint")
-
-
-def restore_network(workdir: epath.Path, step: int | None) -> Network:
-    """Restores the network of a checkpoint.
-
-    Args:
-      workdir: folder of the run.
-      step: step of the checkpoint; the last one if None.
-
-    Raises:
-      FileNotFoundError: the run has no such checkpoint.
-      InputError: the checkpoint does not fit its config.
-    """
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(
-            f"{workdir}: not the folder of a run (it has no checkpoints folder)"
-        )
-    with checkpoint.open_manager(workdir, keep=None) as manager:
-        steps = sorted(manager.all_steps())
-        if not steps or step not in (None, *steps):
-            found = ", ".join(map(str, steps)) or "none"
-            raise FileNotFoundError(f"{workdir}: no checkpoint {step or ''} (there are: {found})")
-        step = steps[-1] if step is None else step
-        config = checkpoint.restore_config(manager, step)
-        check_config(config)
-        mesh = make_mesh()
-        model = build_model(config.model)
-        abstract = abstract_variables(config, model, mesh)
-        variables = checkpoint.restore_variables(manager, step, abstract)
-    return Network(step, config, model, variables, mesh)
 
 
 def evaluate_checkpoint(
@@ -245,7 +225,7 @@ def embed_dataset(
     """Embeds a split of any packed dataset; clip length and frame size are the network's.
 
     Args:
-      network: as returned by `restore_network`.
+      network: as returned by `load_weights`.
       dataset_dir: the packed dataset.
       split: a split of the dataset.
       clips: "first" or "dense"; that of the network's config if None.

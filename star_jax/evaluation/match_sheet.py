@@ -71,6 +71,12 @@ def thumbnails(embeddings: Embeddings, tell: Callable[[str], None]) -> Thumbnail
         records = open_records(dataset_dir, embeddings.split)
         if len(records) != len(embeddings.rows):
             raise InputError(f"{dataset_dir}: not the split that was embedded")
+    except FileNotFoundError:
+        tell(
+            f"no pictures: {printable(dataset_dir)} is not a packed dataset; to see pictures, pack "
+            "the footage with launch/prepare.py and embed it with launch/embed.py"
+        )
+        return lambda position: None
     except (OSError, UserError) as error:
         tell(f"no pictures: {printable(str(error))}")
         return lambda position: None

@@ -41,7 +41,7 @@ class RetrievalResult:
     def rank(self, k: int) -> float:
         """Returns the share of queries with a match among the first k; k beyond G counts as G."""
         if k < 1:
-            raise ValueError(f"ranks count from 1, found k = {k}")
+            raise InputError(f"ranks count from 1, found k = {k}")
         return float(self.cmc[min(k, self.num_gallery) - 1])
 
 
@@ -69,18 +69,18 @@ def evaluate_retrieval(
       The scores over the queries that have a match.
 
     Raises:
-      ValueError: the shapes do not match, a similarity is NaN, or no query has a match.
+      InputError: the shapes do not match, a similarity is NaN, or no query has a match.
     """
     similarity = np.asarray(similarity)
     similarity = similarity.astype(np.result_type(similarity, np.float32), copy=False)
     if similarity.ndim != 2 or 0 in similarity.shape:
-        raise ValueError(f"similarity must be [Q, G] and not empty, found {similarity.shape}")
+        raise InputError(f"similarity must be [Q, G] and not empty, found {similarity.shape}")
     num_queries, num_gallery = similarity.shape
     query_ids, gallery_ids = _as_numbers(
         query_ids, gallery_ids, similarity.shape, ("query_ids", "gallery_ids")
     )
     if (query_cameras is None) != (gallery_cameras is None):
-        raise ValueError("give the cameras of both queries and gallery, or of neither")
+        raise InputError("give the cameras of both queries and gallery, or of neither")
     if query_cameras is None or gallery_cameras is None:
         query_cameras, gallery_cameras = np.zeros(num_queries), np.ones(num_gallery)  # all differ
     query_cameras, gallery_cameras = _as_numbers(
@@ -144,7 +144,7 @@ def _as_numbers(
     queries, gallery = np.asarray(queries), np.asarray(gallery)
     for name, values, length in zip(names, (queries, gallery), shape, strict=True):
         if values.shape != (length,):
-            raise ValueError(
+            raise InputError(
                 f"{name} must be [{length}], since similarity is {shape}, found {values.shape}"
             )
     _, numbers = np.unique(np.concatenate([queries, gallery]), return_inverse=True)

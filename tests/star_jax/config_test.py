@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import star_hitsz_vcm
-from data_pipelines import loader, sampling
+from data_pipelines import sampling
 from data_pipelines.errors import InputError
 from launch.tpu import compile as tpu_compile
 from star_jax.config import KEYS, SECTIONS, check_config, markdown
@@ -349,7 +349,7 @@ def test_the_table_knows_what_the_code_does():
         "model.pooling": pooling.POOLINGS,
     }.items():
         assert named(key) == {*parts, elsewhere}
-    assert named("eval.clips") == set(loader.CLIPS)
+    assert named("eval.clips") == set(sampling.CLIPS)
     of = lambda section: {key.partition(".")[2] for key in KEYS if key.startswith(section)}  # noqa: E731
     assert of("losses.") == {*LOSSES, "extra"}
     fields = set(Star.__dataclass_fields__) - {"parent", "name"}

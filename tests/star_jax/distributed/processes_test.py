@@ -204,12 +204,11 @@ checkpoint._restore_arrays = unlucky
 MIXED = """
 from star_jax.distributed import parallel
 from star_jax.training import loop
-from star_jax.evaluation import embed
 make_mesh = parallel.make_mesh
 def mixed(config=None):
     devices = parallel.jax.devices()
     return make_mesh(config, [devices[i] for i in (0, 2, 1, 3)])
-loop.make_mesh = embed.make_mesh = mixed
+loop.make_mesh = mixed
 """
 
 

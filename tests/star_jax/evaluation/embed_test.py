@@ -24,6 +24,7 @@ from star_jax.distributed.parallel import make_mesh
 from star_jax.evaluation import embed, embeddings
 from star_jax.models import build_model
 from star_jax.models.pooling import GuidedPooling
+from star_jax.network import load_weights
 from star_jax.training import checkpoint
 from star_jax.training.steps import initial_state
 
@@ -59,7 +60,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedded(workdir, packed):
-    return embed.embed_dataset(embed.restore_network(workdir, None), packed)
+    return embed.embed_dataset(load_weights(workdir), packed)
 
 
 def test_generated_videos_are_footage(footage, packed):
@@ -90,7 +91,7 @@ def test_each_tracklet_is_embedded(embedded, packed):
 
 def test_any_split_can_be_embedded(workdir, tmp_path):
     dataset = tiny.packed_dataset(tmp_path)
-    network = embed.restore_network(workdir, 0)
+    network = load_weights(workdir)
     train = embed.embed_dataset(network, dataset, "train")
     assert train.identities.tolist() == reading.open_index(dataset, "train").identities.tolist()
     dense = embed.embed_dataset(network, dataset, "train", clips="dense")
@@ -101,7 +102,7 @@ def test_any_split_can_be_embedded(workdir, tmp_path):
 
 def test_skeletons_are_needed_by_a_guided_network_only(workdir, footage, tmp_path):
     packed = folder.prepare(footage, tmp_path, without_skeletons=True)
-    network = embed.restore_network(workdir, 0)
+    network = load_weights(workdir)
     assert np.isfinite(embed.embed_dataset(network, packed).embeddings).all()
     guided = network._replace(model=network.model.clone(pooling=GuidedPooling()))
     with pytest.raises(ValueError, match="guided by skeletons"):
@@ -109,17 +110,9 @@ def test_skeletons_are_needed_by_a_guided_network_only(workdir, footage, tmp_pat
 
 
 def test_what_is_not_packed_says_how_to_pack_it(workdir, footage):
-    network = embed.restore_network(workdir, 0)
+    network = load_weights(workdir)
     with pytest.raises(FileNotFoundError, match=r"launch/prepare.py --dataset=folder --source="):
         embed.embed_dataset(network, footage)
-
-
-def test_a_checkpoint_is_named_in_one_way():
-    assert embed.locate_checkpoint("runs/a", None) == (Path("runs/a"), None)
-    assert embed.locate_checkpoint(None, "/runs/a/checkpoints/7") == (Path("/runs/a"), 7)
-    for wrong in ((None, None), ("runs/a", "runs/a/checkpoints/7"), (None, "runs/a/last")):
-        with pytest.raises(ValueError, match="--checkpoint"):
-            embed.locate_checkpoint(*wrong)
 
 
 def test_files_hold_what_was_embedded(embedded, tmp_path):

@@ -20,8 +20,9 @@ import tiny
 
 from star_jax.distributed import parallel, processes
 from star_jax.evaluation import embed
-from star_jax.evaluation.embed import embed_split, evaluate_checkpoint, restore_network
+from star_jax.evaluation.embed import embed_split, evaluate_checkpoint
 from star_jax.models import build_model
+from star_jax.network import load_weights
 from star_jax.training import checkpoint, loop
 from star_jax.training.steps import abstract_state, initial_state
 
@@ -365,13 +366,13 @@ def test_an_update_that_is_not_finite_is_not_saved(dataset, tmp_path, monkeypatc
 
 
 def test_a_checkpoint_with_a_nonsense_config_is_refused(whole_run, monkeypatch):
-    config = restore_network(whole_run, None).config
+    config = load_weights(whole_run).config
     config.model.backbone_options.width = 0
     monkeypatch.setattr(checkpoint, "restore_config", lambda *_: config)
     with pytest.raises(
         ValueError, match=r"config\.model\.backbone_options\.width is 0: use an integer from 1 to"
     ):
-        restore_network(whole_run, None)
+        load_weights(whole_run)
 
 
 def test_without_config_json_the_checkpoints_tell_whose_workdir_it_is(whole_run, dataset, tmp_path):
@@ -386,7 +387,7 @@ def test_without_config_json_the_checkpoints_tell_whose_workdir_it_is(whole_run,
 
 
 def test_the_devices_need_not_divide_the_batch_of_an_evaluation(whole_run, dataset):
-    network = restore_network(whole_run, None)
+    network = load_weights(whole_run)
     expected = embed_split(*network[1:])
     network.config.eval.batch_size = 3  # for 8 devices
     np.testing.assert_allclose(embed_split(*network[1:]), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,288 @@
+"""Embeds tracklets with a trained network: arrays of frames, or a folder of footage."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipelines.datasets.folder import SPLIT, Folder
+from data_pipelines.errors import InputError
+from data_pipelines.loader import Clip, TestBatch, batch_clips
+from data_pipelines.pixels import resize_frame, resize_keypoints
+from data_pipelines.records.reading import decode_clip
+from data_pipelines.sampling import clips_to_embed
+from data_pipelines.schema import MODALITIES, NUM_JOINTS
+from star_jax.distributed.parallel import local_rows, split_rows
+from star_jax.evaluation.embed import config_hash, embed_batches, whole_batch
+from star_jax.evaluation.embeddings import Embeddings
+from star_jax.network import Network, load_weights
+
+
+class Embedder:
+    """Embeds tracklets with a trained network, on all devices.
+
+    Tracklets are treated as in the evaluation of the network: frames are resized to
+    `config.data.frame_size`, and clips of `config.data.clip_length` frames are taken of each
+    tracklet as `config.eval.clips` and `config.data.sampling` say, whatever its length. "first"
+    takes one clip of frames spread over the tracklet, "dense" takes all frames, in consecutive
+    clips whose embeddings are averaged. An embedding is therefore that of `launch/embed.py` for
+    the same tracklet.
+
+        embedder = star_jax.Embedder.from_checkpoint("runs/demo")
+        embeddings = embedder(frames, keypoints, modality="infrared")
+
+    In a run of several processes, each of them makes the same calls.
+
+    Attributes:
+      network: the trained network. Change `network.config.eval.clips` to take other clips.
+    """
+
+    def __init__(self, network: Network):
+        """Stores the network.
+
+        Args:
+          network: as `star_jax.load_weights` returns it.
+        """
+        self.network = network
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str]) -> Self:
+        """Returns the embedder of a run, a checkpoint or an exported file.
+
+        Args:
+          path: see `star_jax.load_weights`, which also lists the errors.
+        """
+        return cls(load_weights(path))
+
+    def __call__(
+        self,
+        frames: npt.ArrayLike,
+        keypoints: npt.ArrayLike | None = None,
+        *,
+        modality: str,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Returns the embeddings of B tracklets of one modality.
+
+        Args:
+          frames: uint8[B, T, H, W, 3], RGB, of NumPy or JAX: the T frames of each tracklet, in
+            order, each a crop of the person. B, T, H and W are arbitrary; for tracklets of
+            several lengths, call once a length.
+          keypoints: float[B, T, 17, 3], COCO-17 joints (`data_pipelines.coco17`): x, y in pixels
+            of the given frames, where (0, 0) is the center of the upper left pixel, and the
+            confidence, which is 0 for undetected joints. None if the network uses no skeletons.
+          modality: "visible" or "infrared".
+          batch_size: clips that are embedded at once, over all devices. Fewer are padded to a
+            power of two, so that few programs are compiled.
+
+        Returns:
+          float32[B, C], rows of length 1.
+
+        Raises:
+          InputError: an argument is not as described above, or the network uses skeletons and
+            there are none.
+        """
+        frames, keypoints = self._checked(frames, keypoints, modality)
+        _require_positive("batch_size", batch_size)
+        config = self.network.config
+        move_keypoints = config.model.keypoints == "relative"
+
+        def read(position: int, chosen: np.ndarray, clip: np.ndarray) -> np.ndarray:
+            for place, number in enumerate(chosen):
+                resize_frame(frames[position, number], clip[place])
+            joints = keypoints[position, chosen]
+            if not move_keypoints:
+                return joints
+            return resize_keypoints(joints, frames.shape[2:4], clip.shape[1:3])
+
+        clips = [
+            Clip(position, functools.partial(read, position, chosen))
+            for position in range(len(frames))
+            for chosen in self._clips_of(frames.shape[1])
+        ]
+        batch_size = min(batch_size, 1 << (len(clips) - 1).bit_length())
+        return self._embed([(modality, clips)], batch_size, len(frames), show_progress=False)
+
+    def folder(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        every: int = 1,
+        keypoints: str | os.PathLike[str] | None = None,
+        batch_size: int = 64,
+    ) -> Embeddings:
+        """Returns the embeddings of a folder of footage, without packing it.
+
+        They are those of `launch/prepare.py --dataset=folder` and `launch/embed.py`. Frames are
+        read in threads, a few tracklets ahead, so that the memory does not grow with their number;
+        a progress bar shows how many are embedded. `star_jax.evaluation.embeddings.save` writes
+        what `launch/search.py` reads; that search shows no pictures, for which it needs a packed
+        dataset.
+
+        Args:
+          path: the folder. Tracklets are `<identity>/<visible|infrared>/<camera>/<tracklet>/*.jpg`
+            (.jpeg, .png) or `<identity>/<visible|infrared>/<camera>/<tracklet>.mp4` (.m4v, .mov,
+            .avi, .mkv).
+          every: N takes every N-th frame of a tracklet, the first one included.
+          keypoints: the skeletons: HDF5, COCO JSON or a folder of .npy (see
+            `data_pipelines.skeletons.sources.open_keypoints`). None looks for them in the folder;
+            a network that uses no skeletons reads none.
+          batch_size: clips that are embedded at once, over all devices.
+
+        Returns:
+          Embeddings in the order of the folder's paths. `dataset_dir` is the folder,
+          `dataset_fingerprint` identifies its content, and `split` is "test".
+
+        Raises:
+          FileNotFoundError: there is no such folder, or no skeletons although the network uses
+            them.
+          InputError: a file is broken or in the wrong place, or no frame has a skeleton; names it.
+        """
+        _require_positive("batch_size", batch_size)
+        network = self.network
+        footage = Folder(
+            source=path,
+            keypoints=keypoints,
+            without_skeletons=not network.model.uses_skeletons,
+            every=every,
+        )
+        tracklets = footage.tracklets[SPLIT]
+        modalities = np.array([tracklet.modality for tracklet in tracklets])
+        move_keypoints = network.config.model.keypoints == "relative"
+
+        def clips(positions: np.ndarray) -> Iterator[Clip]:
+            records = footage.read([tracklets[position] for position in positions])
+            for position, record in zip(positions.tolist(), records, strict=True):
+                read = functools.partial(decode_clip, record, move_keypoints=move_keypoints)
+                for chosen in self._clips_of(len(record["frames"])):
+                    yield Clip(position, functools.partial(read, chosen))
+
+        embeddings = self._embed(
+            [
+                (modality, clips(np.flatnonzero(modalities == number)))
+                for number, modality in enumerate(MODALITIES)
+            ],
+            batch_size,
+            len(tracklets),
+        )
+        fingerprint = json.dumps(footage.fingerprint, sort_keys=True)
+        return Embeddings(
+            embeddings=embeddings,
+            identities=np.array([tracklet.identity for tracklet in tracklets]),
+            cameras=np.array([tracklet.camera for tracklet in tracklets], np.int32),
+            modalities=np.array(MODALITIES)[modalities],
+            rows=np.array([tracklet.row for tracklet in tracklets], np.int32),
+            num_frames=np.array([len(tracklet.frames) for tracklet in tracklets], np.int32),
+            first_frames=np.array([tracklet.frames[0] for tracklet in tracklets]),
+            dataset_dir=os.path.realpath(path),
+            dataset_fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
+            split=SPLIT,
+            step=network.step,
+            config_hash=config_hash(network.config),
+        )
+
+    def _clips_of(self, num_frames: int) -> np.ndarray:
+        """Returns the frames of a tracklet's clips, int64[clips, T]."""
+        config = self.network.config
+        return clips_to_embed(
+            num_frames,
+            config.data.clip_length,
+            mode=config.eval.clips,
+            sampling=config.data.sampling,
+        )
+
+    def _embed(
+        self,
+        clips: Iterable[tuple[str, Iterable[Clip]]],
+        batch_size: int,
+        num_tracklets: int,
+        *,
+        show_progress: bool = True,
+    ) -> np.ndarray:
+        """Embeds the clips of each modality; returns the averages of each tracklet's clips."""
+        _, config, model, variables, mesh = self.network
+        batch_size = whole_batch(batch_size, mesh)
+
+        def batches() -> Iterator[tuple[str, TestBatch]]:
+            for modality, own in clips:
+                for batch in batch_clips(
+                    own,
+                    clip_length=config.data.clip_length,
+                    frame_size=tuple(config.data.frame_size),
+                    batch_size=batch_size,
+                    rows=local_rows(split_rows(mesh), (batch_size,)),
+                ):
+                    yield modality, batch
+
+        return embed_batches(
+            model,
+            variables,
+            mesh,
+            batches(),
+            batch_size=batch_size,
+            num_tracklets=num_tracklets,
+            show_progress=show_progress,
+        )
+
+    def _checked(
+        self, frames: npt.ArrayLike, keypoints: npt.ArrayLike | None, modality: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns frames and keypoints as arrays, zeros for no keypoints; raises InputError."""
+        if modality not in MODALITIES:
+            raise InputError(f"modality is {modality!r}: use {' or '.join(map(repr, MODALITIES))}")
+        frames = np.asarray(frames)
+        if frames.ndim != 5 or frames.shape[-1] != 3:
+            raise InputError(
+                f"frames have the shape {list(frames.shape)}: give uint8[B, T, H, W, 3], T frames "
+                "of each of B tracklets (frames[None] for a single tracklet)"
+            )
+        if frames.dtype != np.uint8:
+            raise InputError(
+                f"frames are {frames.dtype}: give uint8, RGB values from 0 to 255, not normalized"
+            )
+        if not frames.size:
+            raise InputError(
+                f"frames have the shape {list(frames.shape)}, which is empty: give at least one "
+                "tracklet of one frame"
+            )
+        expected = (*frames.shape[:2], NUM_JOINTS, 3)
+        if keypoints is None:
+            if self.network.model.uses_skeletons:
+                raise InputError(
+                    f"the network is guided by skeletons: give keypoints, float32{list(expected)}, "
+                    "or use a network trained with --config.model.guidance=none "
+                    "--config.model.pooling=gem"
+                )
+            return frames, np.zeros(expected, np.float32)
+        keypoints = np.asarray(keypoints)
+        if keypoints.shape != expected:
+            raise InputError(
+                f"keypoints have the shape {list(keypoints.shape)}: give {list(expected)} for "
+                f"frames of the shape {list(frames.shape)}, x, y and confidence of 17 joints a "
+                "frame"
+            )
+        if not np.issubdtype(keypoints.dtype, np.floating):
+            raise InputError(f"keypoints are {keypoints.dtype}: give float32")
+        with np.errstate(over="ignore"):  # infinity is refused below
+            keypoints = keypoints.astype(np.float32)
+        for what, wrong in (
+            ("not finite", ~np.isfinite(keypoints)),
+            ("a negative confidence", keypoints[..., 2:] < 0),
+        ):
+            if wrong.any():
+                b, t, joint, _ = np.argwhere(wrong)[0].tolist()
+                raise InputError(
+                    f"keypoints[{b}, {t}, {joint}] is {keypoints[b, t, joint].tolist()}, {what}: "
+                    "give x, y and confidence; an undetected joint has confidence 0"
+                )
+        return frames, keypoints
+
+
+def _require_positive(name: str, value: Any) -> None:
+    if value < 1:
+        raise InputError(f"{name} is {value}: use 1 or more")

@@ -1,0 +1,102 @@
+"""A trained network, read from a run, a checkpoint or an exported file."""
+
+import os
+from typing import Any, NamedTuple
+
+import ml_collections
+from etils import epath
+from jax.sharding import Mesh
+
+from data_pipelines.io.remote import absolute
+from star_jax.config import check_config
+from star_jax.distributed.parallel import make_mesh
+from star_jax.models import Star, build_model
+from star_jax.training import checkpoint
+from star_jax.training.steps import abstract_variables
+
+
+class Network(NamedTuple):
+    """A trained network, on the devices.
+
+    The embedding of a batch is
+    `network.model.apply(network.variables, frames, keypoints, modality=...).embedding`; see
+    `star_jax.Embedder` for frames that are neither normalized nor of the network's size.
+
+    Attributes:
+      step: training step of the weights.
+      config: the experiment that trained it.
+      model: the network, a Flax module.
+      variables: its parameters and statistics, on the mesh: `{"params": ..., "batch_stats": ...}`.
+      mesh: the mesh of all devices.
+    """
+
+    step: int
+    config: ml_collections.ConfigDict
+    model: Star
+    variables: Any
+    mesh: Mesh
+
+
+def load_weights(path: str | os.PathLike[str]) -> Network:
+    """Returns the trained network of a run, a checkpoint or an exported file.
+
+    Args:
+      path: the folder of a run, whose last checkpoint is read; a checkpoint,
+        `<run>/checkpoints/<step>`; or a `.safetensors` file that launch/export.py wrote. Each of
+        them may be an address, `gs://bucket/...`.
+
+    Raises:
+      FileNotFoundError: there is no run, checkpoint or exported file at the path.
+      InputError: the weights are damaged, or do not fit the config that is stored with them.
+      OSError: the path cannot be read.
+    """
+    return restore_network(*locate_checkpoint(path))
+
+
+def locate_checkpoint(path: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
+    """Returns the run's folder and the step that a path stands for; nothing is read.
+
+    Args:
+      path: a checkpoint, `<run>/checkpoints/<step>`, or the folder of a run. The step is then
+        None, which stands for the last checkpoint.
+    """
+    named = absolute(path)
+    if named.name.isdecimal() and named.parent.name == "checkpoints":
+        return named.parent.parent, int(named.name)
+    return named, None
+
+
+def restore_network(workdir: epath.Path, step: int | None) -> Network:
+    """Returns the network of a checkpoint.
+
+    Args:
+      workdir: folder of the run.
+      step: step of the checkpoint; the last one if None.
+
+    Raises:
+      FileNotFoundError: the run has no such checkpoint.
+      InputError: the checkpoint does not fit its config.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"{workdir}: not the folder of a run (it has no checkpoints folder) nor a checkpoint, "
+            "<run>/checkpoints/<step>"
+        )
+    with checkpoint.open_manager(workdir, keep=None) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps or step not in (None, *steps):
+            found = ", ".join(map(str, steps)) or "none"
+            raise FileNotFoundError(f"{workdir}: no checkpoint {step or ''} (there are: {found})")
+        step = steps[-1] if step is None else step
+        config = checkpoint.restore_config(manager, step)
+        model, mesh, abstract = _prepare(config)
+        variables = checkpoint.restore_variables(manager, step, abstract)
+    return Network(step, config, model, variables, mesh)
+
+
+def _prepare(config: ml_collections.ConfigDict) -> tuple[Star, Mesh, Any]:
+    """Returns the network of a config, the mesh, and the shapes and shardings of its variables."""
+    check_config(config)
+    mesh = make_mesh()
+    model = build_model(config.model)
+    return model, mesh, abstract_variables(config, model, mesh)

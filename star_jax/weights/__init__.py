@@ -1,0 +1,20 @@
+"""Weights from elsewhere and for elsewhere: conversions, and files that last."""
+
+from star_jax.weights.archive import Archive, check_variables, load_archive, save_archive
+from star_jax.weights.authors import from_authors
+from star_jax.weights.entries import abstract_variables
+from star_jax.weights.files import load_arrays
+from star_jax.weights.imagenet import from_imagenet, from_timm_vit, from_torchvision_resnet
+
+__all__ = [
+    "Archive",
+    "abstract_variables",
+    "check_variables",
+    "from_authors",
+    "from_imagenet",
+    "from_timm_vit",
+    "from_torchvision_resnet",
+    "load_archive",
+    "load_arrays",
+    "save_archive",
+]

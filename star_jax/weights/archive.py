@@ -1,0 +1,178 @@
+"""A network in one file that lasts: a `.safetensors` file with its weights and its config.
+
+The file depends on no version of JAX, Flax or Orbax. Its arrays are the network's variables, named
+by their paths ("params/backbone/stem_visible/conv/kernel"). Its metadata, all of it text:
+
+- `format`: `FORMAT`;
+- `config`: the experiment, as JSON;
+- `step`: the steps of training;
+- `versions`: the packages that wrote the file, as JSON;
+- `sha256`: of all the above and the arrays, by which a damaged file is detected.
+
+Files stay readable. A new key of the config gets a row of `ADDED_KEYS`, which says what networks
+without it did; a key that is removed or changes its meaning, or another name or layout of an array,
+needs a new `FORMAT`, and a conversion of the old one in `load_archive`.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax
+import ml_collections
+import numpy as np
+import safetensors.numpy
+
+from data_pipelines.errors import InputError
+from data_pipelines.io.files import write_file
+from star_jax.config import check_config
+from star_jax.finite import find_not_finite
+from star_jax.weights.files import parse_metadata, parse_safetensors, read_file
+
+KIND = "star_jax network"
+FORMAT = f"{KIND} 1"
+PACKAGES = ("star_jax", "jax", "flax", "numpy", "safetensors")
+
+# Keys that the config got after files of `FORMAT` were first written, such as "model.new_key", and
+# the values with which networks compute what they computed before.
+ADDED_KEYS: dict[str, Any] = {}
+
+
+class Archive(NamedTuple):
+    """The content of an archive.
+
+    Attributes:
+      config: the experiment that trained the network; tuples have become lists.
+      variables: {"params": ..., "batch_stats": ...}, nested dictionaries of NumPy arrays.
+      step: the steps of training.
+    """
+
+    config: ml_collections.ConfigDict
+    variables: dict[str, Any]
+    step: int
+
+
+def save_archive(
+    path: str | os.PathLike[str],
+    *,
+    config: ml_collections.ConfigDict,
+    variables: Mapping[str, Any],
+    step: int,
+) -> None:
+    """Writes a network to a `.safetensors` file, all of it or nothing, and creates its folder.
+
+    Args:
+      path: of the file, which is replaced if it exists; may be an address.
+      config: the experiment that trained the network.
+      variables: {"params": ..., "batch_stats": ...}, nested dictionaries of arrays, JAX's or
+        NumPy's.
+      step: the steps of training.
+
+    Raises:
+      InputError: the config has an invalid value, or an array contains NaN or infinity; nothing is
+        written.
+      OSError: the file cannot be written.
+    """
+    check_config(config)
+    if name := find_not_finite(variables):
+        raise InputError(f"{path}: {name} contains NaN or infinity, so that it is not written")
+    arrays = {
+        name: np.asarray(array, order="C")
+        for name, array in flax.traverse_util.flatten_dict(variables, sep="/").items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "config": config.to_json(),
+        "step": str(step),
+        "versions": json.dumps({package: _version(package) for package in PACKAGES}),
+    }
+    metadata["sha256"] = _sha256(metadata, arrays)
+    write_file(path, safetensors.numpy.save(arrays, metadata))
+
+
+def load_archive(path: str | os.PathLike[str]) -> Archive:
+    """Reads a network that `save_archive` wrote.
+
+    Args:
+      path: of the file; may be an address.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      InputError: the file is not an archive, is of another version of the format, is damaged or
+        has a config that this version of star_jax does not know.
+    """
+    stored = read_file(path)
+    arrays, metadata = parse_safetensors(stored, path), parse_metadata(stored)
+    found = metadata.get("format", "")
+    if found.rpartition(" ")[0] != KIND:
+        raise InputError(
+            f"{path}: not a network of star_jax; write one with launch/export.py, or import the "
+            "arrays with star_jax.weights.load_arrays"
+        )
+    if found != FORMAT:
+        raise InputError(
+            f"{path}: has the format {found!r}, and this version of star_jax reads {FORMAT!r}; "
+            "install the version that wrote the file, or write it again with launch/export.py"
+        )
+    expected = metadata.pop("sha256", "")
+    if _sha256(metadata, arrays) != expected:
+        raise InputError(f"{path}: damaged (it does not have its checksum); use a copy of it")
+    try:
+        content = json.loads(metadata["config"])
+        for key, value in ADDED_KEYS.items():
+            section, _, name = key.rpartition(".")
+            (content[section] if section else content).setdefault(name, value)
+        config, step = ml_collections.ConfigDict(content), int(metadata["step"])
+        check_config(config)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: written by other versions ({metadata.get('versions')}), and this one cannot "
+            f"use it ({error})"
+        ) from error
+    return Archive(config, flax.traverse_util.unflatten_dict(arrays, sep="/"), step)
+
+
+def check_variables(
+    path: str | os.PathLike[str], variables: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
+    """Checks the variables of an archive against those of the network of its config.
+
+    Args:
+      path: of the file, for the message.
+      variables: of the archive.
+      expected: shapes and dtypes, as `star_jax.training.steps.abstract_variables` returns them.
+
+    Raises:
+      InputError: naming the first array that is missing, unexpected, or of another shape or dtype.
+    """
+    found, needed = (
+        {
+            name: f"{np.dtype(array.dtype)}{list(array.shape)}"
+            for name, array in flax.traverse_util.flatten_dict(tree, sep="/").items()
+        }
+        for tree in (variables, expected)
+    )
+    for name in sorted(found.keys() | needed):
+        if found.get(name) != needed.get(name):
+            raise InputError(
+                f"{path}: {name} is {found.get(name, 'missing')}, and the network of its config "
+                f"has {needed.get(name, 'no such array')}; export the network again"
+            )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from its folder, without installing it
+        return "unknown"
+
+
+def _sha256(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype}{list(arrays[name].shape)}".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()

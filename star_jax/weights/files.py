@@ -1,0 +1,122 @@
+"""Reads files of weights: `.safetensors`, and `.pth` with PyTorch installed."""
+
+import io
+import json
+import os
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from data_pipelines.errors import InputError, MissingPackageError
+from data_pipelines.io.remote import locate, naming_failures
+from star_jax.finite import find_not_finite
+
+SAFETENSORS_DTYPES: dict[str, Any] = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
+    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
+    **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_},
+}
+
+
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a state dict from a `.safetensors` or (with PyTorch installed) a `.pth` file.
+
+    The path may be an address, `gs://bucket/file`. Floating-point arrays become float32.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      InputError: the file is of another format, a `.pth` has other content than arrays, or an array
+        has an unsupported type or contains NaN or infinity.
+      MissingPackageError: the file is a `.pth`, and PyTorch is not installed.
+    """
+    stored, suffix = read_file(path), locate(path).suffix
+    if suffix == ".safetensors":
+        arrays = {name: _as_float32(x) for name, x in parse_safetensors(stored, path).items()}
+    elif suffix in (".pth", ".pt"):
+        arrays = _read_torch(stored, path)
+    else:
+        raise InputError(f"{path}: use a .safetensors or a .pth file")
+    if name := find_not_finite(arrays):
+        raise InputError(f"{path}: {name} contains NaN or infinity; use other weights")
+    return arrays
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Returns the content of a file of weights, which may be at an address.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    file = locate(path)
+    with naming_failures(file):
+        stored = file.read_bytes() if file.is_file() else None
+    if stored is None:
+        raise FileNotFoundError(f"no weights at {path}")
+    return stored
+
+
+def parse_safetensors(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Returns the arrays in the content of a `.safetensors` file, in their own types.
+
+    Raises:
+      InputError: the content is of another format, or an array has an unsupported type; `path`
+        names the file.
+    """
+    try:
+        found = safetensors.deserialize(stored)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from error
+    arrays = {}
+    for name, facts in found:
+        dtype = SAFETENSORS_DTYPES.get(facts["dtype"])
+        if dtype is None:  # types of 8 bits or fewer need scales that are stored elsewhere
+            raise InputError(
+                f"{path}: {name} is of type {facts['dtype']}; convert it to float32 (known types: "
+                f"{', '.join(SAFETENSORS_DTYPES)})"
+            )
+        arrays[name] = np.frombuffer(facts["data"], dtype).reshape(facts["shape"])
+    return arrays
+
+
+def parse_metadata(stored: bytes) -> dict[str, str]:
+    """Returns the metadata in the content of a `.safetensors` file that has been parsed."""
+    length = int.from_bytes(stored[:8], "little")
+    return json.loads(stored[8 : 8 + length]).get("__metadata__", {})
+
+
+def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{path}: reading a .pth needs PyTorch; install it, or use a .safetensors file"
+        ) from error
+    try:
+        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path}: not a file of plain arrays ({error})") from error
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+        raise InputError(f"{path}: has other content than arrays by name; save a state dict")
+    arrays = {}
+    for name, tensor in content.items():
+        if tensor.dtype is torch.bfloat16:  # NumPy has no bfloat16
+            tensor = tensor.float()
+        try:
+            arrays[name.removeprefix("module.")] = _as_float32(tensor.detach().numpy())
+        except TypeError as error:
+            raise InputError(
+                f"{path}: {name} is of type {tensor.dtype}; convert it to float32"
+            ) from error
+    return arrays
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    """Returns an array of any floating type as float32, and others unchanged."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    with np.errstate(over="ignore"):  # overflow becomes infinity, which is rejected later
+        return array.astype(np.float32, copy=False)
