@@ -27,7 +27,7 @@ IMAGES = ("image/png", "image/jpeg")
 def exported(tmp_path_factory):
     """The network of the demo with random weights, as a file."""
     config = star_synthetic_demo.get_config()
-    config.model.num_identities = 3
+    config.model.num_identities = 8
     variables = jax.jit(lambda: initial_variables(config, build_model(config.model)))()
     path = tmp_path_factory.mktemp("exported") / "demo.safetensors"
     save_archive(path, config=config, variables=jax.tree.map(np.asarray, variables), step=1)
