@@ -3,16 +3,19 @@
 import os
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 from etils import epath
 from jax.sharding import Mesh
 
+from data_pipelines.errors import InputError
 from data_pipelines.io.remote import absolute
 from star_jax.config import check_config
 from star_jax.distributed.parallel import make_mesh
 from star_jax.models import Star, build_model
 from star_jax.training import checkpoint
 from star_jax.training.steps import abstract_variables
+from star_jax.weights.archive import check_variables, load_archive
 
 
 class Network(NamedTuple):
@@ -47,9 +50,17 @@ def load_weights(path: str | os.PathLike[str]) -> Network:
 
     Raises:
       FileNotFoundError: there is no run, checkpoint or exported file at the path.
-      InputError: the weights are damaged, or do not fit the config that is stored with them.
+      InputError: the file is of another kind, or the weights are damaged or do not fit the config
+        that is stored with them.
       OSError: the path cannot be read.
     """
+    if os.fspath(path).endswith(".safetensors"):
+        return _read_archive(path)
+    if os.path.isfile(path):
+        raise InputError(
+            f"{path}: not a network: give the folder of a run, a checkpoint, "
+            "<run>/checkpoints/<step>, or a .safetensors file of launch/export.py"
+        )
     return restore_network(*locate_checkpoint(path))
 
 
@@ -92,6 +103,15 @@ def restore_network(workdir: epath.Path, step: int | None) -> Network:
         model, mesh, abstract = _prepare(config)
         variables = checkpoint.restore_variables(manager, step, abstract)
     return Network(step, config, model, variables, mesh)
+
+
+def _read_archive(path: str | os.PathLike[str]) -> Network:
+    """Returns the network of an exported file; raises as `load_archive` does."""
+    config, variables, step = load_archive(path)
+    model, mesh, abstract = _prepare(config)
+    check_variables(path, variables, abstract)
+    shardings = jax.tree.map(lambda array: array.sharding, abstract)
+    return Network(step, config, model, jax.device_put(variables, shardings), mesh)
 
 
 def _prepare(config: ml_collections.ConfigDict) -> tuple[Star, Mesh, Any]:

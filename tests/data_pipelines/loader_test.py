@@ -221,6 +221,36 @@ def test_sampling_chooses_the_frames_of_the_one_clip_only(source, packed):
         assert_same(one, other)
 
 
+def test_clips_of_any_source_are_read_a_batch_at_a_time():
+    read = []
+
+    def clips():
+        for number in range(7):
+
+            def fill(frames, number=number):
+                read.append(number)
+                frames[:] = number
+                return np.full((3, 17, 3), number, np.float32)
+
+            yield loader.Clip(10 + number, fill)
+
+    settings = {"clip_length": 3, "frame_size": (4, 2), "batch_size": 3}
+    batches = loader.batch_clips(clips(), **settings)
+    assert read == []
+    next(batches)
+    assert read == [0, 1, 2]
+    last = list(batches)[-1]
+    assert last["position"].tolist() == [16, -1, -1]
+    assert last["frames"].shape == (3, 3, 4, 2, 3) and last["frames"].dtype == np.uint8
+    for values in (last["frames"], last["keypoints"]):
+        assert (values[0] == 6).all() and not values[1:].any()
+
+    read.clear()  # of each batch, a process reads its rows only
+    shares = list(loader.batch_clips(clips(), rows=[0, 2], **settings))
+    assert [share["position"].tolist() for share in shares] == [[10, 12], [13, 15], [16, -1]]
+    assert read == [0, 2, 3, 5, 6]
+
+
 def test_only_the_sampled_frames_are_decoded(packed, monkeypatch):
     decoded = []
     decode = simplejpeg.decode_jpeg

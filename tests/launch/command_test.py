@@ -69,3 +69,22 @@ def test_what_a_thread_cannot_write_is_one_line():
     assert result.stderr == "warning: w: [Errno 2] No such file or directory: '/nowhere'\n"
     result = run(f"{failing.replace(chr(39) + '/nowhere' + chr(39), '0 / 0')}; t.start(); t.join()")
     assert "ZeroDivisionError" in result.stderr and "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (["--workdir=a"], "a"),
+        (["--checkpoint=a/checkpoints/7"], "a/checkpoints/7"),
+        ([], "error: give either --workdir or --checkpoint"),
+        (["--workdir=a", "--checkpoint=b"], "error: give either --workdir or --checkpoint"),
+        (["--workdir="], "error: give either --workdir or --checkpoint"),
+    ],
+)
+def test_one_of_two_flags_is_given(arguments, printed):
+    define = "from absl import flags; define = lambda name: flags.DEFINE_string(name, None, '')"
+    body = (
+        f"print(command.either(*FLAGS))\n{define}\nFLAGS = define('workdir'), define('checkpoint')"
+    )
+    ended = run(body, *arguments)
+    assert (ended.stdout + ended.stderr).strip() == printed

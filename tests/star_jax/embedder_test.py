@@ -28,23 +28,13 @@ SIZE = (50, 30)  # of arrays of frames; the network's is (64, 48)
 
 @functools.cache
 def network(guided, num_devices=8):
-    """Returns a network of random weights, none of which is zero or one as at initialization."""
+    """Returns a network of random weights."""
     config = tiny.config("nowhere")
     if not guided:
         config.model.guidance, config.model.pooling = "none", "gem"  # compiles faster
     model = build_model(config.model)
     mesh = make_mesh(devices=jax.devices()[:num_devices])
-    rng = np.random.default_rng(0)
-
-    def drawn(path, array):
-        if path[-1].key in ("scale", "var"):
-            values = rng.uniform(0.5, 1.5, array.shape)
-        else:
-            values = rng.normal(size=array.shape) * np.sqrt(2 / np.prod(array.shape[:-1]))
-        return jax.device_put(values.astype(array.dtype), array.sharding)
-
-    shapes = abstract_variables(config, model, mesh)
-    variables = jax.tree_util.tree_map_with_path(drawn, shapes)
+    variables = tiny.random_weights(abstract_variables(config, model, mesh))
     return Network(7, config, model, variables, mesh)
 
 

@@ -2,8 +2,10 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import hitsz_files
+import jax
 import ml_collections
 import numpy as np
 from safetensors.numpy import save_file
@@ -54,6 +56,23 @@ def config(dataset_dir: pathlib.Path) -> ml_collections.ConfigDict:
     config.checkpoint.every_steps = 3
     config.log_every_steps = 1
     return config
+
+
+def random_weights(shapes: Any, seed: int = 0) -> Any:
+    """Returns arrays of these shapes and shardings, without compiling an initialization.
+
+    None is 0 or 1 throughout, as some are at initialization; scales and variances are positive.
+    """
+    rng = np.random.default_rng(seed)
+
+    def drawn(path: Any, array: jax.ShapeDtypeStruct) -> jax.Array:
+        if jax.tree_util.keystr(path[-1:], simple=True) in ("scale", "var"):
+            values = rng.uniform(0.5, 1.5, array.shape)
+        else:
+            values = rng.normal(size=array.shape) * np.sqrt(2 / np.prod(array.shape[:-1]))
+        return jax.device_put(values.astype(array.dtype), array.sharding)
+
+    return jax.tree_util.tree_map_with_path(drawn, shapes)
 
 
 def backbone_file(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:

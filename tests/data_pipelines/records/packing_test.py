@@ -215,3 +215,24 @@ def test_a_lock_that_its_owner_has_removed_does_not_count(root, tmp_path, monkey
     monkeypatch.setattr(packing, "hold", hold_too_late)
     with pytest.raises(ValueError, match="another process is packing this dataset"):
         hitsz_vcm.prepare(root, tmp_path / "data")
+
+
+def test_tracklets_are_read_as_they_are_packed_a_few_ahead(root, tmp_path, monkeypatch):
+    packed = reading.open_records(hitsz_vcm.prepare(root, tmp_path / "data"), "test")
+    builder = folder.Folder(source=root, num_workers=2)
+    tracklets = hitsz_vcm.read_index(root).test
+    builder.tracklets = {"test": tracklets}
+    seen = []
+    read_frames = packing.frames_lib.read_frames
+    monkeypatch.setattr(
+        packing.frames_lib, "read_frames", lambda *args: seen.append(1) or read_frames(*args)
+    )
+    records = builder.read(tracklets)
+    assert not seen
+    found = [next(records)]
+    assert len(seen) <= 5 < len(tracklets)  # twice the workers ahead
+    found += records
+    for record, expected in zip(found, packed, strict=True):
+        assert record.keys() == expected.keys()
+        for name, value in record.items():
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
