@@ -30,9 +30,15 @@ def exported(tmp_path_factory):
     config.model.num_identities = 8
     shapes = jax.eval_shape(lambda: initial_variables(config, build_model(config.model)))
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda x: rng.uniform(0.05, 0.15, x.shape).astype(x.dtype), shapes)
+
+    def drawn(array):
+        if array.ndim < 2:  # of norms, whose variances must be positive, and biases
+            return rng.uniform(0.5, 1.5, array.shape).astype(array.dtype)
+        scale = np.sqrt(2 / np.prod(array.shape[:-1]))
+        return rng.normal(0, scale, array.shape).astype(array.dtype)
+
     path = tmp_path_factory.mktemp("exported") / "demo.safetensors"
-    save_archive(path, config=config, variables=variables, step=1)
+    save_archive(path, config=config, variables=jax.tree.map(drawn, shapes), step=1)
     return path
 
 
