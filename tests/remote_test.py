@@ -156,6 +156,7 @@ def test_a_network_is_exported_to_an_address(bucket):
     path, config = "gs://bucket/run/export/7.safetensors", tiny.config("nowhere")
     weights.save_archive(path, config=config, variables={"a": {"b": np.arange(3.0)}}, step=7)
     assert [file.name for file in (bucket / "run" / "export").iterdir()] == ["7.safetensors"]
+    assert remote.locate(path).stat().length == len(remote.locate(path).read_bytes())
     found = weights.load_archive(path)
     assert found.step == 7 and (found.variables["a"]["b"] == np.arange(3)).all()
 

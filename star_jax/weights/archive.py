@@ -24,13 +24,11 @@ from typing import Any, NamedTuple
 import flax
 import ml_collections
 import numpy as np
-import safetensors.numpy
 
 from data_pipelines.errors import InputError
-from data_pipelines.io.files import write_file
 from star_jax.config import check_config
 from star_jax.finite import find_not_finite
-from star_jax.weights.files import parse_metadata, parse_safetensors, read_file
+from star_jax.weights.files import parse_metadata, parse_safetensors, read_file, save_arrays
 
 KIND = "star_jax network"
 FORMAT = f"{KIND} 1"
@@ -79,10 +77,8 @@ def save_archive(
     check_config(config)
     if name := find_not_finite(variables):
         raise InputError(f"{path}: {name} contains NaN or infinity, so that it is not written")
-    arrays = {
-        name: np.asarray(array, order="C")
-        for name, array in flax.traverse_util.flatten_dict(variables, sep="/").items()
-    }
+    flat = flax.traverse_util.flatten_dict(variables, sep="/")
+    arrays = {name: np.asarray(array) for name, array in flat.items()}
     metadata = {
         "format": FORMAT,
         "config": config.to_json(),
@@ -90,7 +86,7 @@ def save_archive(
         "versions": json.dumps({package: _version(package) for package in PACKAGES}),
     }
     metadata["sha256"] = _sha256(metadata, arrays)
-    write_file(path, safetensors.numpy.save(arrays, metadata))
+    save_arrays(path, arrays, metadata)
 
 
 def load_archive(path: str | os.PathLike[str]) -> Archive:
@@ -127,12 +123,13 @@ def load_archive(path: str | os.PathLike[str]) -> Archive:
             (content[section] if section else content).setdefault(name, value)
         config, step = ml_collections.ConfigDict(content), int(metadata["step"])
         check_config(config)
+        variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: written by other versions ({metadata.get('versions')}), and this one cannot "
             f"use it ({error})"
         ) from error
-    return Archive(config, flax.traverse_util.unflatten_dict(arrays, sep="/"), step)
+    return Archive(config, variables, step)
 
 
 def check_variables(

@@ -1,12 +1,12 @@
-"""Conversion of PyTorch state dicts to Flax variables, by tables of entries.
+"""Conversion between PyTorch state dicts and Flax variables, by tables of entries.
 
 State dicts are mappings from PyTorch names to arrays. Every array is either used or listed as
 unused; a missing or unknown array, or one of the wrong shape, is an error that names it.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -18,8 +18,32 @@ from star_jax.models import Star
 
 Variables = dict[str, Any]
 
-# An entry: the path of an array in our variables, its source arrays, and how to convert them.
-Entry = tuple[str, tuple[str, ...], Callable[..., Any]]
+
+class Conversion(NamedTuple):
+    """How an array is converted, in both directions.
+
+    Attributes:
+      to_flax: returns the array, given those of its names.
+      to_torch: returns a list of arrays, one for each name, given the array; None where no state
+        dict is written.
+    """
+
+    to_flax: Callable[..., Any]
+    to_torch: Callable[[Any], list[Any]] | None = None
+
+
+# An entry: the path of an array in our variables, its arrays by PyTorch's names, the conversion.
+Entry = tuple[str, tuple[str, ...], Conversion]
+
+unchanged = Conversion(lambda x: x, lambda x: [x])
+# A linear layer's weight, [out, in], as a kernel, [in, out].
+transpose = Conversion(lambda x: x.T, lambda x: [x.T])
+# An array with a first axis of length 1, as one without it.
+squeeze = Conversion(lambda x: x.squeeze(0), lambda x: [x[None]])
+# A 1x1 convolution's weight, [out, in, 1, 1], as a kernel, [in, out].
+matrix = Conversion(lambda x: x.squeeze((2, 3)).T, lambda x: [x.T[..., None, None]])
+# A convolution's weight, [out, in, height, width], as [height, width, in, out].
+kernel = Conversion(lambda x: x.transpose(2, 3, 1, 0), lambda x: [x.transpose(3, 2, 0, 1)])
 
 NEVER_USED = (
     r"num_batches_tracked$",
@@ -67,9 +91,9 @@ def convert(
     if unknown := [x for x in left if not any(re.search(p, x) for p in may_be_unused)]:
         raise InputError(f"the state dict has arrays that no part of the network uses: {unknown}")
     flat = {}
-    for path, names, function in entries:
+    for path, names, conversion in entries:
         try:
-            flat[path] = function(*(state_dict[name] for name in names))
+            flat[path] = conversion.to_flax(*(state_dict[name] for name in names))
         except (IndexError, TypeError, ValueError) as error:
             shapes = [np.shape(state_dict[name]) for name in names]
             raise InputError(f"{', '.join(names)} of {shapes} does not fit {path}") from error
@@ -84,29 +108,21 @@ def convert(
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
-def unchanged(array: Any) -> Any:
-    """Returns the array itself."""
-    return array
+def state_dict_of(variables: Mapping[str, Any], entries: Iterable[Entry]) -> dict[str, Any]:
+    """Returns the state dict that the entries make of variables, the inverse of `convert`.
 
-
-def transpose(array: Any) -> Any:
-    """Returns a linear layer's weight, [out, in], as a kernel, [in, out]."""
-    return array.T
-
-
-def squeeze(array: Any) -> Any:
-    """Returns an array without its first axis, of length 1."""
-    return array.squeeze(0)
-
-
-def matrix(array: Any) -> Any:
-    """Returns a 1x1 convolution's weight, [out, in, 1, 1], as a kernel, [in, out]."""
-    return array.squeeze((2, 3)).T
-
-
-def kernel(array: Any) -> Any:
-    """Returns a convolution's weight, [out, in, height, width], as [height, width, in, out]."""
-    return array.transpose(2, 3, 1, 0)
+    Where several entries share a name, their arrays are joined along the first axis.
+    """
+    flat = flax.traverse_util.flatten_dict(variables, sep="/")
+    parts: dict[str, list[Any]] = {}
+    for path, names, conversion in entries:
+        assert conversion.to_torch is not None, path
+        for name, array in zip(names, conversion.to_torch(flat[path]), strict=True):
+            parts.setdefault(name, []).append(array)
+    return {
+        name: arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays)
+        for name, arrays in parts.items()
+    }
 
 
 def norm_entries(path: str, name: str, *, learned_bias: bool = True) -> Iterator[Entry]:
@@ -142,11 +158,17 @@ def attention_entries(
       out: the name of the output projection.
     """
     for i, part in enumerate(("query", "key", "value")):
-        weight = lambda x, i=i: x.reshape(3, *heads, x.shape[-1])[i].transpose(2, 0, 1)  # noqa: E731
-        bias = lambda x, i=i: x.reshape(3, *heads)[i]  # noqa: E731
+        weight = Conversion(
+            lambda x, i=i: x.reshape(3, *heads, x.shape[-1])[i].transpose(2, 0, 1),
+            lambda x: [x.reshape(len(x), -1).T],
+        )
+        bias = Conversion(lambda x, i=i: x.reshape(3, *heads)[i], lambda x: [x.reshape(-1)])
         yield f"params/{path}/{part}/kernel", (f"{projections}weight",), weight
         yield f"params/{path}/{part}/bias", (f"{projections}bias",), bias
-    yield f"params/{path}/out/kernel", (f"{out}.weight",), lambda x: x.T.reshape(*heads, len(x))
+    joined = Conversion(
+        lambda x: x.T.reshape(*heads, len(x)), lambda x: [x.reshape(-1, x.shape[-1]).T]
+    )
+    yield f"params/{path}/out/kernel", (f"{out}.weight",), joined
     yield f"params/{path}/out/bias", (f"{out}.bias",), unchanged
 
 
@@ -159,8 +181,8 @@ def resnet_entries(
         if module != "backbone":
             continue
         prefix = stems[first] if first in stems else f"{trunk}{first.replace('stage', 'layer')}."
-        function = unchanged
+        conversion = unchanged
         if parts[-1] == "kernel":
-            function = matrix if "dense" in parts else kernel
+            conversion = matrix if "dense" in parts else kernel
         parts = [part.removeprefix("block") for part in parts if part != "dense"]
-        yield path, (prefix + ".".join(RESNET_NAMES.get(x, x) for x in parts),), function
+        yield path, (prefix + ".".join(RESNET_NAMES.get(x, x) for x in parts),), conversion

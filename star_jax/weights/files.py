@@ -1,15 +1,17 @@
-"""Reads files of weights: `.safetensors`, and `.pth` with PyTorch installed."""
+"""Reads and writes weights: `.safetensors` files; reads `.pth` with PyTorch installed."""
 
 import io
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
+import safetensors.numpy
 
 from data_pipelines.errors import InputError, MissingPackageError
+from data_pipelines.io.files import write_file
 from data_pipelines.io.remote import locate, naming_failures
 from star_jax.finite import find_not_finite
 
@@ -84,6 +86,20 @@ def parse_metadata(stored: bytes) -> dict[str, str]:
     """Returns the metadata in the content of a `.safetensors` file that has been parsed."""
     length = int.from_bytes(stored[:8], "little")
     return json.loads(stored[8 : 8 + length]).get("__metadata__", {})
+
+
+def save_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, Any], metadata: dict[str, str]
+) -> None:
+    """Writes arrays, JAX's or NumPy's, to a `.safetensors` file, all of it or nothing.
+
+    The folder is created, and a file of that name is replaced. The path may be an address.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    write_file(path, safetensors.numpy.save(contiguous, metadata))
 
 
 def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from star_jax.models.resnet import ResNet
 from star_jax.models.vit import ViT
 from star_jax.weights.entries import (
     NEVER_USED,
+    Conversion,
     Entry,
     Variables,
     attention_entries,
@@ -104,12 +105,14 @@ def vit_entries(expected: Mapping[str, Any]) -> Iterator[Entry]:
     yield (
         f"{params}/position",
         ("pos_embed",),
-        lambda x: x.squeeze(0)[1:].reshape(rows, columns, x.shape[-1]),
+        Conversion(lambda x: x.squeeze(0)[1:].reshape(rows, columns, x.shape[-1])),
     )
     yield (
         f"{params}/class_token",
         ("cls_token", "pos_embed"),
-        lambda token, position: np.stack([token, position[:, :1]]).sum(0).squeeze((0, 1)),
+        Conversion(
+            lambda token, position: np.stack([token, position[:, :1]]).sum(0).squeeze((0, 1))
+        ),
     )
     queries = [path for path in expected if path.endswith("/attention/query/kernel")]
     for i in range(len(queries)):

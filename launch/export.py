@@ -1,0 +1,101 @@
+"""Writes the network of a checkpoint as files that do without the run, and without this library.
+
+  python launch/export.py --workdir=runs/star
+
+--format=safetensors, the default: weights and config in one file, for keeping and for sharing. It
+depends on no version of JAX or Orbax; `star_jax.load_weights` reads it.
+
+  python launch/export.py --workdir=runs/star --format=pytorch --output=star_pytorch
+
+--format=pytorch: the weights by the names of the authors' PyTorch code, for networks of its
+architecture (ResNet-50, guidance `frame`, pooling `guided`). It is a safetensors file, too:
+
+  from safetensors.torch import load_file
+  network.load_state_dict(load_file("star_pytorch.safetensors"))
+  network.eval()
+
+  python launch/export.py --checkpoint=runs/star/checkpoints/34840 --format=stablehlo
+
+--format=stablehlo: for each modality a function from clips to embeddings that needs JAX alone, on
+CPUs, NVIDIA GPUs and TPUs. JAX guarantees that it runs with versions of JAX up to 6 months newer
+and 3 weeks older than the one that writes it: use it to deploy a network, not to keep it.
+
+Writes <output>.safetensors, or <output>-visible.stablehlo and <output>-infrared.stablehlo; files of
+these names are replaced. Runs as a single process, on any device, wherever the network was trained.
+docs/export.md shows how to use each format.
+"""
+
+from pathlib import Path
+
+import command
+from absl import flags
+
+from data_pipelines.errors import InputError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
+)
+FORMAT = flags.DEFINE_enum(
+    "format", "safetensors", ["safetensors", "pytorch", "stablehlo"], "What to write."
+)
+OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Path to write, without an extension; default: <workdir>/export/<step>, with -pytorch after it "
+    "for that format.",
+)
+
+
+def main() -> None:
+    """Exports the checkpoint that the flags name."""
+    import jax
+
+    from data_pipelines.io.files import write_file
+    from data_pipelines.io.remote import locate
+    from data_pipelines.io.terminal import log
+    from data_pipelines.schema import MODALITIES
+    from star_jax import weights
+    from star_jax.evaluation.embed import locate_checkpoint, restore_network
+
+    if OUTPUT.value is not None and (not Path(OUTPUT.value).name or OUTPUT.value.endswith("/")):
+        raise InputError(f"--output={OUTPUT.value}: give a file's name, for instance mine/star")
+    workdir, step = locate_checkpoint(WORKDIR.value, CHECKPOINT.value)
+    step, config, model, variables, _ = restore_network(workdir, step)
+    variables = jax.device_get(variables)  # NumPy converts them without compiling anything
+    ending = "stablehlo" if FORMAT.value == "stablehlo" else "safetensors"
+    if OUTPUT.value is None:
+        suffix = "-pytorch" if FORMAT.value == "pytorch" else ""
+        output = str(workdir / "export" / f"{step}{suffix}")
+    else:
+        output = OUTPUT.value.removesuffix(f".{ending}")
+
+    paths = [f"{output}.{ending}"]
+    if FORMAT.value == "safetensors":
+        weights.save_archive(paths[0], config=config, variables=variables, step=step)
+    elif FORMAT.value == "pytorch":
+        arrays = weights.to_authors(variables, config.model)
+        weights.save_arrays(paths[0], arrays, {"format": "pt"})
+        if (config.model.keypoints, config.model.graph_edges) != ("pixels", "first_frame"):
+            log(
+                f"note: trained with config.model.keypoints={config.model.keypoints!r} and "
+                f"graph_edges={config.model.graph_edges!r}; the authors' code computes with "
+                "'pixels' and 'first_frame', so that it gives other embeddings"
+            )
+    else:
+        paths = [f"{output}-{modality}.{ending}" for modality in MODALITIES]
+        for path, modality in zip(paths, MODALITIES, strict=True):
+            content = weights.to_stablehlo(
+                model,
+                variables,
+                modality,
+                frame_size=tuple(config.data.frame_size),
+                clip_length=config.data.clip_length,
+            )
+            write_file(path, content)
+    for path in paths:
+        print(f"step {step} written to {path} ({locate(path).stat().length / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    command.run(main)
