@@ -56,11 +56,11 @@ def main() -> None:
     from data_pipelines.io.terminal import log
     from data_pipelines.schema import MODALITIES
     from star_jax import weights
-    from star_jax.evaluation.embed import locate_checkpoint, restore_network
+    from star_jax.network import locate_checkpoint, restore_network
 
     if OUTPUT.value is not None and (not Path(OUTPUT.value).name or OUTPUT.value.endswith("/")):
         raise InputError(f"--output={OUTPUT.value}: give a file's name, for instance mine/star")
-    workdir, step = locate_checkpoint(WORKDIR.value, CHECKPOINT.value)
+    workdir, step = locate_checkpoint(command.either(WORKDIR, CHECKPOINT))
     step, config, model, variables, _ = restore_network(workdir, step)
     variables = jax.device_get(variables)  # NumPy converts them without compiling anything
     ending = "stablehlo" if FORMAT.value == "stablehlo" else "safetensors"

@@ -43,15 +43,17 @@ _HOMES = {
 avoid_wrong_reductions()  # before a JAX backend starts, whichever module or command comes first
 
 
-def __getattr__(name: str) -> Any:
-    """Imports a name of `__all__` when it is first used."""
-    if name == "losses":
-        return importlib.import_module("star_jax.losses")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'star_jax' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers would accept any name
+
+    def __getattr__(name: str) -> Any:
+        """Imports a name of `__all__` when it is first used."""
+        if name == "losses":
+            return importlib.import_module("star_jax.losses")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'star_jax' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -277,7 +277,7 @@ assert "orbax" not in sys.modules and "flax" in sys.modules
 @pytest.mark.slow
 def test_checkpoint_and_archive_give_equal_embeddings_without_orbax(config, tmp_path):
     from star_jax.distributed.parallel import make_mesh
-    from star_jax.evaluation.embed import restore_network
+    from star_jax.network import restore_network
     from star_jax.training.steps import initial_state, make_embed_step, random_batch
 
     state = initial_state(config, build_model(config.model), 1, make_mesh())
