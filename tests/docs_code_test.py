@@ -71,7 +71,7 @@ def test_the_tutorial(tmp_path):
     notebook = nbformat.read(TUTORIAL, as_version=4)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     client = nbclient.NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )
     client.execute(env=environment)
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
