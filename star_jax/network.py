@@ -9,7 +9,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
-from data_pipelines.io.remote import absolute
+from data_pipelines.io.remote import absolute, locate
 from star_jax.config import check_config
 from star_jax.distributed.parallel import make_mesh
 from star_jax.models import Star, build_model
@@ -74,7 +74,7 @@ def locate_checkpoint(path: str | os.PathLike[str]) -> tuple[epath.Path, int | N
     named = absolute(path)
     if named.name.isdecimal() and named.parent.name == "checkpoints":
         return named.parent.parent, int(named.name)
-    return named, None
+    return locate(path), None
 
 
 def restore_network(workdir: epath.Path, step: int | None) -> Network:

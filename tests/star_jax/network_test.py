@@ -98,8 +98,8 @@ def test_other_paths_are_named(run, tmp_path):
 def test_paths_of_checkpoints_by_hand(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path, expected in {
-        "runs/a": (tmp_path / "runs/a", None),
-        "runs/7": (tmp_path / "runs/7", None),
+        "runs/a": ("runs/a", None),
+        "runs/7/": ("runs/7", None),
         "runs/a/checkpoints/7": (tmp_path / "runs/a", 7),
         "/runs/a/checkpoints/007/": ("/runs/a", 7),
     }.items():
