@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-fast lint coverage
+.PHONY: demo test test-fast lint coverage docs
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,3 +38,7 @@ test-fast: lint
 
 coverage: $(VENV)/installed-dev
 	$(PYTEST) -m "not slow" --cov --cov-report=term-missing:skip-covered
+
+docs: $(VENV)/installed requirements-docs.txt  # the site, into site/
+	$(RUN) -m pip install --quiet --requirement requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet

@@ -37,18 +37,31 @@ class Tracklet:
 
 
 class Record(TypedDict):
-    """One packed tracklet of n frames, the same for every dataset."""
+    """One packed tracklet of n frames, the same for every dataset.
 
-    frames: list[bytes]  # n JPEG files
-    keypoints: Float32[np.ndarray, "n 17 3"]  # x, y in pixels of the stored frame, confidence
-    height: Int32[np.ndarray, " n"]  # pixels; detectors' crops may differ from frame to frame
+    Attributes:
+      frames: n JPEG files.
+      keypoints: float32[n, 17, 3]: x, y in pixels of the stored frame, confidence.
+      height: int32[n], pixels; detectors' crops may differ from frame to frame.
+      width: int32[n].
+      identity: the identity as written on disk.
+      label: dense index over the sorted training identities, -1 in the test split.
+      camera: the camera's number.
+      modality: VISIBLE or INFRARED.
+      tracklet: 1-based row in the source index.
+      frame_ids: the frames' paths relative to the dataset's root.
+    """
+
+    frames: list[bytes]
+    keypoints: Float32[np.ndarray, "n 17 3"]
+    height: Int32[np.ndarray, " n"]
     width: Int32[np.ndarray, " n"]
     identity: str
-    label: int  # dense index over the sorted training identities, -1 in the test split
+    label: int
     camera: int
     modality: int
-    tracklet: int  # 1-based row in the source index
-    frame_ids: list[str]  # the frames' paths relative to the dataset's root
+    tracklet: int
+    frame_ids: list[str]
 
 
 class TrainBatch(TypedDict):
@@ -56,13 +69,20 @@ class TrainBatch(TypedDict):
 
     Axis 2 is the modality, by its number. After the time axis, so that a batch split over devices
     by pairs, and pairs by time, leaves each device its share of both modalities in one piece.
+
+    Attributes:
+      frames: uint8[B, T, 2, H, W, 3], RGB.
+      keypoints: float32[B, T, 2, 17, 3]: x, y in pixels of the H x W frame, confidence.
+      labels: int32[B].
+      cameras: int32[B, 2].
+      positions: int32[B, 2], the tracklets in the index of the training split.
     """
 
-    frames: UInt8[np.ndarray, "B T 2 H W 3"]  # RGB
-    keypoints: Float32[np.ndarray, "B T 2 17 3"]  # x, y in pixels of the H x W frame, confidence
+    frames: UInt8[np.ndarray, "B T 2 H W 3"]
+    keypoints: Float32[np.ndarray, "B T 2 17 3"]
     labels: Int32[np.ndarray, " B"]
     cameras: Int32[np.ndarray, "B 2"]
-    positions: Int32[np.ndarray, "B 2"]  # the tracklets in the index of the training split
+    positions: Int32[np.ndarray, "B 2"]
 
 
 @dataclasses.dataclass(frozen=True)

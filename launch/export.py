@@ -27,10 +27,10 @@ docs/export.md shows how to use each format.
 
 from pathlib import Path
 
-from launch import command
 from absl import flags
 
 from data_pipelines.errors import InputError
+from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
 CHECKPOINT = flags.DEFINE_string(

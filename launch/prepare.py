@@ -10,10 +10,10 @@
 The records go to <data_dir>/<dataset>/<version>. Of a folder of your own footage, images or videos
 are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>. The generated dataset is drawn to
 <data_dir>/synthetic_vcm_<size>/source, with a contact sheet to look at, and packed beside it;
---layout gives it the files of another dataset. docs/architecture.md ("How to add") says what a
-dataset of your own package needs. What is already drawn or packed is not done again, and
-interrupted packing resumes. --check reads everything, packs nothing, prints what is wrong, and
-exits with code 1 if anything is.
+--layout gives it the files of another dataset. docs/how_to/dataset.md describes what a dataset of
+your own package needs. What is already drawn or packed is not done again, and interrupted packing
+resumes. --check reads everything, packs nothing, prints what is wrong, and exits with code 1 if
+anything is.
 """
 
 import sys

@@ -79,7 +79,8 @@ class Star(nn.Module):
         then yields them as stored.
       graph_edges: skeleton edges of the keypoint graph in "every_frame" or, as in the authors'
         code, in the "first_frame" only.
-      dropout_rate, attention_dropout_rate: dropout rates of the keypoint graph network.
+      dropout_rate: dropout rate after the keypoint graph's first layer.
+      attention_dropout_rate: dropout rate of the keypoint graph's attention weights.
       dtype: the dtype of the computation; parameters, statistics and heads are float32.
     """
 

@@ -1,4 +1,4 @@
-"""Parts of another package by config alone: those of docs/architecture.md, "How to add"."""
+"""Parts of another package by config alone: those of the pages in docs/how_to."""
 
 import json
 import os
@@ -20,11 +20,7 @@ from star_jax.training import checkpoint, loop
 from star_jax.training.steps import abstract_state
 
 ROOT = Path(__file__).parents[3]
-EXAMPLES = re.findall(
-    r"```python\n(.*?)```",
-    (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## How to add")[2],
-    re.DOTALL,
-)
+PAGES = sorted((ROOT / "docs/how_to").glob("*.md"))
 TRACKLETS = """{
             split: [
                 schema.Tracklet(modality, f"{person}", camera, (f"{person}.jpg",) * 5, row)
@@ -38,13 +34,16 @@ TRACKLETS = """{
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """The documentation's examples as a module, `my_package.parts`."""
+    """The documentation's examples: the code of a page is the module `my_package.<page>`."""
     folder = tmp_path_factory.mktemp("packages")
-    code = "".join(EXAMPLES)
-    index = '{"train": [schema.Tracklet(...), ...], "test": [...]}'
-    assert index in code
     (folder / "my_package").mkdir()
-    (folder / "my_package" / "parts.py").write_text(code.replace(index, TRACKLETS))
+    index = '{"train": [schema.Tracklet(...), ...], "test": [...]}'
+    for page in PAGES:
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        code = "\n\n".join(blocks)
+        assert (index in code) == (page.stem == "dataset")
+        if code:
+            (folder / "my_package" / f"{page.stem}.py").write_text(code.replace(index, TRACKLETS))
     return folder
 
 
@@ -60,7 +59,7 @@ def packed(package, tmp_path_factory):
         np.save(folder / "skeletons" / f"{person}.npy", skeleton)
     subprocess.run(
         [
-            *(sys.executable, "launch/prepare.py", "--dataset=my_package.parts:MY_DATASET"),
+            *(sys.executable, "launch/prepare.py", "--dataset=my_package.dataset:MY_DATASET"),
             *(f"--source={folder}", f"--data_dir={folder / 'data'}"),
         ],
         cwd=ROOT,
@@ -90,12 +89,15 @@ def rows_of(workdir):
 def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(package))
     config = config_of(
-        packed, backbone="my_package.parts:PatchNet", pooling="my_package.parts:TopTwo"
+        packed, backbone="my_package.backbone:PatchNet", pooling="my_package.pooling:TopTwo"
     )
     config.model.backbone_options = {"width": 8}
-    config.losses.extra = (("my_package.parts:CenterLoss", 0.1),)
-    config.data.sampling = "my_package.parts:CONSECUTIVE"
-    config.eval.protocol = "my_package.parts:ANY_CAMERA"
+    config.losses.extra = (
+        ("my_package.loss:CenterLoss", 0.1),
+        ("my_package.loss:modality_gap", 0.1),
+    )
+    config.data.sampling = "my_package.sampler:CONSECUTIVE"
+    config.eval.protocol = "my_package.protocol:ANY_CAMERA"
     config.eval.every_epochs = 3
     state = loop.train(config, tmp_path / "run")
     assert int(state.step) == 3
@@ -104,6 +106,7 @@ def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, mo
     assert centers.shape == (6, 8) and np.abs(centers).max(1).min() >= 0 and centers.any()
     training = [row for row in rows_of(tmp_path / "run") if "loss/CenterLoss" in row]
     assert len(training) == 3 and all(row["loss/CenterLoss"] > 0 for row in training)
+    assert all(0 < row["loss/modality_gap"] < 4 for row in training)  # of vectors of length 1
 
     # The state of the loss is in the checkpoint, and what is restored is what was saved.
     config.model.num_identities = 6
@@ -134,13 +137,13 @@ def test_three_steps_with_each_family_of_backbones(packed, tmp_path, backbone, o
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.backbone": "my_package.parts:TopTwo"}, "a backbone needs num_channels, num_st"),
-        ({"model.backbone": "my_package.parts:Nothing"}, "has no attribute 'Nothing'"),
+        ({"model.backbone": "my_package.pooling:TopTwo"}, "a backbone needs num_channels, num_st"),
+        ({"model.backbone": "my_package.backbone:Nothing"}, "has no attribute 'Nothing'"),
         ({"model.pooling": "nowhere.parts:TopTwo"}, "No module named 'nowhere'"),
-        ({"model.pooling": "my_package.parts:PatchNet"}, "a pooling needs uses_skeleton"),
-        ({"data.sampling": "my_package.parts:TopTwo"}, "it has no sample_batch, training_frames"),
-        ({"eval.protocol": "my_package.parts:TopTwo"}, "it has no camera_rule, visible_batch"),
-        ({"losses.extra": (("my_package.parts:No", 1.0),)}, "has no attribute 'No'"),
+        ({"model.pooling": "my_package.backbone:PatchNet"}, "a pooling needs uses_skeleton"),
+        ({"data.sampling": "my_package.pooling:TopTwo"}, "it has no sample_batch, training_frames"),
+        ({"eval.protocol": "my_package.pooling:TopTwo"}, "it has no camera_rule, visible_batch"),
+        ({"losses.extra": (("my_package.loss:No", 1.0),)}, "has no attribute 'No'"),
         ({"model.backbone_options": {"widht": 3}}, r"options\.widht does not exist: .* width"),
         ({"model.backbone_options": {"width": 0}}, "options.width is 0: use an integer from 1"),
         ({"model.backbone": "vit_tiny"}, "style_stages is .*vit_tiny has no stages; use --config"),
