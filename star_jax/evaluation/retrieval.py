@@ -1,6 +1,8 @@
 """Retrieval metrics of person re-identification: CMC, mean average precision and mINP.
 
-Uses only NumPy: the embeddings are on the host when the gallery is ranked.
+Uses only NumPy: the embeddings are on the host when the gallery is ranked. The metrics depend on
+the ranks of the matches alone, so no gallery is put in order: similarities are sorted by value,
+which is much faster than sorting indices, and the few of the query's identity are looked up.
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ from jaxtyping import Float64
 
 from data_pipelines.errors import InputError
 
-_SIMILARITIES_PER_CHUNK = 2**21  # about 50 MB of working memory
+_SIMILARITIES_PER_CHUNK = 2**20  # about 10 MB of working memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,29 +95,31 @@ def evaluate_retrieval(
     last_match = np.zeros(num_queries, np.int64)
     precision_sum = np.zeros(num_queries)
     num_removed = 0
+    by_identity = np.argsort(gallery_ids, kind="stable")
     rows_per_chunk = max(1, _SIMILARITIES_PER_CHUNK // num_gallery)
     for start in range(0, num_queries, rows_per_chunk):
         rows = slice(start, start + rows_per_chunk)
-        if np.isnan(similarity[rows]).any():
+        increasing = np.sort(similarity[rows], axis=1)
+        if np.isnan(increasing[:, -1]).any():  # NaN comes last
             row, column = np.argwhere(np.isnan(similarity[rows]))[0]
             raise InputError(f"similarity of query {start + row} and gallery entry {column} is NaN")
-        order = np.argsort(-similarity[rows], axis=1, kind="stable")
-        same_identity = query_ids[rows, None] == gallery_ids
-        removed = same_identity & (query_cameras[rows, None] == gallery_cameras)
+        query, entry = _entries_of_identity(query_ids[rows], gallery_ids, by_identity)
+        rank = _ranks(similarity[rows], increasing, query, entry)
+        order = np.lexsort((rank, query))
+        query, entry, rank = query[order], entry[order], rank[order]
+        removed = query_cameras[rows][query] == gallery_cameras[entry]
         num_removed += int(removed.sum())
-        ranks = np.cumsum(np.take_along_axis(~removed, order, axis=1), axis=1)
-        hits = np.take_along_axis(same_identity & ~removed, order, axis=1)
 
         # Matches are few: the arrays below have one entry per match, by query and then by rank.
-        query, position = np.nonzero(hits)
-        hit_rank = ranks[query, position]
-        matches = np.bincount(query, minlength=len(hits))
+        hit_rank = (rank - _count_within(removed, query))[~removed]
+        query = query[~removed]
+        matches = np.bincount(query, minlength=len(similarity[rows]))
         hit_number = 1 + np.arange(len(query)) - (np.cumsum(matches) - matches)[query]
         first, last = hit_number == 1, hit_number == matches[query]
         num_matches[rows] = matches
         first_match[rows][query[first]] = hit_rank[first]
         last_match[rows][query[last]] = hit_rank[last]
-        precision_sum[rows] = np.bincount(query, hit_number / hit_rank, minlength=len(hits))
+        precision_sum[rows] = np.bincount(query, hit_number / hit_rank, minlength=len(matches))
 
     matched = num_matches > 0
     if not matched.any():
@@ -133,6 +137,70 @@ def evaluate_retrieval(
         num_unmatched=int((~matched).sum()),
         num_removed=num_removed,
     )
+
+
+def _entries_of_identity(
+    query_ids: np.ndarray, gallery_ids: np.ndarray, by_identity: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all pairs of a query and a gallery entry of its identity, in order of the queries.
+
+    Args:
+      query_ids: int[q].
+      gallery_ids: int[G].
+      by_identity: int[G], sorts `gallery_ids`.
+    """
+    ordered = gallery_ids[by_identity]
+    begin = np.searchsorted(ordered, query_ids, side="left")
+    counts = np.searchsorted(ordered, query_ids, side="right") - begin
+    query = np.repeat(np.arange(len(query_ids)), counts)
+    number = np.arange(len(query)) - (np.cumsum(counts) - counts)[query]
+    return query, by_identity[begin[query] + number]
+
+
+def _ranks(
+    similarity: np.ndarray, increasing: np.ndarray, query: np.ndarray, entry: np.ndarray
+) -> np.ndarray:
+    """Returns the rank of each pair's entry in the whole gallery of its query, from 1.
+
+    Entries of equal similarity keep their order in the gallery.
+
+    Args:
+      similarity: float[q, G].
+      increasing: the same with sorted rows.
+      query: int[n], rows of `similarity`.
+      entry: int[n], columns.
+    """
+    num_gallery = similarity.shape[1]
+    values = similarity[query, entry]
+    # Binary search for all pairs at once: how many similarities of the row are not larger.
+    row = query * num_gallery
+    not_larger = np.zeros(len(query), np.int64)
+    for bit in reversed(range(num_gallery.bit_length())):
+        more = not_larger + (1 << bit)
+        found = increasing.take(row + np.minimum(more, num_gallery) - 1)
+        not_larger = np.where((more <= num_gallery) & (found <= values), more, not_larger)
+    ranks = num_gallery - not_larger + 1
+    tied = np.flatnonzero(
+        (not_larger > 1) & (increasing.take(row + np.maximum(not_larger, 2) - 2) == values)
+    )
+    pairs_per_chunk = max(1, _SIMILARITIES_PER_CHUNK // num_gallery)
+    for start in range(0, len(tied), pairs_per_chunk):
+        pairs = tied[start : start + pairs_per_chunk]
+        equal = similarity[query[pairs]] == values[pairs, None]
+        ranks[pairs] += (equal & (np.arange(num_gallery) < entry[pairs, None])).sum(axis=1)
+    return ranks
+
+
+def _count_within(marked: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Returns how many entries up to each one, itself included, are marked within its query.
+
+    Args:
+      marked: bool[n].
+      query: int[n], not decreasing.
+    """
+    counts = np.cumsum(marked)
+    before = np.concatenate([[0], counts])[np.searchsorted(query, query, side="left")]
+    return counts - before
 
 
 def _as_numbers(
