@@ -3,12 +3,12 @@
 import cv2
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, UInt8
 
 from data_pipelines.coco17 import is_detected
 
 
-def resize_frame(pixels: np.ndarray, frame: np.ndarray) -> None:
+def resize_frame(pixels: UInt8[np.ndarray, "h w 3"], frame: UInt8[np.ndarray, "H W 3"]) -> None:
     """Resizes a frame, by area averaging to shrink it and else bilinearly; copies one that fits.
 
     Args:

@@ -265,7 +265,7 @@ def find_sampler(name: str) -> Sampler:
 
 def clips_to_embed(
     num_frames: int, clip_length: int, *, mode: Literal["first", "dense"], sampling: str
-) -> np.ndarray:
+) -> Int64[np.ndarray, "clips {clip_length}"]:
     """Returns the frames of the clips of a tracklet whose embeddings are averaged.
 
     Args:

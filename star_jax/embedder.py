@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float32
 
 from data_pipelines.datasets.folder import SPLIT, Folder
 from data_pipelines.errors import InputError
@@ -66,7 +67,7 @@ class Embedder:
         *,
         modality: str,
         batch_size: int = 64,
-    ) -> np.ndarray:
+    ) -> Float32[np.ndarray, "B C"]:
         """Returns the embeddings of B tracklets of one modality.
 
         Args:

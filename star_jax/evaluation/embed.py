@@ -103,7 +103,7 @@ def embed_batches(
     num_tracklets: int,
     show_progress: bool = True,
     stop_requested: Callable[[], bool] = lambda: False,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "n C"]:
     """Embeds clips and averages the embeddings of each tracklet's clips.
 
     Args:
