@@ -120,7 +120,7 @@ class Star(nn.Module):
     def __call__(
         self,
         frames: Float32[Array, "B T *M H W 3"],
-        keypoints: Float32[Array, "B T *M 17 3"],
+        keypoints: Float32[Array, "B T *M 17 3"] | None = None,
         *,
         modality: str | None = None,
         train: bool = False,
@@ -132,7 +132,7 @@ class Star(nn.Module):
           frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3] of pairs,
             normalized (`star_jax.augment.normalize`).
           keypoints: float32[B, T, 17, 3] or float32[B, T, 2, 17, 3]: x, y in pixels of the H x W
-            frame, confidence.
+            frame, confidence. None if the network uses no skeletons.
           modality: "visible" or "infrared"; None for pairs.
           train: whether batch norm uses the batch's statistics (collection `batch_stats` mutable)
             and dropout is on (random stream `dropout`).
@@ -142,12 +142,15 @@ class Star(nn.Module):
           A `StarOutput`.
 
         Raises:
-          ValueError: the modality is unknown, or the shape of the frames does not fit it.
+          ValueError: the modality is unknown, the shape of the frames does not fit it, or the
+            network uses skeletons and there are none.
         """
+        if self.uses_skeletons and keypoints is None:
+            raise InputError("the network is guided by skeletons, and keypoints is None: give them")
         features, disturbed = self.backbone(frames, modality=modality, train=train, style=style)
         guided = features + 1e-3
         edges = edges_last = graph = skeleton = skeleton_logits = None
-        if self.uses_skeletons:
+        if self.uses_skeletons and keypoints is not None:
             keypoints, detected = self.prepare_keypoints(keypoints, frames.shape[-3:-1])
             edges = self.edge_sequence(keypoints, detected)
             edges_last = last_detected(edges, detected.any(-1))

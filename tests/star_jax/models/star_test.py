@@ -319,6 +319,14 @@ def test_a_wrong_modality_is_named():
         apply(FRAMES, random_keypoints())
 
 
+def test_keypoints_may_be_left_out_only_where_they_are_not_used():
+    key = jax.random.key(0)
+    baseline = build_model(model_config(guidance="none", pooling="gem"))
+    assert jax.eval_shape(baseline.init, key, paired(FRAMES))
+    with pytest.raises(ValueError, match="keypoints is None"):
+        jax.eval_shape(build_model(model_config()).init, key, paired(FRAMES))
+
+
 def test_last_detected():
     edges = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
     detected = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 1, 0]], bool)
