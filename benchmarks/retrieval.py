@@ -104,8 +104,8 @@ def loop_with_lists(
         cmc = np.ones(len(gallery_ids))  # a removed entry takes no rank
         cmc[: len(found)] = np.minimum(found, 1)
         all_cmc.append(cmc)
-    metrics = [[np.mean(precisions), np.mean(penalties)], np.mean(all_cmc, axis=0)]
-    return np.concatenate(metrics)
+    means = np.array([np.mean(precisions), np.mean(penalties)])
+    return np.concatenate([means, np.mean(all_cmc, axis=0)])
 
 
 if __name__ == "__main__":
