@@ -22,7 +22,8 @@ from data_pipelines.sampling import steps_per_epoch
 from data_pipelines.schema import INFRARED, VISIBLE
 from star_jax.augment import random_crop_and_flip
 from star_jax.config import check_config
-from star_jax.evaluation.protocols import evaluate, format_table
+from star_jax.evaluation.protocols import evaluate
+from star_jax.evaluation.scores import format_table
 from star_jax.losses import batch_hard_triplet, cross_entropy
 from star_jax.models import build_model
 from star_jax.models.star import l2_normalize

@@ -23,17 +23,38 @@ CLIPS = flags.DEFINE_enum(
 )
 
 
+PROTOCOL = flags.DEFINE_string(
+    "protocol",
+    None,
+    "hitsz_vcm/v1, buptcampus/full, buptcampus/official-bs64 or package.module:object; default: "
+    "the config's.",
+)
+EXPANSION = flags.DEFINE_integer(
+    "query_expansion",
+    0,
+    "Average a query with this many of its nearest gallery entries before it searches.",
+    lower_bound=0,
+)
+RERANK = flags.DEFINE_bool("rerank", False, "Re-rank the gallery by k-reciprocal neighbors.")
+
+
 def main() -> None:
     """Evaluates the checkpoint given by the flags."""
     from star_jax.distributed import processes  # imports JAX, which --help should not wait for
     from star_jax.evaluation.embed import evaluate_checkpoint
-    from star_jax.evaluation.protocols import format_table
+    from star_jax.evaluation.scores import format_table
     from star_jax.network import locate_checkpoint
 
     processes.start()
     workdir, step = locate_checkpoint(command.either(WORKDIR, CHECKPOINT))
     report, path = evaluate_checkpoint(
-        workdir, step, dataset_dir=DATASET_DIR.value, clips=CLIPS.value
+        workdir,
+        step,
+        dataset_dir=DATASET_DIR.value,
+        clips=CLIPS.value,
+        protocol=PROTOCOL.value,
+        expansion=EXPANSION.value,
+        rerank=RERANK.value,
     )
     if processes.is_first():
         print(format_table(report))

@@ -49,10 +49,10 @@ def test_modules_are_checked_under_transformations():
 
 
 def test_fields_of_a_dataclass_are_checked():
-    facts = dict(mean_ap=1.0, mean_inp=1.0, num_queries=1, num_gallery=2, num_unmatched=0)
-    RetrievalResult(cmc=np.ones(2), num_removed=0, **facts)
-    with pytest.raises(TypeCheckError, match="parameter 'cmc'"):
-        RetrievalResult(cmc=np.ones((2, 2)), num_removed=0, **facts)
+    ranks, shares = np.ones(2, np.int64), np.ones(2)
+    RetrievalResult(ranks, shares, shares, ranks, num_gallery=2)
+    with pytest.raises(TypeCheckError, match="parameter 'average_precision'"):
+        RetrievalResult(ranks, np.ones((2, 2)), shares, ranks, num_gallery=2)
 
 
 def test_a_tree_may_hold_what_describes_its_arrays():

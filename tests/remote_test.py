@@ -133,11 +133,13 @@ def test_the_small_files_of_a_run(bucket):
         "step": 3,
         "protocol": "a/b",
         "clips": "first",
+        "options": {},
         "dataset": {"fingerprint": "0123456789"},
     }
-    report = run_files.write_report(workdir, kind)
+    report = run_files.write_report(workdir, kind, {"i2v_positions": np.arange(3)})
     assert str(report) == "gs://bucket/run/eval/3-a-b-first-01234567.json"
     assert json.loads(report.read_bytes()).items() >= kind.items()
+    assert run_files.queries_path(report).is_file()
     config.seed = 9
     with pytest.raises(ValueError, match="gs://bucket/run belongs to a different config: seed"):
         run_files.claim(workdir, config)

@@ -23,7 +23,8 @@ from data_pipelines.schema import MODALITIES
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import gather, local_part, local_rows, put, split_rows
 from star_jax.evaluation.embeddings import Embeddings
-from star_jax.evaluation.protocols import evaluate
+from star_jax.evaluation.protocols import queries_of, rank, require_scorable, summarize
+from star_jax.evaluation.similarity import make_similarity
 from star_jax.models import Star
 from star_jax.network import Network, restore_network
 from star_jax.training import run_files
@@ -145,13 +146,26 @@ def embed_batches(
     return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
-def describe_evaluation(config: ml_collections.ConfigDict, step: int) -> dict[str, Any]:
+def describe_evaluation(
+    config: ml_collections.ConfigDict, step: int, *, expansion: int = 0, rerank: bool = False
+) -> dict[str, Any]:
     """Returns what identifies an evaluation among others of the same run.
 
+    Args:
+      config: the experiment; `data` and `eval` are read.
+      step: of the checkpoint.
+      expansion: see `similarity.make_similarity`.
+      rerank: likewise.
+
     Returns:
-      `protocol`, `step` of the checkpoint, `split`, `clips`, and `dataset` with its `dir` and
-      `fingerprint`.
+      `protocol`, `step` of the checkpoint, `split`, `clips`, `dataset` with its `dir` and
+      `fingerprint`, and `options`, those that are not at their default.
     """
+    options: dict[str, Any] = {}
+    if expansion:
+        options["expansion"] = expansion
+    if rerank:
+        options["rerank"] = True
     dataset = {"dir": config.data.dir, "fingerprint": fingerprint(config.data.dir)}
     return {
         "protocol": config.eval.protocol,
@@ -159,6 +173,7 @@ def describe_evaluation(config: ml_collections.ConfigDict, step: int) -> dict[st
         "split": "test",
         "clips": config.eval.clips,
         "dataset": dataset,
+        "options": options,
     }
 
 
@@ -169,18 +184,25 @@ def evaluate_test_split(
     mesh: Mesh,
     step: int,
     stop_requested: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Embeds the test split and scores it; see `star_jax.evaluation.protocols.evaluate`.
+    *,
+    expansion: int = 0,
+    rerank: bool = False,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Embeds the test split and scores it.
 
     Returns:
-      The report: the entries of `describe_evaluation` and the scores.
+      The report, which has the entries of `describe_evaluation` and of `protocols.summarize`, and
+      the scores of each query, see `protocols.queries_of`.
     """
-    description = describe_evaluation(config, step)
+    description = describe_evaluation(config, step, expansion=expansion, rerank=rerank)
     embeddings = embed_split(
         config, model, variables, mesh, description["split"], stop_requested=stop_requested
     )
-    scores = evaluate(config.eval.protocol, embeddings, open_index(config.data.dir, "test"))
-    return {**description, **scores}
+    index = open_index(config.data.dir, description["split"])
+    compare = make_similarity(expansion=expansion, rerank=rerank)
+    rankings = rank(config.eval.protocol, embeddings, index, compare)
+    report = {**description, **summarize(config.eval.protocol, rankings, index)}
+    return report, queries_of(rankings, index)
 
 
 def evaluate_checkpoint(
@@ -189,6 +211,9 @@ def evaluate_checkpoint(
     *,
     dataset_dir: str | None = None,
     clips: str | None = None,
+    protocol: str | None = None,
+    expansion: int = 0,
+    rerank: bool = False,
 ) -> tuple[dict[str, Any], epath.Path]:
     """Evaluates a checkpoint of a run.
 
@@ -197,6 +222,9 @@ def evaluate_checkpoint(
       step: step of the checkpoint; the last one if None.
       dataset_dir: the packed dataset; the config's if None.
       clips: "first" or "dense"; the config's if None.
+      protocol: one of PROTOCOLS, or a path; the config's if None.
+      expansion: see `similarity.make_similarity`.
+      rerank: likewise.
 
     Returns:
       The report and the path that it was written to.
@@ -210,9 +238,14 @@ def evaluate_checkpoint(
         config.data.dir = dataset_dir
     if clips is not None:
         config.eval.clips = clips
-    report = evaluate_test_split(config, model, variables, mesh, step)
+    if protocol is not None:
+        config.eval.protocol = protocol
+    require_scorable(config.eval.protocol, open_index(config.data.dir, "test"))
+    report, queries = evaluate_test_split(
+        config, model, variables, mesh, step, expansion=expansion, rerank=rerank
+    )
     if processes.is_first():
-        run_files.write_report(workdir, report)
+        run_files.write_report(workdir, report, queries)
     return report, run_files.report_path(workdir, report)
 
 

@@ -7,10 +7,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Shaped
 
 from data_pipelines.errors import InputError
-from data_pipelines.io.tables import aligned
 from data_pipelines.parts import find_part
 from data_pipelines.schema import INFRARED, VISIBLE
+from star_jax.evaluation import scores
 from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from star_jax.evaluation.similarity import Similarity, dot_product
 
 
 class Rules(NamedTuple):
@@ -32,8 +33,7 @@ PROTOCOLS: Mapping[str, Rules] = {
     "buptcampus/official-bs64": Rules(visible_batch=64),
 }
 
-_DIRECTIONS = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}  # query, gallery
-_RANKS = (1, 5, 10, 20)
+_MODALITIES = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}  # query, gallery
 
 
 def find_protocol(name: str) -> Rules:
@@ -57,6 +57,14 @@ class TrackletIndex(Protocol):
         """int[N]."""
 
     @property
+    def camera_names(self) -> Shaped[np.ndarray, " N"]:
+        """str[N]."""
+
+    @property
+    def conditions(self) -> Shaped[np.ndarray, " N"]:
+        """str[N], under which a tracklet was filmed, joined by ";"; empty if unknown."""
+
+    @property
     def rows(self) -> Int[np.ndarray, " N"]:
         """int[N], the order of the queries."""
 
@@ -69,13 +77,31 @@ class TrackletIndex(Protocol):
         """bool[N], whether a tracklet is in the gallery."""
 
 
-def evaluate(
-    protocol: str, embeddings: Float32[np.ndarray, "N C"], index: TrackletIndex
-) -> dict[str, Any]:
-    """Scores the embeddings of a test split.
+class Ranking(NamedTuple):
+    """The ranking of one direction.
 
-    Infrared queries search the visible gallery (`i2v`) and vice versa (`v2i`), in one trial;
-    similarity is the dot product in float32.
+    Attributes:
+      queries: int64[Q], positions of the queries in the index, in their order.
+      gallery: int64[G], positions of the gallery entries.
+      similarity: float32[Q, G].
+      result: the scores of the queries.
+    """
+
+    queries: Int[np.ndarray, " Q"]
+    gallery: Int[np.ndarray, " G"]
+    similarity: Float32[np.ndarray, "Q G"]
+    result: RetrievalResult
+
+
+def rank(
+    protocol: str,
+    embeddings: Float32[np.ndarray, "N C"],
+    index: TrackletIndex,
+    compare: Similarity = dot_product,
+) -> dict[str, Ranking]:
+    """Ranks the gallery of a test split for each of its queries.
+
+    Infrared queries search the visible gallery (`i2v`) and vice versa (`v2i`), in one trial.
 
     `hitsz_vcm/v1`: gallery entries of the query's identity and camera are removed. On this dataset
     there are none, which is checked.
@@ -88,11 +114,10 @@ def evaluate(
       embeddings: float32[N, C], rows of length 1, one per test tracklet.
       index: describes the N tracklets in the same order. The gallery is in this order, the queries
         in the order of their rows.
+      compare: embeddings of queries and gallery to similarities.
 
     Returns:
-      `{"protocol": name, "i2v": scores, "v2i": scores}`; scores hold `rank1`, `rank5`, `rank10`,
-      `rank20`, `map` and `minp` in percent, and the counts `queries` (with a match),
-      `gallery` and `unmatched` (queries without a match, left out of the means).
+      The ranking of each direction, `i2v` and `v2i`.
 
     Raises:
       InputError: the protocol is unknown, the embeddings do not fit the index or are not
@@ -114,8 +139,8 @@ def evaluate(
             f"({wrong.size} such rows)"
         )
 
-    report: dict[str, Any] = {"protocol": protocol}
-    for direction, (query_modality, gallery_modality) in _DIRECTIONS.items():
+    rankings = {}
+    for direction, (query_modality, gallery_modality) in _MODALITIES.items():
         query = np.flatnonzero(index.queries & (index.modalities == query_modality))
         query = query[np.argsort(index.rows[query], kind="stable")]
         gallery = np.flatnonzero(index.galleries & (index.modalities == gallery_modality))
@@ -135,25 +160,75 @@ def evaluate(
                 "query_cameras": index.cameras[query],
                 "gallery_cameras": index.cameras[gallery],
             }
-        report[direction] = _scores(
-            evaluate_retrieval(
-                embeddings[query] @ embeddings[gallery].T,
-                query_ids=index.identities[query],
-                gallery_ids=index.identities[gallery],
-                **cameras,
-            )
+        similarity = compare(embeddings[query], embeddings[gallery])
+        result = evaluate_retrieval(
+            similarity,
+            query_ids=index.identities[query],
+            gallery_ids=index.identities[gallery],
+            **cameras,
         )
+        rankings[direction] = Ranking(query, gallery, similarity, result)
+    return rankings
+
+
+def summarize(
+    protocol: str, rankings: Mapping[str, Ranking], index: TrackletIndex
+) -> dict[str, Any]:
+    """Returns the scores of rankings as a report.
+
+    Returns:
+      `{"protocol": name, "i2v": scores, "v2i": scores}`; scores are those of `scores.summary`,
+      and the same `by_camera_pair` and `by_condition`.
+    """
+    report: dict[str, Any] = {"protocol": protocol}
+    for direction, (query, gallery, similarity, result) in rankings.items():
+        identities = index.identities[query]
+        report[direction] = {
+            **scores.summary(result, identities),
+            "by_camera_pair": scores.by_camera_pair(
+                similarity,
+                query_ids=identities,
+                gallery_ids=index.identities[gallery],
+                query_cameras=index.camera_names[query],
+                gallery_cameras=index.camera_names[gallery],
+            ),
+            "by_condition": scores.by_condition(result, identities, index.conditions[query]),
+        }
     return report
+
+
+def evaluate(
+    protocol: str, embeddings: Float32[np.ndarray, "N C"], index: TrackletIndex
+) -> dict[str, Any]:
+    """Returns the report of `summarize` for the rankings of `rank`, which raises errors."""
+    return summarize(protocol, rank(protocol, embeddings, index), index)
+
+
+def queries_of(rankings: Mapping[str, Ranking], index: TrackletIndex) -> dict[str, np.ndarray]:
+    """Returns the scores of each matched query, to compare evaluations later.
+
+    Returns:
+      For each direction, with its name as in `i2v_scores`: `positions` in the index, `identities`,
+      `conditions` and `scores` (see `scores.scores_of_queries`).
+    """
+    arrays = {}
+    for direction, ranking in rankings.items():
+        matched = ranking.queries[ranking.result.matched]
+        arrays[f"{direction}_positions"] = matched
+        arrays[f"{direction}_identities"] = index.identities[matched]
+        arrays[f"{direction}_conditions"] = index.conditions[matched]
+        arrays[f"{direction}_scores"] = scores.scores_of_queries(ranking.result)
+    return arrays
 
 
 def require_scorable(protocol: str, index: TrackletIndex) -> None:
     """Scores random embeddings, so that a protocol that cannot score a dataset fails early.
 
     Raises:
-      InputError: as `evaluate` does.
+      InputError: as `rank` does.
     """
     embeddings = np.random.default_rng(0).standard_normal((len(index.identities), 8), np.float32)
-    evaluate(protocol, embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), index)
+    rank(protocol, embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), index)
 
 
 def _whole_batches(entries: np.ndarray, batch_size: int) -> np.ndarray:
@@ -170,31 +245,3 @@ def _assert_cameras_of_one_modality(
                 f"{protocol}: camera {camera} shows identity {identity} in both modalities, so "
                 "the same-camera rule would remove gallery entries; check the index"
             )
-
-
-def _scores(result: RetrievalResult) -> dict[str, float | int]:
-    return {
-        **{f"rank{k}": 100 * result.rank(k) for k in _RANKS},
-        "map": 100 * result.mean_ap,
-        "minp": 100 * result.mean_inp,
-        "queries": result.num_queries,
-        "gallery": result.num_gallery,
-        "unmatched": result.num_unmatched,
-    }
-
-
-def format_table(report: Mapping[str, Any]) -> str:
-    """Returns the report of `evaluate` as a plain text table, one row per direction."""
-    columns = list(report["i2v"])
-    rows = [
-        [report["protocol"], *columns],
-        *(
-            [direction, *(_cell(report[direction][column]) for column in columns)]
-            for direction in _DIRECTIONS
-        ),
-    ]
-    return aligned(rows)
-
-
-def _cell(value: float | int) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,51 +1,95 @@
 """Retrieval metrics of person re-identification: CMC, mean average precision and mINP.
 
-Uses only NumPy: the embeddings are on the host when the gallery is ranked. The metrics depend on
+Uses only NumPy: the similarities are on the host when the gallery is ranked. The metrics depend on
 the ranks of the matches alone, so no gallery is put in order: similarities are sorted by value,
 which is much faster than sorting indices, and the few of the query's identity are looked up.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64, Int64
 
 from data_pipelines.errors import InputError
 
-_SIMILARITIES_PER_CHUNK = 2**20  # about 10 MB of working memory
+_SIMILARITIES_PER_CHUNK = 2**20  # about 10 MB of working memory a thread
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalResult:
-    """Scores of one ranking task, as fractions of one.
+    """Scores of one ranking task of Q queries, as fractions of one.
+
+    Queries without a match are left out of all means.
 
     Attributes:
-      cmc: float64[G]; `cmc[k - 1]` is the share of the evaluated queries whose first match is among
-        the first k gallery entries.
-      mean_ap: mean over queries of the average precision, the mean of the precisions at matches.
-      mean_inp: mean over queries of the inverse negative penalty, the number of matches divided by
-        the rank of the last one (Ye et al., arXiv 2001.04193).
-      num_queries: evaluated queries, those with at least one match.
+      first_match: int64[Q], rank of the first match, from 1; 0 without a match.
+      average_precision: float64[Q], mean of the precisions at the query's matches; NaN without one.
+      inverse_negative_penalty: float64[Q], the number of matches divided by the rank of the last
+        one (Ye et al., arXiv 2001.04193); NaN without a match.
+      removed: int64[Q], gallery entries removed since they share the query's identity and camera.
       num_gallery: gallery entries, G.
-      num_unmatched: queries without a match, left out of the means.
-      num_removed: gallery entries removed for a query of the same identity and camera, summed over
-        all queries.
     """
 
-    cmc: Float64[np.ndarray, " G"]
-    mean_ap: float
-    mean_inp: float
-    num_queries: int
+    first_match: Int64[np.ndarray, " Q"]
+    average_precision: Float64[np.ndarray, " Q"]
+    inverse_negative_penalty: Float64[np.ndarray, " Q"]
+    removed: Int64[np.ndarray, " Q"]
     num_gallery: int
-    num_unmatched: int
-    num_removed: int
+
+    @property
+    def matched(self) -> Bool[np.ndarray, " Q"]:
+        """bool[Q], whether a query has a match."""
+        return self.first_match > 0
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries with a match."""
+        return int(self.matched.sum())
+
+    @property
+    def num_unmatched(self) -> int:
+        """Number of queries without a match."""
+        return len(self.first_match) - self.num_queries
+
+    @property
+    def num_removed(self) -> int:
+        """Number of removed gallery entries, summed over all queries."""
+        return int(self.removed.sum())
+
+    @functools.cached_property
+    def cmc(self) -> Float64[np.ndarray, " G"]:
+        """float64[G]; `cmc[k - 1]` is the share of queries with a match among the first k."""
+        counts = np.bincount(self.first_match[self.matched] - 1, minlength=self.num_gallery)
+        return np.cumsum(counts) / self.num_queries
+
+    @property
+    def mean_ap(self) -> float:
+        """Mean average precision."""
+        return float(self.average_precision[self.matched].mean())
+
+    @property
+    def mean_inp(self) -> float:
+        """Mean inverse negative penalty."""
+        return float(self.inverse_negative_penalty[self.matched].mean())
 
     def rank(self, k: int) -> float:
         """Returns the share of queries with a match among the first k; k beyond G counts as G."""
         if k < 1:
             raise InputError(f"ranks count from 1, found k = {k}")
         return float(self.cmc[min(k, self.num_gallery) - 1])
+
+    def of_queries(self, chosen: Bool[np.ndarray, " Q"]) -> Self:
+        """Returns the result for the chosen queries alone."""
+        return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in _COLUMNS})
+
+
+_COLUMNS = ("first_match", "average_precision", "inverse_negative_penalty", "removed")
 
 
 def evaluate_retrieval(
@@ -69,7 +113,7 @@ def evaluate_retrieval(
       gallery_cameras: [G].
 
     Returns:
-      The scores over the queries that have a match.
+      The scores of each query and their means.
 
     Raises:
       InputError: the shapes do not match, a similarity is NaN, or no query has a match.
@@ -78,83 +122,147 @@ def evaluate_retrieval(
     similarity = similarity.astype(np.result_type(similarity, np.float32), copy=False)
     if similarity.ndim != 2 or 0 in similarity.shape:
         raise InputError(f"similarity must be [Q, G] and not empty, found {similarity.shape}")
-    num_queries, num_gallery = similarity.shape
+    labels = number_labels(similarity.shape, query_ids, gallery_ids, query_cameras, gallery_cameras)
+    return require_a_match(score_queries(similarity, labels))
+
+
+class Labels(NamedTuple):
+    """Identities and cameras as integers, which avoids Q x G comparisons of strings.
+
+    Attributes:
+      query_ids: int[Q].
+      query_cameras: int[Q].
+      gallery_cameras: int[G].
+      by_identity: int[G], the gallery in the order of its identities.
+      sorted_ids: int[G], the identities in this order.
+    """
+
+    query_ids: np.ndarray
+    query_cameras: np.ndarray
+    gallery_cameras: np.ndarray
+    by_identity: np.ndarray
+    sorted_ids: np.ndarray
+
+    def of_queries(self, rows: slice) -> Self:
+        """Returns the labels with these queries only."""
+        return self._replace(query_ids=self.query_ids[rows], query_cameras=self.query_cameras[rows])
+
+
+def number_labels(
+    shape: tuple[int, int],
+    query_ids: npt.ArrayLike,
+    gallery_ids: npt.ArrayLike,
+    query_cameras: npt.ArrayLike | None,
+    gallery_cameras: npt.ArrayLike | None,
+) -> Labels:
+    """Checks the labels of Q queries and G gallery entries, `shape`, and returns them as integers.
+
+    Raises:
+      InputError: the shapes do not match.
+    """
     query_ids, gallery_ids = _as_numbers(
-        query_ids, gallery_ids, similarity.shape, ("query_ids", "gallery_ids")
+        query_ids, gallery_ids, shape, ("query_ids", "gallery_ids")
     )
     if (query_cameras is None) != (gallery_cameras is None):
         raise InputError("give the cameras of both queries and gallery, or of neither")
     if query_cameras is None or gallery_cameras is None:
-        query_cameras, gallery_cameras = np.zeros(num_queries), np.ones(num_gallery)  # all differ
+        query_cameras, gallery_cameras = np.zeros(shape[0]), np.ones(shape[1])  # all differ
     query_cameras, gallery_cameras = _as_numbers(
-        query_cameras, gallery_cameras, similarity.shape, ("query_cameras", "gallery_cameras")
+        query_cameras, gallery_cameras, shape, ("query_cameras", "gallery_cameras")
     )
-
-    num_matches = np.zeros(num_queries, np.int64)
-    first_match = np.zeros(num_queries, np.int64)  # rank, from 1; 0 without a match
-    last_match = np.zeros(num_queries, np.int64)
-    precision_sum = np.zeros(num_queries)
-    num_removed = 0
     by_identity = np.argsort(gallery_ids, kind="stable")
-    rows_per_chunk = max(1, _SIMILARITIES_PER_CHUNK // num_gallery)
-    for start in range(0, num_queries, rows_per_chunk):
-        rows = slice(start, start + rows_per_chunk)
-        increasing = np.sort(similarity[rows], axis=1)
-        if np.isnan(increasing[:, -1]).any():  # NaN comes last
-            row, column = np.argwhere(np.isnan(similarity[rows]))[0]
-            raise InputError(f"similarity of query {start + row} and gallery entry {column} is NaN")
-        query, entry = _entries_of_identity(query_ids[rows], gallery_ids, by_identity)
-        rank = _ranks(similarity[rows], increasing, query, entry)
-        order = np.lexsort((rank, query))
-        query, entry, rank = query[order], entry[order], rank[order]
-        removed = query_cameras[rows][query] == gallery_cameras[entry]
-        num_removed += int(removed.sum())
+    return Labels(query_ids, query_cameras, gallery_cameras, by_identity, gallery_ids[by_identity])
 
-        # Matches are few: the arrays below have one entry per match, by query and then by rank.
-        hit_rank = (rank - _count_within(removed, query))[~removed]
-        query = query[~removed]
-        matches = np.bincount(query, minlength=len(similarity[rows]))
-        hit_number = 1 + np.arange(len(query)) - (np.cumsum(matches) - matches)[query]
-        first, last = hit_number == 1, hit_number == matches[query]
-        num_matches[rows] = matches
-        first_match[rows][query[first]] = hit_rank[first]
-        last_match[rows][query[last]] = hit_rank[last]
-        precision_sum[rows] = np.bincount(query, hit_number / hit_rank, minlength=len(matches))
 
-    matched = num_matches > 0
-    if not matched.any():
+def concatenated(results: Sequence[RetrievalResult]) -> RetrievalResult:
+    """Returns one result of consecutive queries that searched the same gallery."""
+    columns = {
+        name: np.concatenate([getattr(result, name) for result in results]) for name in _COLUMNS
+    }
+    return RetrievalResult(**columns, num_gallery=results[0].num_gallery)
+
+
+def require_a_match(result: RetrievalResult) -> RetrievalResult:
+    """Returns the result; raises an InputError if no query has a match."""
+    if not result.num_queries:
         raise InputError(
-            f"none of the {num_queries} queries has a match among the {num_gallery} gallery entries"
-            f" ({num_removed} removed, which share the query's identity and camera)"
+            f"none of the {result.num_unmatched} queries has a match among the "
+            f"{result.num_gallery} gallery entries ({result.num_removed} removed, which share the "
+            "query's identity and camera)"
         )
-    first_matches = np.bincount(first_match[matched] - 1, minlength=num_gallery)
-    return RetrievalResult(
-        cmc=np.cumsum(first_matches) / matched.sum(),
-        mean_ap=float((precision_sum[matched] / num_matches[matched]).mean()),
-        mean_inp=float((num_matches[matched] / last_match[matched]).mean()),
-        num_queries=int(matched.sum()),
-        num_gallery=num_gallery,
-        num_unmatched=int((~matched).sum()),
-        num_removed=num_removed,
-    )
+    return result
 
 
-def _entries_of_identity(
-    query_ids: np.ndarray, gallery_ids: np.ndarray, by_identity: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all pairs of a query and a gallery entry of its identity, in order of the queries.
+def score_queries(similarity: np.ndarray, labels: Labels, first_query: int = 0) -> RetrievalResult:
+    """Returns the scores of queries, in chunks on all cores.
 
     Args:
-      query_ids: int[q].
-      gallery_ids: int[G].
-      by_identity: int[G], sorts `gallery_ids`.
+      similarity: float[Q, G].
+      labels: of these Q queries and the gallery.
+      first_query: number of the first query, for messages.
+
+    Raises:
+      InputError: a similarity is NaN.
     """
-    ordered = gallery_ids[by_identity]
-    begin = np.searchsorted(ordered, query_ids, side="left")
-    counts = np.searchsorted(ordered, query_ids, side="right") - begin
-    query = np.repeat(np.arange(len(query_ids)), counts)
-    number = np.arange(len(query)) - (np.cumsum(counts) - counts)[query]
-    return query, by_identity[begin[query] + number]
+    rows_per_chunk = max(1, _SIMILARITIES_PER_CHUNK // similarity.shape[1])
+
+    def score(start: int) -> RetrievalResult:
+        rows = slice(start, start + rows_per_chunk)
+        return _score_chunk(similarity[rows], labels.of_queries(rows), first_query + start)
+
+    starts = range(0, len(similarity), rows_per_chunk)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy sorts without GIL
+        results = list(pool.map(score, starts))
+    return concatenated(results)
+
+
+def _score_chunk(similarity: np.ndarray, labels: Labels, first_query: int) -> RetrievalResult:
+    """Returns the scores of a few queries, as `score_queries` does."""
+    num_queries, num_gallery = similarity.shape
+    increasing = np.sort(similarity, axis=1)
+    if np.isnan(increasing[:, -1]).any():  # NaN comes last
+        row, column = np.argwhere(np.isnan(similarity))[0]
+        raise InputError(
+            f"similarity of query {first_query + row} and gallery entry {column} is NaN"
+        )
+    query, entry = _entries_of_identity(labels)
+    rank = _ranks(similarity, increasing, query, entry)
+    order = np.lexsort((rank, query))
+    query, entry, rank = query[order], entry[order], rank[order]
+    removed = labels.query_cameras[query] == labels.gallery_cameras[entry]
+    num_removed = np.bincount(query[removed], minlength=num_queries)
+
+    # Matches are few: the arrays below have one entry per match, by query and then by rank.
+    hit_rank = (rank - _count_within(removed, query))[~removed]
+    query = query[~removed]
+    matches = np.bincount(query, minlength=num_queries)
+    hit_number = 1 + _numbers_within(matches)
+    first, last = hit_number == 1, hit_number == matches[query]
+    first_match, last_match = np.zeros((2, num_queries), np.int64)
+    first_match[query[first]] = hit_rank[first]
+    last_match[query[last]] = hit_rank[last]
+    precision_sum = np.bincount(query, hit_number / hit_rank, minlength=num_queries)
+    with np.errstate(invalid="ignore"):  # 0 / 0 without a match
+        return RetrievalResult(
+            first_match=first_match,
+            average_precision=precision_sum / matches,
+            inverse_negative_penalty=matches / last_match,
+            removed=num_removed,
+            num_gallery=num_gallery,
+        )
+
+
+def _entries_of_identity(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all pairs of a query and a gallery entry of its identity, in order of the queries."""
+    begin = np.searchsorted(labels.sorted_ids, labels.query_ids, side="left")
+    counts = np.searchsorted(labels.sorted_ids, labels.query_ids, side="right") - begin
+    query = np.repeat(np.arange(len(begin)), counts)
+    return query, labels.by_identity[begin[query] + _numbers_within(counts)]
+
+
+def _numbers_within(counts: np.ndarray) -> np.ndarray:
+    """Returns 0, 1, ..., count - 1 for each of the counts, one after the other."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _ranks(

@@ -25,7 +25,8 @@ from star_jax.config import check_config
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
 from star_jax.evaluation.embed import describe_evaluation, evaluate_test_split
-from star_jax.evaluation.protocols import find_protocol, format_table, require_scorable
+from star_jax.evaluation.protocols import find_protocol, require_scorable
+from star_jax.evaluation.scores import format_table
 from star_jax.losses import build_losses
 from star_jax.models import Star, build_model
 from star_jax.training import checkpoint, run_files
@@ -315,7 +316,9 @@ def evaluate(
 ) -> None:
     """Evaluates the state, writes and logs the scores; raises Preempted if interrupted."""
     step = int(state.step)
-    report = evaluate_test_split(config, model, state.variables, mesh, step, stop_requested)
+    report, queries = evaluate_test_split(
+        config, model, state.variables, mesh, step, stop_requested
+    )
     writer.write(
         step,
         {
@@ -326,5 +329,5 @@ def evaluate(
     )
     writer.upload()
     if processes.is_first():
-        run_files.write_report(workdir, report)  # last, since it marks the evaluation as done
+        run_files.write_report(workdir, report, queries)  # last, since it ends the evaluation
     log.info("step %d\n%s", step, format_table(report))

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -14,11 +15,12 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.io import remote
-from data_pipelines.io.files import hold, write_json
+from data_pipelines.io.files import hold, write_file, write_json
 from star_jax.distributed import processes
 
 log = logging.getLogger(__name__)
@@ -155,11 +157,27 @@ def git_revision() -> str:
         return "unknown"
 
 
-def write_report(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
-    """Writes the report of an evaluation with its environment, and returns the path."""
+def write_report(
+    workdir: epath.Path, report: Mapping[str, Any], queries: Mapping[str, np.ndarray]
+) -> epath.Path:
+    """Writes the report of an evaluation with its environment, and returns the path.
+
+    Args:
+      workdir: folder of the run.
+      report: the evaluation.
+      queries: the scores of each query, written before the report to `queries_path`.
+    """
     path = report_path(workdir, report)
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, **queries)
+    write_file(queries_path(path), arrays.getvalue())
     write_json(path, {**report, "environment": environment()})
     return path
+
+
+def queries_path(report: epath.Path) -> epath.Path:
+    """Returns the path of the scores of each query, beside the report at a path."""
+    return report.with_suffix(".queries.npz")
 
 
 def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
@@ -170,7 +188,12 @@ def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
       report: an evaluation, or what `star_jax.evaluation.embed.describe_evaluation` returns.
     """
     protocol, dataset = report["protocol"].replace("/", "-"), report["dataset"]["fingerprint"][:8]
-    return workdir / "eval" / f"{report['step']}-{protocol}-{report['clips']}-{dataset}.json"
+    options = "".join(
+        f"-{name}" if value is True else f"-{name}_{value}"
+        for name, value in report["options"].items()
+    )
+    kind = f"{protocol}-{report['clips']}{options}-{dataset}"
+    return workdir / "eval" / f"{report['step']}-{kind}.json"
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

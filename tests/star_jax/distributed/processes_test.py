@@ -44,7 +44,7 @@ def start(arguments, **options) -> subprocess.Popen:
 
 def report_of(workdir):
     """Returns the only evaluation report of a run, without its environment."""
-    (path,) = (workdir / "eval").iterdir()
+    (path,) = (workdir / "eval").glob("*.json")
     report = json.loads(path.read_text())
     del report["environment"]
     return path, report

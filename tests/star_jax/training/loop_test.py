@@ -60,7 +60,7 @@ def saved_steps(workdir):
 
 
 def evaluated_steps(workdir):
-    return sorted(int(path.name.split("-")[0]) for path in (workdir / "eval").iterdir())
+    return sorted(int(path.name.split("-")[0]) for path in (workdir / "eval").glob("*.json"))
 
 
 class Killed(Exception):

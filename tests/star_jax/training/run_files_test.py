@@ -5,6 +5,7 @@ import fcntl
 import json
 
 import jax
+import numpy as np
 import pytest
 from etils import epath
 
@@ -118,17 +119,21 @@ def test_claim_names_a_broken_file(tmp_path, content):
 
 def report(**changes):
     dataset = {"dir": "data", "fingerprint": "0123456789abcdef"}
-    kind = {"step": 120, "protocol": "hitsz_vcm/v1", "clips": "first", "dataset": dataset}
-    return {**kind, "mean_ap": 0.5, **changes}
+    kind = {"step": 120, "protocol": "hitsz_vcm/v1", "clips": "first", "options": {}}
+    return {**kind, "dataset": dataset, "mean_ap": 0.5, **changes}
 
 
 def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
-    path = run_files.write_report(epath.Path(tmp_path), report())
+    queries = {"i2v_identities": np.array(["0503"])}
+    path = run_files.write_report(epath.Path(tmp_path), report(), queries)
     assert path == tmp_path / "eval" / "120-hitsz_vcm-v1-first-01234567.json"
     written = json.loads(path.read_text())
     assert written["mean_ap"] == 0.5 and written["environment"]["packages"]["jax"]
-    run_files.write_report(epath.Path(tmp_path), report(mean_ap=0.75))
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    run_files.write_report(epath.Path(tmp_path), report(mean_ap=0.75), queries)
+    arrays = run_files.queries_path(path)
+    assert sorted(path.parent.iterdir()) == sorted([arrays, path])
+    with np.load(arrays, allow_pickle=False) as found:
+        assert dict(found) == queries
     assert run_files.read_json(path)["mean_ap"] == 0.75
 
 
@@ -138,13 +143,15 @@ def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
         {"step": 240},
         {"protocol": "buptcampus/full"},
         {"clips": "dense"},
+        {"options": {"rerank": True}},
+        {"options": {"rerank": True, "expansion": 3}},
         {"dataset": {"dir": "data", "fingerprint": "fedcba9876543210"}},
     ],
 )
 def test_a_report_of_another_kind_is_another_file(tmp_path, change):
-    first = run_files.write_report(epath.Path(tmp_path), report())
+    first = run_files.write_report(epath.Path(tmp_path), report(), {})
     before = first.read_text()
-    second = run_files.write_report(epath.Path(tmp_path), report(**change))
+    second = run_files.write_report(epath.Path(tmp_path), report(**change), {})
     assert second != first and first.read_text() == before
 
 

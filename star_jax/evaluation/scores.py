@@ -1,0 +1,169 @@
+"""What an evaluation reports: scores with intervals, overall, by camera pair and by condition."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Shaped
+
+from data_pipelines.io.tables import aligned
+from star_jax.evaluation import bootstrap
+from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+
+RANKS = (1, 5, 10, 20)
+METRICS = (*(f"rank{k}" for k in RANKS), "map", "minp")
+COUNTS = ("queries", "gallery", "unmatched", "removed")
+DIRECTIONS = ("i2v", "v2i")
+
+
+def scores_of_queries(result: RetrievalResult) -> Float64[np.ndarray, "Q 6"]:
+    """Returns the METRICS of each matched query in percent, of which the scores are the means."""
+    matched = result.matched
+    hits = [result.first_match[matched] <= k for k in RANKS]
+    precision = result.average_precision[matched]
+    penalty = result.inverse_negative_penalty[matched]
+    return 100 * np.stack([*hits, precision, penalty], axis=1, dtype=np.float64)
+
+
+def summary(result: RetrievalResult, identities: Shaped[np.ndarray, " Q"]) -> dict[str, Any]:
+    """Returns the scores of a ranking task in percent, its counts and the scores' intervals.
+
+    Args:
+      result: at least one query has a match.
+      identities: str[Q], of the queries.
+
+    Returns:
+      METRICS, COUNTS (`queries` have a match, `unmatched` have none and are left out of the means,
+      `removed` gallery entries share identity and camera with a query), and `intervals`, a
+      dictionary of the 95 % bootstrap interval over identities of each metric, [low, high].
+    """
+    counts = (result.num_queries, result.num_gallery, result.num_unmatched, result.num_removed)
+    (means,) = bootstrap.resampled_means([scores_of_queries(result)], identities[result.matched])
+    ends = bootstrap.ends(means)
+    return {
+        **{f"rank{k}": 100 * result.rank(k) for k in RANKS},
+        "map": 100 * result.mean_ap,
+        "minp": 100 * result.mean_inp,
+        **dict(zip(COUNTS, counts, strict=True)),
+        "intervals": dict(zip(METRICS, ends.T.tolist(), strict=True)),
+    }
+
+
+def by_camera_pair(
+    similarity: np.ndarray,
+    *,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Returns the scores of the queries of each camera against the gallery of each other camera.
+
+    Pairs without a match are left out.
+
+    Args:
+      similarity: float[Q, G].
+      query_ids: [Q].
+      gallery_ids: [G].
+      query_cameras: str[Q].
+      gallery_cameras: str[G].
+    """
+    pairs = []
+    for query_camera in np.unique(query_cameras):
+        for gallery_camera in np.unique(gallery_cameras):
+            queries = np.flatnonzero(query_cameras == query_camera)
+            entries = np.flatnonzero(gallery_cameras == gallery_camera)
+            if not np.isin(query_ids[queries], gallery_ids[entries]).any():
+                continue
+            result = evaluate_retrieval(
+                similarity[np.ix_(queries, entries)],
+                query_ids=query_ids[queries],
+                gallery_ids=gallery_ids[entries],
+            )
+            cameras = {"query_camera": str(query_camera), "gallery_camera": str(gallery_camera)}
+            pairs.append({**cameras, **summary(result, query_ids[queries])})
+    return pairs
+
+
+def by_condition(
+    result: RetrievalResult,
+    identities: Shaped[np.ndarray, " Q"],
+    conditions: Shaped[np.ndarray, " Q"],
+) -> dict[str, dict[str, Any]]:
+    """Returns the scores of the queries filmed under each condition, against the whole gallery.
+
+    Args:
+      result: of all queries.
+      identities: str[Q].
+      conditions: str[Q], of each query, joined by ";"; empty if unknown.
+    """
+    under = [set(filter(None, text.split(";"))) for text in conditions.tolist()]
+    parts = {}
+    for name in sorted(set().union(*under)):
+        chosen = np.array([name in own for own in under])
+        if (chosen & result.matched).any():
+            parts[name] = summary(result.of_queries(chosen), identities[chosen])
+    return parts
+
+
+def format_table(report: Mapping[str, Any]) -> str:
+    """Returns the scores of an evaluation as plain text tables.
+
+    The first has two rows per direction, the scores and their 95 % intervals; then follow the mAP
+    by condition and by camera pair, where they are known.
+    """
+    columns = (*METRICS, *COUNTS)
+    rows = [[title_of(report), *columns]]
+    for direction in DIRECTIONS:
+        rows += _rows(direction, report[direction], columns)
+    tables = [aligned(rows)]
+    for direction in DIRECTIONS:
+        scores = report[direction]
+        if scores.get("by_condition"):
+            rows = [[f"{direction} by condition of the query", "rank1", "map", "queries"]]
+            for name, own in scores["by_condition"].items():
+                rows += _rows(name, own, ("rank1", "map", "queries"))
+            tables.append(aligned(rows))
+        if scores.get("by_camera_pair"):
+            tables.append(_table_of_cameras(direction, scores["by_camera_pair"]))
+    return "\n\n".join(tables)
+
+
+def title_of(report: Mapping[str, Any]) -> str:
+    """Returns the protocol of an evaluation and the options that are not at their default."""
+    options = report.get("options", {})
+    named = (name if value is True else f"{name} {value}" for name, value in options.items())
+    return ", ".join([report["protocol"], *named])
+
+
+def _rows(name: str, scores: Mapping[str, Any], columns: tuple[str, ...]) -> list[list[str]]:
+    ends = scores["intervals"]
+    return [
+        [name, *(_cell(scores[column]) for column in columns)],
+        ["  95 %", *(_span(*ends[column]) if column in ends else "" for column in columns)],
+    ]
+
+
+def _table_of_cameras(direction: str, pairs: list[dict[str, Any]]) -> str:
+    galleries = sorted({pair["gallery_camera"] for pair in pairs}, key=natural)
+    queries = sorted({pair["query_camera"] for pair in pairs}, key=natural)
+    found = {(pair["query_camera"], pair["gallery_camera"]): pair["map"] for pair in pairs}
+    rows = [[f"{direction} map, query camera by gallery camera", *galleries]]
+    for query in queries:
+        cells = (found.get((query, gallery)) for gallery in galleries)
+        rows.append([query, *("" if value is None else _cell(value) for value in cells)])
+    return aligned(rows)
+
+
+def natural(name: str) -> tuple[bool, int, str]:
+    """Returns a sorting key that puts numbers first, by value, and then other names."""
+    is_number = name.isdecimal()
+    return not is_number, int(name) if is_number else 0, name
+
+
+def _cell(value: float | int) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.1f} to {high:.1f}"
