@@ -172,12 +172,14 @@ def host() -> dict[str, float]:
         identities=labels.astype(str),
         labels=labels,
         cameras=labels,
+        camera_names=labels.astype(str),
         modalities=np.tile([0, 1], len(labels) // 2).astype(np.int32),
         num_frames=np.full_like(labels, 24),
         rows=labels,
         missing_skeletons=np.zeros_like(labels),
         queries=np.ones(len(labels), bool),
         galleries=np.ones(len(labels), bool),
+        conditions=np.full(len(labels), ""),
     )
     timed(
         "choosing the tracklets of a batch among 10,000 (in a loader's thread)",

@@ -2,7 +2,7 @@
 
 Command:
   python launch/train.py --config=configs/star_bupt_campus.py --workdir=runs/star_bupt_campus \
-    --config.data.dir=data/bupt_campus/1.0.0 --config.init.backbone=resnet50.safetensors
+    --config.data.dir=data/bupt_campus/1.1.0 --config.init.backbone=resnet50.safetensors
 
 Frames and batches follow the dataset's authors; the network, losses and learning rates follow STAR
 on HITSZ-VCM and are not tuned for this dataset. The dataset is licensed and was not available: the
@@ -18,7 +18,7 @@ from configs import star_hitsz_vcm
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config of `star_hitsz_vcm` with the data settings of BUPTCampus."""
     config = star_hitsz_vcm.get_config()
-    config.data.dir = "data/bupt_campus/1.0.0"
+    config.data.dir = "data/bupt_campus/1.1.0"
     config.data.sampling = "bupt_campus"
     config.data.frame_size = (256, 128)
     config.data.clip_length = 10

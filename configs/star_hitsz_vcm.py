@@ -2,7 +2,7 @@
 
 Command:
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/star_hitsz_vcm \
-    --config.data.dir=data/hitsz_vcm/2.0.0 --config.init.backbone=resnet50.safetensors
+    --config.data.dir=data/hitsz_vcm/2.1.0 --config.init.backbone=resnet50.safetensors
 
 `--config.model.guidance=none --config.model.pooling=gem` trains the baseline without skeletons;
 docs/config.md explains all keys. Pack the dataset with `launch/prepare.py` first. The dataset is
@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
 
     config.data = ml_collections.ConfigDict()
-    config.data.dir = "data/hitsz_vcm/2.0.0"
+    config.data.dir = "data/hitsz_vcm/2.1.0"
     config.data.sampling = "hitsz_vcm"
     config.data.frame_size = (288, 144)  # height, width
     config.data.clip_length = 12  # T

@@ -2,7 +2,7 @@
 
 Command:
   python launch/train.py --config=configs/star_hitsz_vcm_reference.py --workdir=runs/reference \
-    --config.data.dir=data/hitsz_vcm/2.0.0 --config.init.backbone=resnet50.safetensors
+    --config.data.dir=data/hitsz_vcm/2.1.0 --config.init.backbone=resnet50.safetensors
 """
 
 import ml_collections

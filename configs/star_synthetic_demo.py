@@ -14,7 +14,7 @@ from configs import star_hitsz_vcm
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config of `star_hitsz_vcm`, scaled down."""
     config = star_hitsz_vcm.get_config()
-    config.data.dir = "data/synthetic_vcm_demo/hitsz_vcm/2.0.0"
+    config.data.dir = "data/synthetic_vcm_demo/hitsz_vcm/2.1.0"
     config.data.frame_size = (64, 48)
     config.data.clip_length = 4
     config.data.num_threads = 2

@@ -25,6 +25,9 @@ class Tracklet:
         tracklet of the same row are an aligned pair: frame by frame the same moments.
       query: whether it is searched with in the test split.
       gallery: whether it is searched for in the test split.
+      camera_name: what users call the camera; the number as text if it is left out.
+      conditions: under which it was filmed, such as "occluded" or "low light", without ";" in a
+        name; "clean" if nothing is difficult, empty if nothing is known.
     """
 
     modality: int
@@ -34,6 +37,13 @@ class Tracklet:
     row: int
     query: bool = True
     gallery: bool = True
+    camera_name: str = ""
+    conditions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Names a camera without a name by its number."""
+        if not self.camera_name:
+            object.__setattr__(self, "camera_name", str(self.camera))
 
 
 class Record(TypedDict):
@@ -47,9 +57,11 @@ class Record(TypedDict):
       identity: the identity as written on disk.
       label: dense index over the sorted training identities, -1 in the test split.
       camera: the camera's number.
+      camera_name: what users call it.
       modality: VISIBLE or INFRARED.
       tracklet: 1-based row in the source index.
       frame_ids: the frames' paths relative to the dataset's root.
+      conditions: under which it was filmed; empty if unknown.
     """
 
     frames: list[bytes]
@@ -59,9 +71,11 @@ class Record(TypedDict):
     identity: str
     label: int
     camera: int
+    camera_name: str
     modality: int
     tracklet: int
     frame_ids: list[str]
+    conditions: list[str]
 
 
 class TrainBatch(TypedDict):
@@ -95,20 +109,24 @@ class Index:
       identities: str[n], as written on disk.
       labels: int32[n], dense over the sorted training identities, -1 in the test split.
       cameras: int32[n].
+      camera_names: str[n], what users call the cameras.
       modalities: int32[n], VISIBLE or INFRARED.
       num_frames: int32[n].
       rows: int32[n], 1-based row in the source index.
       missing_skeletons: int32[n], frames without a skeleton.
       queries: bool[n], whether the test protocol searches with the tracklet.
       galleries: bool[n], whether it is searched for.
+      conditions: str[n], under which the tracklet was filmed, joined by ";"; "" if unknown.
     """
 
     identities: Shaped[np.ndarray, " n"]
     labels: Int32[np.ndarray, " n"]
     cameras: Int32[np.ndarray, " n"]
+    camera_names: Shaped[np.ndarray, " n"]
     modalities: Int32[np.ndarray, " n"]
     num_frames: Int32[np.ndarray, " n"]
     rows: Int32[np.ndarray, " n"]
     missing_skeletons: Int32[np.ndarray, " n"]
     queries: Bool[np.ndarray, " n"]
     galleries: Bool[np.ndarray, " n"]
+    conditions: Shaped[np.ndarray, " n"]

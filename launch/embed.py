@@ -1,9 +1,9 @@
 """Embeds a packed dataset with a trained STAR, for launch/search.py.
 
-  python launch/embed.py --workdir=runs/star --source=data/folder/1.0.0 --output=mine
-  python launch/embed.py --checkpoint=runs/star/checkpoints/34840 --source=data/folder/1.0.0 \
+  python launch/embed.py --workdir=runs/star --source=data/folder/1.1.0 --output=mine
+  python launch/embed.py --checkpoint=runs/star/checkpoints/34840 --source=data/folder/1.1.0 \
     --clips=dense --output=mine
-  python launch/embed.py --checkpoint=star.safetensors --source=data/folder/1.0.0 --output=mine
+  python launch/embed.py --checkpoint=star.safetensors --source=data/folder/1.1.0 --output=mine
 
 Writes <output>.npz, the embeddings and what is known of each tracklet, and <output>.csv, the same
 without the embeddings. Frame size and clip length are those of the checkpoint's config. Where

@@ -1,7 +1,7 @@
 """Evaluates a trained STAR network on its test split, in both directions.
 
   python launch/eval.py --workdir=runs/star
-  python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.0.0
+  python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.1.0
 
 Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, so that no kind
 of evaluation overwrites another. Uses the last checkpoint unless one is named; protocol, clips and

@@ -175,7 +175,7 @@ class Embedder:
         return Embeddings(
             embeddings=embeddings,
             identities=np.array([tracklet.identity for tracklet in tracklets]),
-            cameras=np.array([tracklet.camera for tracklet in tracklets], np.int32),
+            cameras=np.array([tracklet.camera_name for tracklet in tracklets]),
             modalities=np.array(MODALITIES)[modalities],
             rows=np.array([tracklet.row for tracklet in tracklets], np.int32),
             num_frames=np.array([len(tracklet.frames) for tracklet in tracklets], np.int32),

@@ -20,7 +20,7 @@ from star_jax import network, weights
 from star_jax.training import checkpoint, loop, run_files
 from star_jax.training.metrics import MetricsWriter
 
-ADDRESS = "gs://bucket/data/hitsz_vcm/2.0.0"
+ADDRESS = "gs://bucket/data/hitsz_vcm/2.1.0"
 
 
 class Bucket(MemoryFileSystem):

@@ -32,7 +32,8 @@ from data_pipelines.skeletons import sources
 class BuptCampus(packing.TrackletBuilder):
     """BUPTCampus, video visible-infrared person re-identification, one record a tracklet."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "Names of cameras, and conditions."}  # noqa: RUF012
     fake_infrared = False
 
     def __init__(self, *, auxiliary: bool = False, **kwargs: Any):
@@ -54,7 +55,8 @@ class BuptCampus(packing.TrackletBuilder):
 class BuptCampusFakeInfrared(BuptCampus):
     """BUPTCampus with FakeIR frames in place of the visible ones, one record a tracklet."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "Names of cameras, and conditions."}  # noqa: RUF012
     fake_infrared = True
 
     def open_keypoints(self) -> sources.Keypoints:
@@ -71,7 +73,7 @@ def prepare(
     fake_infrared: bool = False,
     num_workers: int | None = None,
 ) -> pathlib.Path:
-    """Packs BUPTCampus into `<data_dir>/bupt_campus/1.0.0`, all of it or nothing.
+    """Packs BUPTCampus into `<data_dir>/bupt_campus/1.1.0`, all of it or nothing.
 
     If the same source is already packed there, it returns at once.
 
@@ -81,7 +83,7 @@ def prepare(
       keypoints: the skeletons (see `sources.open_keypoints`); None looks in the root.
       auxiliary: whether to pack the auxiliary training list, too, as split "auxiliary".
       fake_infrared: whether to take FakeIR frames in place of the visible ones; these go to
-        `<data_dir>/bupt_campus_fake_infrared/1.0.0`.
+        `<data_dir>/bupt_campus_fake_infrared/1.1.0`.
       num_workers: threads that read and check frames; None takes one a core.
 
     Returns:

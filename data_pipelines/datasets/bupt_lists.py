@@ -242,6 +242,7 @@ def _tracklet(paths: Any, line: _Line, modality: int, warnings: _Warnings) -> sc
         camera=1 + CAMERAS.index(line.camera),
         frames=tuple(f"DATA/{path}" for path in node),
         row=line.row,
+        camera_name=line.camera,
     )
 
 

@@ -16,7 +16,7 @@ from data_pipelines.datasets.findings import Findings
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.progress import with_progress
 from data_pipelines.io.terminal import log
-from data_pipelines.records import packing
+from data_pipelines.records import conditions, packing
 from data_pipelines.skeletons import sources
 
 _SAMPLE = 200  # tracklets of a split; one skeleton of each is compared with its frame
@@ -32,7 +32,7 @@ def check_tracklets(
     both_modalities: bool = True,
     own_cameras: bool = True,
 ) -> None:
-    """Checks frames, skeletons, identities and cameras of a dataset.
+    """Checks frames, skeletons, conditions, identities and cameras of a dataset.
 
     Args:
       findings: collects what is wrong, and gets a table.
@@ -44,9 +44,15 @@ def check_tracklets(
         rule that removes gallery entries of the query's camera removes some.
     """
     table: dict[str, list[Any]] = collections.defaultdict(list)
+    packed = {
+        split: [tracklet for tracklet in tracklets if len(tracklet.frames) >= min_frames]
+        for split, tracklets in splits.items()
+    }
+    with findings.catch():
+        conditions.with_conditions(builder.source, packed)
     missing = _check_skeletons(findings, builder, splits)
     for split, tracklets in splits.items():
-        kept = [tracklet for tracklet in tracklets if len(tracklet.frames) >= min_frames]
+        kept = packed[split]
         infrared = sum(tracklet.modality == schema.INFRARED for tracklet in kept)
         frames = _count_frames(tracklets)
         table["tracklets that are packed"].append(len(kept))

@@ -22,7 +22,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames
 from data_pipelines.io.progress import with_progress
 from data_pipelines.io.terminal import log
-from data_pipelines.records import packing
+from data_pipelines.records import conditions, packing
 
 SPLIT = "test"
 LAYOUT = (
@@ -104,7 +104,14 @@ def read_index(
         else:
             continue
         tracklets.append(
-            schema.Tracklet(modality, identity, cameras[camera], tuple(frames[::every]), row)
+            schema.Tracklet(
+                modality,
+                identity,
+                cameras[camera],
+                tuple(frames[::every]),
+                row,
+                camera_name=camera,
+            )
         )
     return tracklets
 
@@ -112,7 +119,8 @@ def read_index(
 class Folder(packing.TrackletBuilder):
     """A folder of one's own footage, one record a tracklet."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "Names of cameras, and conditions."}  # noqa: RUF012
 
     def __init__(self, *, every: int = 1, **kwargs: Any):
         """Stores where the source is; nothing is read before `prepare`.
@@ -137,7 +145,7 @@ def prepare(
     every: int = 1,
     num_workers: int | None = None,
 ) -> pathlib.Path:
-    """Packs a folder into `<data_dir>/folder/1.0.0`, all of it or nothing.
+    """Packs a folder into `<data_dir>/folder/1.1.0`, all of it or nothing.
 
     If the same source is already packed there, it returns at once.
 
@@ -279,7 +287,7 @@ def _require_different(folder: str, stems: Mapping[str, str]) -> None:
 
 
 def _list(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> _Entries:
-    """Lists a folder in natural order; appends skipped files, except skeletons, to `skipped`."""
+    """Lists a folder in natural order; appends skipped files to `skipped`."""
     entries = _Entries([], [], [])
     real_root = os.path.realpath(root)
     with os.scandir(os.path.join(root, folder)) as scan:
@@ -305,7 +313,7 @@ def _list(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> _Ent
                 entries.images.append(entry.name)
             elif suffix in VIDEO_SUFFIXES:
                 entries.videos.append(entry.name)
-            elif suffix not in _SKELETON_SUFFIXES:
+            elif suffix not in _SKELETON_SUFFIXES and path != conditions.NAME:
                 skipped.append(path)
     return entries
 

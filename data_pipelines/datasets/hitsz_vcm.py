@@ -143,8 +143,11 @@ def check_golden_counts(
 class HitszVcm(packing.TrackletBuilder):
     """HITSZ-VCM, video visible-infrared person re-identification, one record a tracklet."""
 
-    VERSION = tfds.core.Version("2.0.0")
-    RELEASE_NOTES = {"2.0.0": "Each frame has its own height and width."}  # noqa: RUF012
+    VERSION = tfds.core.Version("2.1.0")
+    RELEASE_NOTES = {  # noqa: RUF012
+        "2.0.0": "Each frame has its own height and width.",
+        "2.1.0": "Names of cameras, and conditions.",
+    }
 
     def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
         index = read_index(self.source)
@@ -158,7 +161,7 @@ def prepare(
     keypoints: str | os.PathLike[str] | None = None,
     num_workers: int | None = None,
 ) -> pathlib.Path:
-    """Packs HITSZ-VCM into `<data_dir>/hitsz_vcm/2.0.0`, all of it or nothing.
+    """Packs HITSZ-VCM into `<data_dir>/hitsz_vcm/2.1.0`, all of it or nothing.
 
     If the same source is already packed there, it returns at once.
 

@@ -32,6 +32,7 @@ from data_pipelines.io.files import hold, naming_full_disk, write_json
 from data_pipelines.io.progress import with_progress
 from data_pipelines.io.terminal import log
 from data_pipelines.records import origin, reading
+from data_pipelines.records.conditions import with_conditions
 from data_pipelines.skeletons import sources
 
 TRACKLETS_PER_SHARD = 512
@@ -110,8 +111,8 @@ class TrackletBuilder(FileReaderBuilder):
 
     @functools.cached_property
     def tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
-        """The tracklets of every split, as the source's index lists them."""
-        return self._read_tracklets()
+        """The tracklets of every split, as the source's index and `attributes.csv` list them."""
+        return with_conditions(self.source, self._read_tracklets())
 
     def _all_tracklets(self) -> Iterator[schema.Tracklet]:
         return itertools.chain.from_iterable(self.tracklets.values())
@@ -347,9 +348,11 @@ def _record(
         identity=tracklet.identity,
         label=labels.get(tracklet.identity, -1),
         camera=tracklet.camera,
+        camera_name=tracklet.camera_name,
         modality=tracklet.modality,
         tracklet=tracklet.row,
         frame_ids=list(tracklet.frames),
+        conditions=list(tracklet.conditions),
     )
 
 
@@ -370,12 +373,14 @@ def _columns(tracklet: schema.Tracklet, record: schema.Record) -> dict[str, Any]
         "identities": record["identity"],
         "labels": record["label"],
         "cameras": record["camera"],
+        "camera_names": record["camera_name"],
         "modalities": record["modality"],
         "num_frames": len(record["frames"]),
         "rows": record["tracklet"],
         "missing_skeletons": int(sources.without_skeleton(record["keypoints"]).sum()),
         "queries": tracklet.query,
         "galleries": tracklet.gallery,
+        "conditions": ";".join(record["conditions"]),
     }
 
 

@@ -228,9 +228,9 @@ def generate(
         if drawn is None:
             return
         planned = LAYOUTS[layout].plan(size, seed)
-        LAYOUTS[layout].write_index(drawn, planned)
+        listed = LAYOUTS[layout].write_index(drawn, planned)
         draw = functools.partial(_draw_to_disk, drawn, LAYOUTS[layout], size, seed)
-        _write_tracklets(drawn, draw, planned, processes or os.cpu_count() or 1)
+        _write_tracklets(drawn, draw, planned, listed, processes or os.cpu_count() or 1)
 
 
 @contextlib.contextmanager
@@ -270,6 +270,7 @@ def _write_tracklets(
     root: pathlib.Path,
     draw: Callable[[PlannedTracklet], tuple[dict[str, np.ndarray], dict[str, Any]]],
     planned: list[PlannedTracklet],
+    listed: list[tuple[str, int]],
     processes: int,
 ) -> None:
     with contextlib.ExitStack() as stack:
@@ -284,7 +285,9 @@ def _write_tracklets(
         skeletons = stack.enter_context(new_hdf5(root / "skeletons.h5"))
         table = None
         file = stack.enter_context(open(root / "attributes.csv", "w", newline=""))
-        for keypoints, attributes in with_progress(results, len(planned), "drawing"):
+        shown = with_progress(results, len(planned), "drawing")
+        for (keypoints, attributes), (identity, row) in zip(shown, listed, strict=True):
+            attributes |= {"identity": identity, "row": row}
             for key, skeleton in keypoints.items():
                 folder, _, name = key.rpartition("/")
                 skeletons.require_group(folder)[name] = skeleton

@@ -23,7 +23,8 @@ class Layout(NamedTuple):
       frame_path: takes a tracklet and the number of one of its frames, returns the path below the
         root; its last four parts, without `.jpg`, are the key of the skeleton.
       pictures: takes path and frame, uint8[H, W, 3], returns the paths and pictures to store.
-      write_index: takes root and tracklets, writes the files that list them.
+      write_index: takes root and tracklets, writes the files that list them, and returns identity
+        and row of each as the dataset's reader does (`schema.Tracklet`).
     """
 
     plan: Callable[[SyntheticConfig, int], list[PlannedTracklet]]
@@ -31,7 +32,7 @@ class Layout(NamedTuple):
     pictures: Callable[
         [str, UInt8[np.ndarray, "H W 3"]], list[tuple[str, UInt8[np.ndarray, "H _ 3"]]]
     ]
-    write_index: Callable[[pathlib.Path, Sequence[PlannedTracklet]], None]
+    write_index: Callable[[pathlib.Path, Sequence[PlannedTracklet]], list[tuple[str, int]]]
 
 
 # --- HITSZ-VCM ----------------------------------------------------------------------------------
@@ -47,7 +48,9 @@ def _hitsz_pictures(path: str, frame: np.ndarray) -> list[tuple[str, np.ndarray]
     return [(path, frame)]
 
 
-def _write_hitsz_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) -> None:
+def _write_hitsz_index(
+    root: pathlib.Path, planned: Sequence[PlannedTracklet]
+) -> list[tuple[str, int]]:
     codes = {VISIBLE: 2, INFRARED: 1}
     (root / "info").mkdir()
     for split in ("train", "test"):
@@ -69,6 +72,7 @@ def _write_hitsz_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) -
         (root / "info" / f"{split}_name.txt").write_text("\n".join(names) + "\n")
         (root / "info" / f"track_{split}_info.txt").write_text("\n".join(rows) + "\n")
     (root / "info" / "query_IDX.txt").write_text(" ".join(queries) + "\n")  # the test split's
+    return [(f"{tracklet.identity:04}", tracklet.row) for tracklet in planned]
 
 
 # --- BUPTCampus ---------------------------------------------------------------------------------
@@ -97,7 +101,9 @@ def _bupt_pictures(path: str, frame: np.ndarray) -> list[tuple[str, np.ndarray]]
     return [(path, frame), (fake, grey)]
 
 
-def _write_bupt_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) -> None:
+def _write_bupt_index(
+    root: pathlib.Path, planned: Sequence[PlannedTracklet]
+) -> list[tuple[str, int]]:
     """Writes the lists: all test tracklets are the gallery, and one of each identity is a query.
 
     Two of three queries are visible, so that the two directions differ in size.
@@ -109,6 +115,7 @@ def _write_bupt_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) ->
         name: [] for names in bupt_lists.LISTS.values() for name in names
     }
     queried: set[int] = set()
+    listed: list[tuple[str, int]] = []
     for tracklet in planned:
         pid, modality, camera, track = _bupt_words(tracklet)
         frames = [_bupt_frame(tracklet, number) for number in tracklet.frames]
@@ -117,16 +124,21 @@ def _write_bupt_index(root: pathlib.Path, planned: Sequence[PlannedTracklet]) ->
             if tracklet.modality == VISIBLE:  # the infrared one of the pair follows
                 name = bupt_lists.LISTS[tracklet.split][0]
                 lines[name].append(f"{pid} RGB/IR {camera} {track}")
+            listed.append((pid, tracklet.row))
             continue
         line = f"{pid} {modality} {camera} {track}"
         lines["gallery.txt"].append(line)
+        row = len(lines["gallery.txt"])
         is_visible = tracklet.modality == VISIBLE
         if tracklet.identity not in queried and is_visible == (tracklet.identity % 3 > 0):
             queried.add(tracklet.identity)
             lines["query.txt"].append(line)
+            row = len(lines["query.txt"])
+        listed.append((pid, row))
     for name, content in lines.items():
         (root / name).write_text("\n".join(content) + "\n")
     (root / bupt_lists.PATHS_FILE).write_text(json.dumps(paths))
+    return listed
 
 
 LAYOUTS: Mapping[str, Layout] = {

@@ -295,7 +295,7 @@ def embed_dataset(
     return Embeddings(
         embeddings=embeddings,
         identities=index.identities,
-        cameras=index.cameras,
+        cameras=index.camera_names,
         modalities=np.array(MODALITIES)[index.modalities],
         rows=index.rows,
         num_frames=index.num_frames,

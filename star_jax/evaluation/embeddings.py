@@ -14,7 +14,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.io.files import write_file
 from data_pipelines.schema import MODALITIES
 
-_FORMAT = "star_jax embeddings 2"
+_FORMAT = "star_jax embeddings 3"
 _COLUMNS = ("identities", "cameras", "modalities", "rows", "num_frames", "first_frames")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # first characters of spreadsheet formulas
 _HEADER = ("identity", "camera", "modality", "row", "frames", "first_frame")
@@ -27,7 +27,7 @@ class Embeddings:
     Attributes:
       embeddings: float32[n, C], rows of length 1; row i is tracklet i of the split.
       identities: str[n], as in the source dataset.
-      cameras: int32[n].
+      cameras: str[n], what users call the cameras.
       modalities: str[n], "visible" or "infrared".
       rows: int32[n], 1-based row in the source index.
       num_frames: int32[n].
@@ -41,7 +41,7 @@ class Embeddings:
 
     embeddings: Float32[np.ndarray, "n C"]
     identities: Shaped[np.ndarray, " n"]
-    cameras: Int32[np.ndarray, " n"]
+    cameras: Shaped[np.ndarray, " n"]
     modalities: Shaped[np.ndarray, " n"]
     rows: Int32[np.ndarray, " n"]
     num_frames: Int32[np.ndarray, " n"]
@@ -55,7 +55,7 @@ class Embeddings:
 
 _FIELDS = dataclasses.fields(Embeddings)
 _TEXTS = (
-    *("identities", "modalities", "first_frames"),
+    *("identities", "cameras", "modalities", "first_frames"),
     *("dataset_dir", "dataset_fingerprint", "split", "config_hash"),
 )
 

@@ -119,12 +119,14 @@ def make_index(labels, modalities) -> schema.Index:
         identities=np.array([f"{label:04d}" for label in labels]),
         labels=np.array(labels, np.int32),
         cameras=ones,
+        camera_names=ones.astype(str),
         modalities=np.array(modalities, np.int32),
         num_frames=ones * 24,
         rows=np.arange(1, count + 1, dtype=np.int32),
         missing_skeletons=ones * 0,
         queries=ones > 0,
         galleries=ones > 0,
+        conditions=np.full(count, ""),
     )
 
 

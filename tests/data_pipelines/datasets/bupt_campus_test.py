@@ -80,6 +80,7 @@ def make_tracklet(pid, modality, camera, tracklet, count, row, **kwargs):
         camera=1 + bupt_lists.CAMERAS.index(camera),
         frames=tuple("DATA/" + path for path in frames_of(pid, modality, camera, tracklet, count)),
         row=row,
+        camera_name=camera,
         **kwargs,
     )
 
@@ -494,12 +495,13 @@ def read_clip(source, tracklet, chosen):
 
 def test_what_is_packed_is_what_was_read(source, packed):
     index = bupt_lists.read_index(source, auxiliary=True)
-    assert packed.parts[-2:] == ("bupt_campus", "1.0.0")
+    assert packed.parts[-2:] == ("bupt_campus", "1.1.0")
     for split, tracklets in index.splits.items():
         columns = reading.open_index(packed, split)
         assert columns.identities.tolist() == [t.identity for t in tracklets]
         assert columns.rows.tolist() == [t.row for t in tracklets]
         assert columns.cameras.tolist() == [t.camera for t in tracklets]
+        assert columns.camera_names.tolist() == [t.camera_name for t in tracklets]
         assert columns.queries.tolist() == [t.query for t in tracklets]
         assert columns.galleries.tolist() == [t.gallery for t in tracklets]
         identities = sorted({t.identity for t in tracklets})
@@ -585,7 +587,7 @@ def test_test_clips_are_spread_evenly(source, packed):
 
 def test_fake_infrared_is_packed_with_the_skeletons_of_the_visible_frames(source, packed, tmp_path):
     fake = bupt_campus.prepare(source, tmp_path, fake_infrared=True)
-    assert fake.parts[-2:] == ("bupt_campus_fake_infrared", "1.0.0")
+    assert fake.parts[-2:] == ("bupt_campus_fake_infrared", "1.1.0")
     for split in ("train", "test"):
         pairs = zip(
             reading.open_records(packed, split), reading.open_records(fake, split), strict=True

@@ -222,4 +222,4 @@ def test_the_command_exits_with_code_1_if_anything_is_wrong(root, tmp_path):
     assert "are not those of HITSZ-VCM" in result.stdout
     assert not (tmp_path / "data").exists()
     with pytest.raises(FileNotFoundError):
-        reading.open_index(tmp_path / "data" / "hitsz_vcm" / "2.0.0", "train")
+        reading.open_index(tmp_path / "data" / "hitsz_vcm" / "2.1.0", "train")

@@ -36,9 +36,10 @@ def test_finds_pictures_and_videos_in_natural_order(root):
     walk = found["alice/visible/door/walk/frame1.png"]
     assert [frame[-11:] for frame in walk.frames] == ["/frame1.png", "/frame2.png", "frame10.png"]
     assert (walk.identity, walk.modality, walk.camera) == ("alice", schema.VISIBLE, 1)
+    assert walk.camera_name == "door"
     video = found["alice/infrared/yard/walk.mp4#0"]
     assert video.frames == tuple(f"alice/infrared/yard/walk.mp4#{n}" for n in range(7))
-    assert (video.modality, video.camera) == (schema.INFRARED, 2)
+    assert (video.modality, video.camera, video.camera_name) == (schema.INFRARED, 2, "yard")
     assert found["unknown/infrared/yard/a b#1.avi#0"].identity == "unknown"
     assert sorted(tracklet.row for tracklet in found.values()) == [1, 2, 3, 4]
 
@@ -63,7 +64,9 @@ def test_every_second_frame(root):
 def test_cameras_are_numbered(tmp_path, names, numbers):
     for name in names:
         video_files.write_image(tmp_path / "alice" / "visible" / name / "walk" / "1.jpg")
-    assert [tracklet.camera for tracklet in folder.read_index(tmp_path)] == numbers
+    found = folder.read_index(tmp_path)
+    assert [tracklet.camera for tracklet in found] == numbers
+    assert {tracklet.camera_name for tracklet in found} == set(names)
 
 
 def test_stray_files_are_skipped_and_counted(root, capsys):
@@ -139,7 +142,7 @@ def test_a_broken_video_is_named(root):
 
 def test_packs_without_skeletons(root, tmp_path):
     packed = folder.prepare(root, tmp_path / "data", without_skeletons=True, every=2)
-    assert packed == tmp_path / "data" / "folder" / "1.0.0"
+    assert packed == tmp_path / "data" / "folder" / "1.1.0"
     index = reading.open_index(packed, "test")
     assert index.identities.tolist() == ["alice", "alice", "bob", "unknown"]
     assert index.labels.tolist() == [-1] * 4 and index.num_frames.tolist() == [4, 2, 1, 2]

@@ -532,9 +532,9 @@ def test_a_broken_source_is_named_and_nothing_looks_complete(tmp_path, damage, e
     damage(root, frame)
     with pytest.raises(error, match=message.format(frame=frame)):
         hitsz_vcm.prepare(root, tmp_path / "packed")
-    assert os.listdir(tmp_path / "packed" / "hitsz_vcm") == [".2.0.0.packing"]
+    assert os.listdir(tmp_path / "packed" / "hitsz_vcm") == [".2.1.0.packing"]
     with pytest.raises(FileNotFoundError, match="not a packed dataset"):
-        reading.open_index(tmp_path / "packed" / "hitsz_vcm" / ".2.0.0.packing", "train")
+        reading.open_index(tmp_path / "packed" / "hitsz_vcm" / ".2.1.0.packing", "train")
 
 
 def test_a_first_frame_that_is_broken_leaves_nothing(tmp_path):
@@ -590,7 +590,7 @@ def test_packing_resumes_where_it_was_interrupted(tmp_path, monkeypatch, capsys)
     packed = hitsz_vcm.prepare(root, tmp_path / "packed")
     assert "4 of 7 shards are packed already" in capsys.readouterr().err
     assert sorted(read, key=lambda tracklet: tracklet.row) == hitsz_vcm.read_index(root).test
-    assert os.listdir(packed.parent) == ["2.0.0"]
+    assert os.listdir(packed.parent) == ["2.1.0"]
     assert_same_records(whole, packed)
 
 
@@ -617,15 +617,15 @@ hitsz_vcm.prepare({str(root)!r}, {str(tmp_path / "packed")!r}, num_workers=1)
     result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
     assert result.returncode == -signal.SIGKILL
     folder = tmp_path / "packed" / "hitsz_vcm"
-    assert not (folder / "2.0.0").exists()
-    finished = sorted((folder / ".2.0.0.packing").glob("*.array_record-*-of-0000?"))
+    assert not (folder / "2.1.0").exists()
+    finished = sorted((folder / ".2.1.0.packing").glob("*.array_record-*-of-0000?"))
     assert len(finished) >= 4
     damaged = bytearray(finished[0].read_bytes())
     damaged[len(damaged) // 2] ^= 1
     finished[0].write_bytes(damaged)
     packed = hitsz_vcm.prepare(root, tmp_path / "packed")
     assert f"{len(finished) - 1} of 7 shards are packed already" in capsys.readouterr().err
-    assert os.listdir(folder) == ["2.0.0"]
+    assert os.listdir(folder) == ["2.1.0"]
     assert_same_records(whole, packed)
 
 
@@ -644,7 +644,7 @@ def test_unfinished_work_of_another_source_is_not_used(tmp_path):
 
 
 def test_two_processes_do_not_pack_the_same_dataset(source, tmp_path):
-    staging = tmp_path / "hitsz_vcm" / ".2.0.0.packing"
+    staging = tmp_path / "hitsz_vcm" / ".2.1.0.packing"
     with (
         packing._claimed(staging, {}),
         pytest.raises(ValueError, match="another process is packing this dataset"),

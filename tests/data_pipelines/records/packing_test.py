@@ -91,7 +91,7 @@ def files_up_to(size):
 @pytest.mark.parametrize(
     ("size", "name"),
     [
-        (50, r"\.2\.0\.0\.packing/fingerprint\.json: cannot be written \(.+\)$"),
+        (50, r"\.2\.1\.0\.packing/fingerprint\.json: cannot be written \(.+\)$"),
         (100_000, r"hitsz_vcm-train\S*\.partial: cannot be written \(.+\)"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(root, tmp_path, size, name)
 
 @pytest.mark.parametrize(
     ("size", "name"),
-    [(1000, r"/incomplete\S*2\.0\.0/?"), (4500, r"incomplete\S*/origin\.json")],
+    [(1000, r"/incomplete\S*2\.1\.0/?"), (5000, r"incomplete\S*/origin\.json")],
 )
 def test_a_disk_that_is_full_after_the_records(root, tmp_path, monkeypatch, size, name):
     monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 1)  # makes the last file a large one
@@ -117,15 +117,15 @@ def test_a_disk_that_is_full_after_the_records(root, tmp_path, monkeypatch, size
         patch.setattr(packing._LocalDatasetInfo, "write_to_directory", write_little)
         with pytest.raises(OSError, match=rf"{name}: cannot be written \(.+\)$"):
             hitsz_vcm.prepare(root, tmp_path / "data")
-    assert not (tmp_path / "data/hitsz_vcm/2.0.0").exists()
+    assert not (tmp_path / "data/hitsz_vcm/2.1.0").exists()
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
-    assert os.listdir(packed.parent) == ["2.0.0"]
+    assert os.listdir(packed.parent) == ["2.1.0"]
 
 
 def test_a_disk_that_is_full_already_is_named(root, tmp_path, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(OSError, match=r"/\.2\.0\.0\.packing: cannot be written, the disk is full"):
+    with pytest.raises(OSError, match=r"/\.2\.1\.0\.packing: cannot be written, the disk is full"):
         hitsz_vcm.prepare(root, tmp_path / "data")
 
 
@@ -201,7 +201,7 @@ def test_the_dataset_is_locked_until_it_is_complete(root, tmp_path, monkeypatch)
     monkeypatch.setattr(packing._LocalDatasetInfo, "write_to_directory", pack_meanwhile)
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
     assert len(refused) == 1
-    assert os.listdir(packed.parent) == ["2.0.0"]
+    assert os.listdir(packed.parent) == ["2.1.0"]
     assert len(list(reading.open_records(packed, "train"))) == 12
 
 

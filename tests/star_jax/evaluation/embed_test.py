@@ -84,6 +84,7 @@ def test_each_tracklet_is_embedded(embedded, packed):
     assert embedded.modalities.tolist() == [
         ("visible", "infrared")[modality] for modality in index.modalities
     ]
+    assert embedded.cameras.tolist() == index.camera_names.tolist()
     assert embedded.step == 0 and embedded.dataset_dir == str(packed)
     assert embedded.dataset_fingerprint == reading.fingerprint(packed)
     assert embedded.first_frames[0] == reading.open_records(packed, "test")[0]["frame_ids"][0]
@@ -159,7 +160,7 @@ def test_files_of_another_kind_are_refused(embedded, tmp_path):
         "modality 'thermal'": changed(embedded, modalities=np.full(len(embedded.rows), "thermal")),
     }
     for message, wrong in broken.items():
-        np.savez(tmp_path / "broken.npz", format="star_jax embeddings 2", **wrong)
+        np.savez(tmp_path / "broken.npz", format="star_jax embeddings 3", **wrong)
         with pytest.raises(ValueError, match=message):
             embeddings.load(tmp_path / "broken.npz")
 

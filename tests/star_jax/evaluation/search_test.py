@@ -26,7 +26,7 @@ def embeddings(n, *, seed=0, width=8, dataset="a", **changes):
     made = Embeddings(
         embeddings=vectors,
         identities=identities,
-        cameras=rng.integers(1, 4, n, np.int32),
+        cameras=rng.choice(["door", "yard", "3"], n),
         modalities=np.array(["visible", "infrared"])[np.arange(n) % 2],
         rows=np.arange(1, n + 1, dtype=np.int32),
         num_frames=np.full(n, 12, np.int32),

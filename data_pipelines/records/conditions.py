@@ -1,0 +1,123 @@
+"""Under which conditions tracklets were filmed: an optional `attributes.csv` in a dataset's root.
+
+The file is UTF-8 and has a header. Each of its rows describes one tracklet; other columns and rows
+of tracklets that are not packed are ignored, and every packed tracklet needs a row.
+
+| column | content |
+| --- | --- |
+| `split`, `row`, `identity`, `modality` | the tracklet: the split, `Tracklet.row` and \
+`Tracklet.identity`, `rgb` or `ir` |
+| `occluder` | what passes in front of the person, or `none` |
+| `light` | brightness relative to good light, 1 |
+| `resolution` | relative to a sharp picture of this size, 1 |
+| `motion_blur` | 0 if nothing is smeared |
+"""
+
+import csv
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+from data_pipelines import schema
+from data_pipelines.errors import InputError
+from data_pipelines.io import files
+
+NAME = "attributes.csv"
+_KEY = ("split", "row", "identity", "modality")
+_NUMBERS = ("light", "resolution", "motion_blur")
+_COLUMNS = (*_KEY, "occluder", *_NUMBERS)
+_MODALITIES = {"rgb": schema.VISIBLE, "ir": schema.INFRARED}
+_AGAIN = f"correct it, or remove {NAME} to pack without conditions"
+
+_Key = tuple[str, int, str, int]  # split, row, identity, modality
+
+
+def with_conditions(
+    root: str | os.PathLike[str], splits: Mapping[str, Sequence[schema.Tracklet]]
+) -> Mapping[str, Sequence[schema.Tracklet]]:
+    """Returns the tracklets of a dataset with the conditions that its `attributes.csv` implies.
+
+    "occluded" if there is an occluder, "low light" if `light` is below 1, "low resolution" if
+    `resolution` is below 1, "smeared" if `motion_blur` is above 0, and "clean" if none of these
+    holds.
+
+    Args:
+      root: of the dataset. Without an `attributes.csv` there, the tracklets are unchanged.
+      splits: the tracklets of each split.
+
+    Raises:
+      InputError: the file is not as described above, describes a tracklet twice, or a tracklet is
+        not in it.
+    """
+    if not os.path.lexists(os.path.join(root, NAME)):
+        return splits
+    found = _read(root)
+
+    def described(split: str, tracklet: schema.Tracklet) -> schema.Tracklet:
+        key = (split, tracklet.row, tracklet.identity, tracklet.modality)
+        # Taken out, since a row describes one tracklet, and test rows of BUPTCampus are lines of
+        # two lists.
+        conditions = found.pop(key, None)
+        if conditions is None:
+            modality = {number: name for name, number in _MODALITIES.items()}[tracklet.modality]
+            raise InputError(
+                f"{NAME}: no row for the {split} tracklet of row {tracklet.row}, identity "
+                f"{tracklet.identity}, modality {modality} ({tracklet.frames[0]}); {_AGAIN}"
+            )
+        return dataclasses.replace(tracklet, conditions=conditions)
+
+    return {
+        split: [described(split, tracklet) for tracklet in tracklets]
+        for split, tracklets in splits.items()
+    }
+
+
+def _read(root: str | os.PathLike[str]) -> dict[_Key, tuple[str, ...]]:
+    """Returns the conditions of each row of the file."""
+    reader = csv.DictReader(files.read_lines(root, NAME), restval="", strict=True)
+    found: dict[_Key, tuple[str, ...]] = {}
+    try:
+        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(f"{NAME}: the column {missing[0]} is missing; {_AGAIN}")
+        for row in reader:
+            place = f"{NAME}:{reader.line_num}"
+            key = _key(place, row)
+            if key in found:
+                raise InputError(f"{place}: describes a tracklet again; delete one of the rows")
+            found[key] = _conditions(place, row)
+    except csv.Error as error:
+        raise InputError(f"{NAME}: not a readable CSV file ({error}); {_AGAIN}") from error
+    return found
+
+
+def _key(place: str, row: Mapping[str, str]) -> _Key:
+    number, modality = row["row"], row["modality"]
+    if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise InputError(f"{place}: row is {number!r:.80}, not a whole number; {_AGAIN}")
+    if modality not in _MODALITIES:
+        raise InputError(f"{place}: modality is {modality!r:.80}: use rgb or ir")
+    return row["split"], int(number), row["identity"], _MODALITIES[modality]
+
+
+def _conditions(place: str, row: Mapping[str, str]) -> tuple[str, ...]:
+    if not row["occluder"]:
+        raise InputError(f"{place}: occluder is empty: name what passes in front, or use none")
+    values = {}
+    for name in _NUMBERS:
+        try:
+            values[name] = float(row[name])
+        except ValueError:
+            values[name] = math.nan
+        if not 0 <= values[name] < math.inf:
+            raise InputError(
+                f"{place}: {name} is {row[name]!r:.80}, not a number of 0 or more; {_AGAIN}"
+            )
+    holds = {
+        "occluded": row["occluder"] != "none",
+        "low light": values["light"] < 1,
+        "low resolution": values["resolution"] < 1,
+        "smeared": values["motion_blur"] > 0,
+    }
+    return tuple(name for name, held in holds.items() if held) or ("clean",)
