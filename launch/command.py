@@ -95,23 +95,7 @@ class ConfigFileParser(flags.ArgumentParser):
 
     def parse(self, path: str) -> ml_collections.ConfigDict:
         """Returns the locked config of `FILE`, or of `FILE:ARGUMENT` for `get_config`."""
-        file, *argument = path.split(":", 1)
-        if not Path(file).is_file():
-            fail(f"--config={path}: no such file", 2)
-        try:
-            loader = importlib.machinery.SourceFileLoader("config_file", file)
-            module = types.ModuleType(loader.name)
-            sys.modules[loader.name] = module
-            loader.exec_module(module)
-            found = module.get_config(*argument) if hasattr(module, "get_config") else module
-        except Exception as error:  # the user's code may raise anything
-            frames = error.__traceback__
-            while frames is not None and frames.tb_frame.f_code.co_filename != loader.path:
-                frames = frames.tb_next
-            traceback.print_exception(type(error), error, frames)
-            fail(f"--config={path}: the file cannot be run; see its traceback above", 2)
-        if found is module:
-            fail(f"--config={path}: the file defines no get_config()", 2)
+        found = call_in_file("config", path, "get_config")
         if not isinstance(found, ml_collections.ConfigDict):
             kind = type(found).__name__
             fail(f"--config={path}: get_config() must return a ConfigDict, found {kind}", 2)
@@ -120,6 +104,36 @@ class ConfigFileParser(flags.ArgumentParser):
         except UserError as error:
             fail(f"--config={path}: {error}", 2)
         return found.lock()
+
+
+def call_in_file(flag: str, value: str, function: str) -> Any:
+    """Runs a user's file and returns what one of its functions returns.
+
+    An error ends the command; those of the user's code are shown with their traceback.
+
+    Args:
+      flag: name of the flag, for messages.
+      value: of the flag, `FILE` or `FILE:ARGUMENT` of the function.
+      function: its name.
+    """
+    file, *argument = value.split(":", 1)
+    if not Path(file).is_file():
+        fail(f"--{flag}={value}: no such file", 2)
+    try:
+        loader = importlib.machinery.SourceFileLoader(f"{flag}_file", file)
+        module = types.ModuleType(loader.name)
+        sys.modules[loader.name] = module
+        loader.exec_module(module)
+        found = getattr(module, function)(*argument) if hasattr(module, function) else module
+    except Exception as error:  # the user's code may raise anything
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename != loader.path:
+            frames = frames.tb_next
+        traceback.print_exception(type(error), error, frames)
+        fail(f"--{flag}={value}: the file cannot be run; see its traceback above", 2)
+    if found is module:
+        fail(f"--{flag}={value}: the file defines no {function}()", 2)
+    return found
 
 
 def check_overrides(arguments: Sequence[str]) -> None:

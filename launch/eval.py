@@ -42,7 +42,7 @@ def main() -> None:
     """Evaluates the checkpoint given by the flags."""
     from star_jax.distributed import processes  # imports JAX, which --help should not wait for
     from star_jax.evaluation.embed import evaluate_checkpoint
-    from star_jax.evaluation.scores import format_table
+    from star_jax.evaluation.scores import format_details, format_table
     from star_jax.network import locate_checkpoint
 
     processes.start()
@@ -57,7 +57,7 @@ def main() -> None:
         rerank=RERANK.value,
     )
     if processes.is_first():
-        print(format_table(report))
+        print(f"{format_table(report)}\n\n{format_details(report)}\n")
         print(f"written to {path}")
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.remote import locate
@@ -74,12 +74,13 @@ class Comparison(NamedTuple):
     num_queries: int
 
 
-def read_evaluation(path: str | os.PathLike[str]) -> Evaluation:
+def read_evaluation(path: str | os.PathLike[str], **facts: Any) -> Evaluation:
     """Reads an evaluation of a run.
 
     Args:
       path: a report, `<workdir>/eval/<name>.json`, or a workdir whose last evaluated step has one
         evaluation.
+      **facts: entries that the report of a workdir must have, to choose among several.
 
     Raises:
       FileNotFoundError: there is no evaluation.
@@ -87,7 +88,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> Evaluation:
     """
     report_path = locate(path)
     if report_path.suffix != ".json":
-        report_path = _last_report(report_path)
+        report_path = _last_report(report_path, facts)
     if not report_path.is_file():
         raise FileNotFoundError(f"{report_path}: no such evaluation; run launch/eval.py first")
     report = run_files.read_json(report_path)
@@ -108,7 +109,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> Evaluation:
     return Evaluation(report_path, config, report, queries)
 
 
-def _last_report(workdir: epath.Path) -> epath.Path:
+def _last_report(workdir: epath.Path, facts: Mapping[str, Any]) -> epath.Path:
     folder = workdir / "eval"
     reports = (
         [path for path in folder.iterdir() if path.suffix == ".json"] if folder.is_dir() else []
@@ -119,6 +120,14 @@ def _last_report(workdir: epath.Path) -> epath.Path:
         )
     steps = {path: int(path.name.split("-")[0]) for path in reports}
     last = sorted(path for path in reports if steps[path] == max(steps.values()))
+    if facts:
+        last = [path for path in last if facts.items() <= run_files.read_json(path).items()]
+        if not last:
+            described = ", ".join(f"{key} {value!r}" for key, value in facts.items())
+            raise FileNotFoundError(
+                f"{workdir}: has no evaluation of step {max(steps.values())} with {described}; run "
+                f"launch/eval.py --workdir={workdir} first"
+            )
     if len(last) > 1:
         raise InputError(
             f"{workdir}: has {len(last)} evaluations of step {max(steps.values())}; give one of "
@@ -250,12 +259,10 @@ def _scores(
     return {metric: Score(*map(float, values)) for metric, *values in rows}
 
 
-def conditions_of(evaluation: Evaluation) -> list[str]:
-    """Returns the conditions under which any query was filmed, sorted."""
-    names: Shaped[np.ndarray, " n"] = np.concatenate(
-        [evaluation.queries[f"{direction}_conditions"] for direction in DIRECTIONS]
-    )
-    return sorted({name for text in names.tolist() for name in text.split(";") if name})
+def conditions_of(evaluation: Evaluation, direction: str) -> list[str]:
+    """Returns the conditions under which any query of a direction was filmed, sorted."""
+    texts = evaluation.queries[f"{direction}_conditions"].tolist()
+    return sorted({name for text in texts for name in text.split(";") if name})
 
 
 def rows_of(
@@ -270,10 +277,10 @@ def rows_of(
     """
     rows = [["", "seeds", *metrics]]
     for name, scores in comparison.scores.items():
-        rows.append([name, str(seeds[name]), *(_cell(scores[metric]) for metric in metrics)])
+        rows.append([name, str(seeds[name]), *(cell(scores[metric]) for metric in metrics)])
     for (first, second), scores in comparison.differences.items():
         name = f"({second}) - ({first})"
-        rows.append([name, "", *(_cell(scores[metric], signed=True) for metric in metrics)])
+        rows.append([name, "", *(cell(scores[metric], signed=True) for metric in metrics)])
     return rows
 
 
@@ -304,7 +311,8 @@ def explanation(seeds: Sequence[int]) -> str:
     )
 
 
-def _cell(score: Score, *, signed: bool = False) -> str:
+def cell(score: Score, *, signed: bool = False) -> str:
+    """Returns a score as text: mean ± standard deviation over seeds [interval]."""
     sign = "+" if signed else ""
     spread = "" if np.isnan(score.spread) else f" ± {score.spread:.2f}"
     return f"{score.mean:{sign}.2f}{spread} [{score.low:{sign}.2f}, {score.high:{sign}.2f}]"

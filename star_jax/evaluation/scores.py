@@ -107,16 +107,17 @@ def by_condition(
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """Returns the scores of an evaluation as plain text tables.
-
-    The first has two rows per direction, the scores and their 95 % intervals; then follow the mAP
-    by condition and by camera pair, where they are known.
-    """
+    """Returns the scores of an evaluation as a plain text table: two rows per direction."""
     columns = (*METRICS, *COUNTS)
     rows = [[title_of(report), *columns]]
     for direction in DIRECTIONS:
         rows += _rows(direction, report[direction], columns)
-    tables = [aligned(rows)]
+    return aligned(rows)
+
+
+def format_details(report: Mapping[str, Any]) -> str:
+    """Returns the scores by condition and the mAP by camera pair as plain text tables."""
+    tables = []
     for direction in DIRECTIONS:
         scores = report[direction]
         if scores.get("by_condition"):

@@ -169,7 +169,7 @@ def write_report(
     """
     path = report_path(workdir, report)
     arrays = io.BytesIO()
-    np.savez_compressed(arrays, **queries)
+    np.savez_compressed(arrays, **queries)  # type: ignore[arg-type]
     write_file(queries_path(path), arrays.getvalue())
     write_json(path, {**report, "environment": environment()})
     return path

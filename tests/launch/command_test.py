@@ -105,4 +105,5 @@ def test_a_command_is_a_file_and_a_module(path, as_module):
     result = subprocess.run(
         [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert "flags:" in result.stdout, result.stderr
+    summary = path.read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
+    assert summary in result.stdout, result.stderr

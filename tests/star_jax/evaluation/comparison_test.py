@@ -77,7 +77,7 @@ def test_a_condition_selects_queries(tmp_path):
     conditions = ["clean"] * 57 + ["occluded;smeared", "occluded", "smeared"]
     write_run(tmp_path / "star", conditions=conditions)
     evaluation = read_evaluation(tmp_path / "star")
-    assert comparison.conditions_of(evaluation) == ["clean", "occluded", "smeared"]
+    assert comparison.conditions_of(evaluation, "i2v") == ["clean", "occluded", "smeared"]
     values = np.random.default_rng(7).uniform(20, 80, (60, 6))[:, 0]
     found = compare({"star": [evaluation]}, "i2v", "occluded")
     assert found.num_queries == 2

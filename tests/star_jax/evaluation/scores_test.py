@@ -88,7 +88,8 @@ def test_tables():
         "i2v": own | {"by_condition": {"occluded": own}, "by_camera_pair": []},
         "v2i": own | {"by_camera_pair": [pair, pair | {"query_camera": "9", "map": 7.0}]},
     }
-    whole, conditions, cameras = scores.format_table(report).split("\n\n")
+    whole = scores.format_table(report)
+    conditions, cameras = scores.format_details(report).split("\n\n")
     header, *rows = [" ".join(line.split()) for line in whole.splitlines()]
     names = " ".join((*scores.METRICS, *scores.COUNTS))
     assert header == f"hitsz_vcm/v1, rerank, expansion 3 {names}"

@@ -1,0 +1,1 @@
+"""Grids of launch/ablate.py, one file each."""
