@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import grain
 import numpy as np
@@ -129,7 +129,7 @@ def test_clips(
     frame_size: tuple[int, int],
     batch_size: int,
     split: str = "test",
-    mode: Literal["first", "dense"] = "first",
+    mode: str = "first",
     sampling: str = "hitsz_vcm",
     move_keypoints: bool = True,
     rows: Sequence[int] | None = None,
@@ -144,9 +144,9 @@ def test_clips(
       frame_size: height and width to which frames are resized where they differ.
       batch_size: clips in a batch, B; the last batch is filled with zeros.
       split: of the dataset.
-      mode: "first" takes one clip a tracklet, "dense" all consecutive ones, so that a position
-        comes up several times; see `sampling.clips_to_embed`.
-      sampling: which frames make the one clip; see `sampling.find_sampler`.
+      mode: which clips; "dense" takes several of a tracklet, so that its position comes up several
+        times; see `sampling.clips_to_embed`.
+      sampling: which frames make the one clip of the mode "first"; see `sampling.find_sampler`.
       move_keypoints: see `reading.decode_clip`.
       rows: of each batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.

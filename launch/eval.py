@@ -3,14 +3,15 @@
   python launch/eval.py --workdir=runs/star
   python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.1.0
 
-Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, so that no kind
-of evaluation overwrites another. Uses the last checkpoint unless one is named; protocol, clips and
-batch size come from the run's config. In a run of several processes (Cloud TPU, SLURM, Open MPI),
-each of them runs this command.
+Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, whose name says
+how clips were taken (--clips, --clip_length, --flip), so that no kind of evaluation overwrites
+another. Uses the last checkpoint unless one is named; what no flag changes is that of the run's
+config. In a run of several processes (Cloud TPU, SLURM, Open MPI), each of them runs this command.
 """
 
 from absl import flags
 
+from data_pipelines import sampling
 from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
@@ -19,7 +20,16 @@ CHECKPOINT = flags.DEFINE_string(
 )
 DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "Packed dataset; default: the config's.")
 CLIPS = flags.DEFINE_enum(
-    "clips", None, ["first", "dense"], "First frame of each chunk, or the average over all frames."
+    "clips",
+    None,
+    sampling.CLIPS,
+    "Frames of a tracklet: see config.eval.clips; default: the config's.",
+)
+CLIP_LENGTH = flags.DEFINE_integer(
+    "clip_length", None, "Frames of a clip; default: as in training.", lower_bound=1
+)
+FLIP = flags.DEFINE_bool(
+    "flip", None, "Average the embeddings of clips and their mirror images; default: the config's."
 )
 
 
@@ -33,7 +43,12 @@ def main() -> None:
     processes.start()
     workdir, step = locate_checkpoint(command.either(WORKDIR, CHECKPOINT))
     report, path = evaluate_checkpoint(
-        workdir, step, dataset_dir=DATASET_DIR.value, clips=CLIPS.value
+        workdir,
+        step,
+        dataset_dir=DATASET_DIR.value,
+        clips=CLIPS.value,
+        clip_length=CLIP_LENGTH.value,
+        flip=FLIP.value,
     )
     if processes.is_first():
         print(format_table(report))

@@ -20,6 +20,7 @@ from data_pipelines.io.remote import is_remote
 from data_pipelines.loader import TestBatch, test_clips
 from data_pipelines.records.reading import fingerprint, open_index, open_records
 from data_pipelines.schema import MODALITIES
+from star_jax.config import check_config
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import gather, local_part, local_rows, put, split_rows
 from star_jax.evaluation.embeddings import Embeddings
@@ -84,6 +85,7 @@ def embed_split(
         batches(),
         batch_size=batch_size,
         num_tracklets=len(index.modalities),
+        flip=config.eval.flip,
         stop_requested=stop_requested,
     )
 
@@ -101,10 +103,11 @@ def embed_batches(
     *,
     batch_size: int,
     num_tracklets: int,
+    flip: bool = False,
     show_progress: bool = True,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Float32[np.ndarray, "n C"]:
-    """Embeds clips and averages the embeddings of each tracklet's clips.
+    """Embeds clips and averages the embeddings of each tracklet's clips, and mirror images if any.
 
     Args:
       model: the network.
@@ -114,6 +117,7 @@ def embed_batches(
         `local_rows`; at least one.
       batch_size: clips in a batch over all processes, a multiple of the devices.
       num_tracklets: number of tracklets, n; all positions from 0 to n - 1 occur.
+      flip: whether each clip's mirror image is embedded, too.
       show_progress: whether the first process shows how many tracklets are embedded.
       stop_requested: called after each batch, equally often by each process.
 
@@ -130,7 +134,7 @@ def embed_batches(
     enabled = show_progress and processes.is_first()
     with Progress(num_tracklets, "embedding", unit="tracklet", enabled=enabled) as progress:
         for modality, batch in batches:
-            embed = make_embed_step(model, modality, mesh)
+            embed = make_embed_step(model, modality, mesh, flip)
             inputs = put((batch["frames"], batch["keypoints"]), rows, batch_size)
             embeddings.append(local_part(embed(variables, *inputs)))
             positions.append(batch["position"])
@@ -149,8 +153,8 @@ def describe_evaluation(config: ml_collections.ConfigDict, step: int) -> dict[st
     """Returns what identifies an evaluation among others of the same run.
 
     Returns:
-      `protocol`, `step` of the checkpoint, `split`, `clips`, and `dataset` with its `dir` and
-      `fingerprint`.
+      `protocol`, `step` of the checkpoint, `split`, `clips`, `clip_length`, `flip`, and `dataset`
+      with its `dir` and `fingerprint`.
     """
     dataset = {"dir": config.data.dir, "fingerprint": fingerprint(config.data.dir)}
     return {
@@ -158,6 +162,8 @@ def describe_evaluation(config: ml_collections.ConfigDict, step: int) -> dict[st
         "step": step,
         "split": "test",
         "clips": config.eval.clips,
+        "clip_length": config.data.clip_length,
+        "flip": config.eval.flip,
         "dataset": dataset,
     }
 
@@ -189,6 +195,8 @@ def evaluate_checkpoint(
     *,
     dataset_dir: str | None = None,
     clips: str | None = None,
+    clip_length: int | None = None,
+    flip: bool | None = None,
 ) -> tuple[dict[str, Any], epath.Path]:
     """Evaluates a checkpoint of a run.
 
@@ -196,20 +204,27 @@ def evaluate_checkpoint(
       workdir: folder of the run.
       step: step of the checkpoint; the last one if None.
       dataset_dir: the packed dataset; the config's if None.
-      clips: "first" or "dense"; the config's if None.
+      clips: a value of `config.eval.clips`; the config's if None.
+      clip_length: frames of a clip, T; that of training if None.
+      flip: whether to average the embeddings of clips and their mirror images; the config's if
+        None.
 
     Returns:
       The report and the path that it was written to.
 
     Raises:
       FileNotFoundError: the run has no such checkpoint.
-      InputError: the checkpoint or the dataset does not fit the config.
+      InputError: the checkpoint or the dataset does not fit the config, or a value is invalid.
     """
     step, config, model, variables, mesh = restore_network(workdir, step)
-    if dataset_dir is not None:
-        config.data.dir = dataset_dir
-    if clips is not None:
-        config.eval.clips = clips
+    changes = {
+        **{"data.dir": dataset_dir, "data.clip_length": clip_length},
+        **{"eval.clips": clips, "eval.flip": flip},
+    }
+    config.update_from_flattened_dict(
+        {key: value for key, value in changes.items() if value is not None}
+    )
+    check_config(config)
     report = evaluate_test_split(config, model, variables, mesh, step)
     if processes.is_first():
         run_files.write_report(workdir, report)
@@ -229,7 +244,7 @@ def embed_dataset(
       network: as returned by `load_weights`.
       dataset_dir: the packed dataset.
       split: a split of the dataset.
-      clips: "first" or "dense"; that of the network's config if None.
+      clips: a value of `config.eval.clips`; that of the network's config if None.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.

@@ -19,6 +19,7 @@ from etils import epath
 from data_pipelines.errors import InputError
 from data_pipelines.io import remote
 from data_pipelines.io.files import hold, write_json
+from star_jax.config import complete
 from star_jax.distributed import processes
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def require_same(
     where: epath.Path, before: Mapping[str, Any], config: ml_collections.ConfigDict
 ) -> None:
     """Raises an InputError that names the keys in which a config differs from an earlier one."""
-    old, new = flatten(before), flatten(as_json(config))
+    old, new = flatten(as_json(complete(before))), flatten(as_json(config))
     differences = [
         f"{key} was {old.get(key, 'absent')}, now {new.get(key, 'absent')}"
         for key in sorted(set(old) | set(new))
@@ -170,7 +171,8 @@ def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
       report: an evaluation, or what `star_jax.evaluation.embed.describe_evaluation` returns.
     """
     protocol, dataset = report["protocol"].replace("/", "-"), report["dataset"]["fingerprint"][:8]
-    return workdir / "eval" / f"{report['step']}-{protocol}-{report['clips']}-{dataset}.json"
+    clips = f"{report['clips']}-{report['clip_length']}" + "-flip" * report["flip"]
+    return workdir / "eval" / f"{report['step']}-{protocol}-{clips}-{dataset}.json"
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -73,6 +73,27 @@ def test_whole_tracklets_give_the_rows_of_the_packed_dataset(dataset, clips):
     assert np.abs(other[0] - rows[-1]).max() > 1e-4  # so that wrong keypoints would show
 
 
+def test_flip_averages_clips_and_their_mirror_images():
+    own = network(guided=True)
+    config = own.config.copy_and_resolve_references()
+    config.eval.flip = True
+    frames, keypoints = tracklets(3)
+    mirrored = keypoints.copy()
+    mirrored[..., 0] = SIZE[1] - 1 - keypoints[..., 0]
+    left, right = [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 10, 12, 14, 16]
+    mirrored[:, :, left + right] = mirrored[:, :, right + left]
+    mirrored[mirrored[..., 2] == 0] = 0
+    arrays = [(frames, keypoints), (frames[:, :, :, ::-1], mirrored)]
+    plain = [Embedder(own)(*pair, modality="infrared", batch_size=8) for pair in arrays]
+    assert np.abs(plain[0] - plain[1]).max() > 1e-3
+    expected = plain[0] + plain[1]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    for pair in arrays:
+        embed = Embedder(own._replace(config=config))
+        found = embed(*pair, modality="infrared", batch_size=8)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
 def test_joints_in_pixels_reach_the_network_as_they_are(monkeypatch):
     own = network(guided=True)
     config = own.config.copy_and_resolve_references()

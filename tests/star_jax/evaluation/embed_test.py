@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +100,23 @@ def test_any_split_can_be_embedded(workdir, tmp_path):
     assert np.abs(dense.embeddings - train.embeddings).max() > 1e-4
     with pytest.raises(ValueError, match="split 'query'"):
         embed.embed_dataset(network, dataset, "query")
+
+
+def test_a_checkpoint_is_evaluated_in_several_ways(workdir, tmp_path):
+    dataset = str(tiny.packed_dataset(tmp_path, test=(503, 504)))
+    reports = {}
+    for change in ({}, {"clip_length": 3}, {"clips": "linspace"}, {"flip": True}):
+        report, path = embed.evaluate_checkpoint(
+            epath.Path(workdir), None, dataset_dir=dataset, **change
+        )
+        expected = {"clips": "first", "clip_length": 2, "flip": False, **change}
+        assert {key: report[key] for key in expected} == expected
+        reports[path] = report
+    assert len(reports) == 4 and all(path.exists() for path in reports)
+    with pytest.raises(
+        ValueError, match=r"config\.data\.clip_length is 2000: use an integer from 1"
+    ):
+        embed.evaluate_checkpoint(epath.Path(workdir), None, dataset_dir=dataset, clip_length=2000)
 
 
 def test_skeletons_are_needed_by_a_guided_network_only(workdir, footage, tmp_path):

@@ -118,13 +118,16 @@ def test_claim_names_a_broken_file(tmp_path, content):
 
 def report(**changes):
     dataset = {"dir": "data", "fingerprint": "0123456789abcdef"}
-    kind = {"step": 120, "protocol": "hitsz_vcm/v1", "clips": "first", "dataset": dataset}
+    kind = {
+        **{"step": 120, "protocol": "hitsz_vcm/v1", "dataset": dataset},
+        **{"clips": "first", "clip_length": 12, "flip": False},
+    }
     return {**kind, "mean_ap": 0.5, **changes}
 
 
 def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
     path = run_files.write_report(epath.Path(tmp_path), report())
-    assert path == tmp_path / "eval" / "120-hitsz_vcm-v1-first-01234567.json"
+    assert path == tmp_path / "eval" / "120-hitsz_vcm-v1-first-12-01234567.json"
     written = json.loads(path.read_text())
     assert written["mean_ap"] == 0.5 and written["environment"]["packages"]["jax"]
     run_files.write_report(epath.Path(tmp_path), report(mean_ap=0.75))
@@ -138,6 +141,8 @@ def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
         {"step": 240},
         {"protocol": "buptcampus/full"},
         {"clips": "dense"},
+        {"clip_length": 6},
+        {"flip": True},
         {"dataset": {"dir": "data", "fingerprint": "fedcba9876543210"}},
     ],
 )
