@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int, Int32, UInt8
 from data_pipelines import schema
 from data_pipelines.records.reading import decode_clip, open_index, open_records
 from data_pipelines.sampling import BatchPlan, clips_to_embed, find_sampler, row_generator
+from data_pipelines.skeletons.corruption import Corruption, corrupted
 
 MAX_THREADS = 16  # the default; each holds a batch, 48 MB at 384 frames of 288 x 144
 
@@ -131,6 +132,7 @@ def test_clips(
     split: str = "test",
     mode: str = "first",
     sampling: str = "hitsz_vcm",
+    corruption: Corruption | None = None,
     move_keypoints: bool = True,
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
@@ -147,17 +149,19 @@ def test_clips(
       mode: which clips; "dense" takes several of a tracklet, so that its position comes up several
         times; see `sampling.clips_to_embed`.
       sampling: which frames make the one clip of the mode "first"; see `sampling.find_sampler`.
+      corruption: what is done to the skeletons; see `skeletons.corruption`.
       move_keypoints: see `reading.decode_clip`.
       rows: of each batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: the mode or the sampling is unknown.
+      ValueError: the mode or the sampling is unknown, or the split cannot be corrupted in this way.
       IndexError: a position is not in the split.
     """
-    num_frames = open_index(dataset_dir, split).num_frames
-    records = open_records(dataset_dir, split)
+    index = open_index(dataset_dir, split)
+    num_frames = index.num_frames
+    read_any = corrupted(open_records(dataset_dir, split), index, corruption)
     clips: list[tuple[int, np.ndarray]] = []
     for position in positions:
         if not 0 <= position < len(num_frames):
@@ -168,7 +172,7 @@ def test_clips(
         clips.extend((int(position), clip) for clip in chosen)
 
     def load_batch(number: int) -> TestBatch:
-        read_record = functools.lru_cache(maxsize=1)(records.__getitem__)
+        read_record = functools.lru_cache(maxsize=1)(read_any)
 
         def read(position: int, chosen: np.ndarray, frames: np.ndarray) -> np.ndarray:
             record = read_record(position)

@@ -4,14 +4,16 @@
   python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.1.0
 
 Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, whose name says
-how clips were taken (--clips, --clip_length, --flip), so that no kind of evaluation overwrites
-another. Uses the last checkpoint unless one is named; what no flag changes is that of the run's
-config. In a run of several processes (Cloud TPU, SLURM, Open MPI), each of them runs this command.
+how clips were taken (--clips, --clip_length, --flip, --corrupt), so that no kind of evaluation
+overwrites another. Uses the last checkpoint unless one is named; what no flag changes is that of
+the run's config. In a run of several processes (Cloud TPU, SLURM, Open MPI), each of them runs this
+command.
 """
 
 from absl import flags
 
 from data_pipelines import sampling
+from data_pipelines.skeletons.corruption import parse
 from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
@@ -31,6 +33,13 @@ CLIP_LENGTH = flags.DEFINE_integer(
 FLIP = flags.DEFINE_bool(
     "flip", None, "Average the embeddings of clips and their mirror images; default: the config's."
 )
+CORRUPT = flags.DEFINE_string(
+    "corrupt",
+    "none",
+    "What is done to the skeletons: drop:P makes joints undetected with probability P; jitter:S "
+    "moves them, with a standard deviation of S times the frame's height; swap_people gives each "
+    "tracklet those of another person.",
+)
 
 
 def main() -> None:
@@ -40,6 +49,7 @@ def main() -> None:
     from star_jax.evaluation.protocols import format_table
     from star_jax.network import locate_checkpoint
 
+    corruption = parse(CORRUPT.value)
     processes.start()
     workdir, step = locate_checkpoint(command.either(WORKDIR, CHECKPOINT))
     report, path = evaluate_checkpoint(
@@ -49,6 +59,7 @@ def main() -> None:
         clips=CLIPS.value,
         clip_length=CLIP_LENGTH.value,
         flip=FLIP.value,
+        corruption=corruption,
     )
     if processes.is_first():
         print(format_table(report))

@@ -20,6 +20,7 @@ from data_pipelines.io.remote import is_remote
 from data_pipelines.loader import TestBatch, test_clips
 from data_pipelines.records.reading import fingerprint, open_index, open_records
 from data_pipelines.schema import MODALITIES
+from data_pipelines.skeletons.corruption import Corruption
 from star_jax.config import check_config
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import gather, local_part, local_rows, put, split_rows
@@ -37,6 +38,7 @@ def embed_split(
     variables: Any,
     mesh: Mesh,
     split: str = "test",
+    corruption: Corruption | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Float32[np.ndarray, "n C"]:
     """Embeds every tracklet of a split, as `embed_batches` does.
@@ -47,6 +49,7 @@ def embed_split(
       variables: its parameters and statistics, on the mesh.
       mesh: the device mesh.
       split: a split of the packed dataset `config.data.dir`.
+      corruption: what is done to the skeletons.
       stop_requested: called after each batch, equally often by each process.
 
     Returns:
@@ -72,6 +75,7 @@ def embed_split(
                 split=split,
                 mode=config.eval.clips,
                 sampling=config.data.sampling,
+                corruption=corruption,
                 move_keypoints=config.model.keypoints == "relative",
                 rows=local_rows(split_rows(mesh), (batch_size,)),
                 num_threads=config.data.num_threads,
@@ -149,12 +153,14 @@ def embed_batches(
     return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
-def describe_evaluation(config: ml_collections.ConfigDict, step: int) -> dict[str, Any]:
+def describe_evaluation(
+    config: ml_collections.ConfigDict, step: int, corruption: Corruption | None = None
+) -> dict[str, Any]:
     """Returns what identifies an evaluation among others of the same run.
 
     Returns:
-      `protocol`, `step` of the checkpoint, `split`, `clips`, `clip_length`, `flip`, and `dataset`
-      with its `dir` and `fingerprint`.
+      `protocol`, `step` of the checkpoint, `split`, `clips`, `clip_length`, `flip`, `corrupt` (what
+      was done to the skeletons, as text), and `dataset` with its `dir` and `fingerprint`.
     """
     dataset = {"dir": config.data.dir, "fingerprint": fingerprint(config.data.dir)}
     return {
@@ -164,6 +170,7 @@ def describe_evaluation(config: ml_collections.ConfigDict, step: int) -> dict[st
         "clips": config.eval.clips,
         "clip_length": config.data.clip_length,
         "flip": config.eval.flip,
+        "corrupt": str(corruption or "none"),
         "dataset": dataset,
     }
 
@@ -174,6 +181,7 @@ def evaluate_test_split(
     variables: Any,
     mesh: Mesh,
     step: int,
+    corruption: Corruption | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Embeds the test split and scores it; see `star_jax.evaluation.protocols.evaluate`.
@@ -181,9 +189,9 @@ def evaluate_test_split(
     Returns:
       The report: the entries of `describe_evaluation` and the scores.
     """
-    description = describe_evaluation(config, step)
+    description = describe_evaluation(config, step, corruption)
     embeddings = embed_split(
-        config, model, variables, mesh, description["split"], stop_requested=stop_requested
+        config, model, variables, mesh, description["split"], corruption, stop_requested
     )
     scores = evaluate(config.eval.protocol, embeddings, open_index(config.data.dir, "test"))
     return {**description, **scores}
@@ -197,6 +205,7 @@ def evaluate_checkpoint(
     clips: str | None = None,
     clip_length: int | None = None,
     flip: bool | None = None,
+    corruption: Corruption | None = None,
 ) -> tuple[dict[str, Any], epath.Path]:
     """Evaluates a checkpoint of a run.
 
@@ -208,15 +217,21 @@ def evaluate_checkpoint(
       clip_length: frames of a clip, T; that of training if None.
       flip: whether to average the embeddings of clips and their mirror images; the config's if
         None.
+      corruption: what is done to the skeletons.
 
     Returns:
       The report and the path that it was written to.
 
     Raises:
       FileNotFoundError: the run has no such checkpoint.
-      InputError: the checkpoint or the dataset does not fit the config, or a value is invalid.
+      InputError: the checkpoint or the dataset does not fit the config, a value is invalid, or
+        skeletons are to be corrupted and the network uses none.
     """
     step, config, model, variables, mesh = restore_network(workdir, step)
+    if corruption is not None and not model.uses_skeletons:
+        raise InputError(
+            f"--corrupt={corruption}: the network of {workdir} uses no skeletons; leave it out"
+        )
     changes = {
         **{"data.dir": dataset_dir, "data.clip_length": clip_length},
         **{"eval.clips": clips, "eval.flip": flip},
@@ -225,7 +240,7 @@ def evaluate_checkpoint(
         {key: value for key, value in changes.items() if value is not None}
     )
     check_config(config)
-    report = evaluate_test_split(config, model, variables, mesh, step)
+    report = evaluate_test_split(config, model, variables, mesh, step, corruption)
     if processes.is_first():
         run_files.write_report(workdir, report)
     return report, run_files.report_path(workdir, report)

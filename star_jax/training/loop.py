@@ -315,7 +315,9 @@ def evaluate(
 ) -> None:
     """Evaluates the state, writes and logs the scores; raises Preempted if interrupted."""
     step = int(state.step)
-    report = evaluate_test_split(config, model, state.variables, mesh, step, stop_requested)
+    report = evaluate_test_split(
+        config, model, state.variables, mesh, step, stop_requested=stop_requested
+    )
     writer.write(
         step,
         {

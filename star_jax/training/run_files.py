@@ -172,6 +172,8 @@ def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
     """
     protocol, dataset = report["protocol"].replace("/", "-"), report["dataset"]["fingerprint"][:8]
     clips = f"{report['clips']}-{report['clip_length']}" + "-flip" * report["flip"]
+    if report["corrupt"] != "none":
+        clips += f"-{report['corrupt'].replace(':', '')}"
     return workdir / "eval" / f"{report['step']}-{protocol}-{clips}-{dataset}.json"
 
 

@@ -14,12 +14,13 @@ import video_files
 from data_pipelines.datasets import folder
 from data_pipelines.records import reading
 from data_pipelines.schema import MODALITIES
+from data_pipelines.skeletons.corruption import parse
 from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
 from star_jax import Embedder, Network, build_model, embedder
 from star_jax.distributed.parallel import make_mesh
 from star_jax.evaluation import embeddings, match_sheet
-from star_jax.evaluation.embed import embed_dataset
+from star_jax.evaluation.embed import embed_dataset, embed_split
 from star_jax.evaluation.search import search
 from star_jax.training.steps import abstract_variables, make_embed_step
 
@@ -92,6 +93,22 @@ def test_flip_averages_clips_and_their_mirror_images():
         embed = Embedder(own._replace(config=config))
         found = embed(*pair, modality="infrared", batch_size=8)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_without_any_joint_the_embeddings_are_those_of_undetected_skeletons(dataset):
+    own = network(guided=True)
+    config = own.config.copy_and_resolve_references()
+    config.data.dir = str(dataset)
+    _, _, model, variables, mesh = own
+    rows = embed_split(config, model, variables, mesh, "test", parse("drop:1"))
+    index, records = reading.open_index(dataset, "test"), reading.open_records(dataset, "test")
+    for position in (0, len(rows) - 1):
+        record = records[position]
+        frames = np.stack([simplejpeg.decode_jpeg(jpeg) for jpeg in record["frames"]])[None]
+        modality = MODALITIES[index.modalities[position]]
+        for keypoints, same in ((record["keypoints"], False), (0 * record["keypoints"], True)):
+            found = Embedder(own)(frames, keypoints[None], modality=modality, batch_size=8)
+            assert np.allclose(found[0], rows[position], rtol=0, atol=1e-5) == same
 
 
 def test_joints_in_pixels_reach_the_network_as_they_are(monkeypatch):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.datasets import folder
 from data_pipelines.records import reading
+from data_pipelines.skeletons.corruption import parse
 from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
 from star_jax.distributed.parallel import make_mesh
@@ -117,6 +118,13 @@ def test_a_checkpoint_is_evaluated_in_several_ways(workdir, tmp_path):
         ValueError, match=r"config\.data\.clip_length is 2000: use an integer from 1"
     ):
         embed.evaluate_checkpoint(epath.Path(workdir), None, dataset_dir=dataset, clip_length=2000)
+
+
+def test_skeletons_that_are_not_used_cannot_be_corrupted(workdir):
+    with pytest.raises(
+        ValueError, match=r"^--corrupt=drop:0\.3: the network of .* uses no skeletons"
+    ):
+        embed.evaluate_checkpoint(epath.Path(workdir), None, corruption=parse("drop:0.3"))
 
 
 def test_skeletons_are_needed_by_a_guided_network_only(workdir, footage, tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 
+from data_pipelines.skeletons.corruption import parse
 from star_jax.distributed import parallel, processes
 from star_jax.evaluation import embed
 from star_jax.evaluation.embed import embed_split, evaluate_checkpoint
@@ -173,6 +174,9 @@ def test_dense_clips_and_any_checkpoint_can_be_evaluated(whole_run):
     report, path = evaluate_checkpoint(whole_run, 9, clips="dense")
     assert report["step"] == 9 and report["clips"] == "dense"
     assert path != first and first.read_text() == before
+    report, path = evaluate_checkpoint(whole_run, 9, corruption=parse("jitter:0.2"))
+    assert report["corrupt"] == "jitter:0.2" and path.name.split("-")[4:6] == ["2", "jitter0.2"]
+    assert path.exists() and first.read_text() == before
 
 
 def test_another_dataset_has_a_result_of_its_own(whole_run, tmp_path):

@@ -120,7 +120,7 @@ def report(**changes):
     dataset = {"dir": "data", "fingerprint": "0123456789abcdef"}
     kind = {
         **{"step": 120, "protocol": "hitsz_vcm/v1", "dataset": dataset},
-        **{"clips": "first", "clip_length": 12, "flip": False},
+        **{"clips": "first", "clip_length": 12, "flip": False, "corrupt": "none"},
     }
     return {**kind, "mean_ap": 0.5, **changes}
 
@@ -143,6 +143,7 @@ def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
         {"clips": "dense"},
         {"clip_length": 6},
         {"flip": True},
+        {"corrupt": "drop:0.3"},
         {"dataset": {"dir": "data", "fingerprint": "fedcba9876543210"}},
     ],
 )
