@@ -53,6 +53,7 @@ def train_batches(
     start_step: int,
     num_steps: int,
     sampling: str = "hitsz_vcm",
+    validation_identities: int = 0,
     move_keypoints: bool = True,
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
@@ -71,6 +72,7 @@ def train_batches(
       start_step: number of the first batch.
       num_steps: how many batches.
       sampling: how tracklets and frames are drawn; see `sampling.find_sampler`.
+      validation_identities: how many identities are left out; see `reading.open_index`.
       move_keypoints: see `reading.decode_clip`.
       rows: of the global batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
@@ -83,8 +85,8 @@ def train_batches(
     sampler = find_sampler(sampling)
     if rows is None:
         rows = range(identities_per_batch * tracklets_per_identity)
-    index = open_index(dataset_dir, "train")
-    records = open_records(dataset_dir, "train")
+    index = open_index(dataset_dir, "train", validation_identities)
+    records = open_records(dataset_dir, "train", validation_identities)
 
     def plan(step: int) -> BatchPlan:
         return sampler.sample_batch(
@@ -130,6 +132,7 @@ def test_clips(
     frame_size: tuple[int, int],
     batch_size: int,
     split: str = "test",
+    validation_identities: int = 0,
     mode: str = "first",
     sampling: str = "hitsz_vcm",
     corruption: Corruption | None = None,
@@ -145,7 +148,8 @@ def test_clips(
       clip_length: frames of a clip, T.
       frame_size: height and width to which frames are resized where they differ.
       batch_size: clips in a batch, B; the last batch is filled with zeros.
-      split: of the dataset.
+      split: of the dataset; see `reading.open_index`.
+      validation_identities: how many identities of "train" are held out; see `reading.open_index`.
       mode: which clips; "dense" takes several of a tracklet, so that its position comes up several
         times; see `sampling.clips_to_embed`.
       sampling: which frames make the one clip of the mode "first"; see `sampling.find_sampler`.
@@ -159,9 +163,10 @@ def test_clips(
       ValueError: the mode or the sampling is unknown, or the split cannot be corrupted in this way.
       IndexError: a position is not in the split.
     """
-    index = open_index(dataset_dir, split)
+    index = open_index(dataset_dir, split, validation_identities)
     num_frames = index.num_frames
-    read_any = corrupted(open_records(dataset_dir, split), index, corruption)
+    records = open_records(dataset_dir, split, validation_identities)
+    read_any = corrupted(records, index, corruption)
     clips: list[tuple[int, np.ndarray]] = []
     for position in positions:
         if not 0 <= position < len(num_frames):

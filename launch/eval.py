@@ -1,13 +1,13 @@
-"""Evaluates a trained STAR network on its test split, in both directions.
+"""Evaluates a trained STAR network on its test or validation split, in both directions.
 
   python launch/eval.py --workdir=runs/star
   python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.1.0
 
 Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, whose name says
-how clips were taken (--clips, --clip_length, --flip, --corrupt), so that no kind of evaluation
-overwrites another. Uses the last checkpoint unless one is named; what no flag changes is that of
-the run's config. In a run of several processes (Cloud TPU, SLURM, Open MPI), each of them runs this
-command.
+what was embedded and how (--split, --clips, --clip_length, --flip, --corrupt), so that no kind of
+evaluation overwrites another. Uses the last checkpoint unless one is named; what no flag changes is
+that of the run's config. In a run of several processes (Cloud TPU, SLURM, Open MPI), each of them
+runs this command.
 """
 
 from absl import flags
@@ -21,6 +21,9 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
 )
 DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "Packed dataset; default: the config's.")
+SPLIT = flags.DEFINE_enum(
+    "split", "test", ["test", "validation"], "validation: the identities that training held out."
+)
 CLIPS = flags.DEFINE_enum(
     "clips",
     None,
@@ -56,6 +59,7 @@ def main() -> None:
         workdir,
         step,
         dataset_dir=DATASET_DIR.value,
+        split=SPLIT.value,
         clips=CLIPS.value,
         clip_length=CLIP_LENGTH.value,
         flip=FLIP.value,

@@ -23,7 +23,7 @@ BACKBONES = (
 )
 # Keys that were added after configs were first stored with networks, and the values with which
 # networks compute what they computed before.
-ADDED_KEYS: Mapping[str, Any] = {"eval.flip": False}
+ADDED_KEYS: Mapping[str, Any] = {"data.validation_identities": 0, "eval.flip": False}
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -203,6 +203,12 @@ KEYS: Mapping[str, Key] = {
     "data.tracklets_per_identity": Key(
         integer(1, 2**16),
         "Tracklets per identity and modality in a batch, K; a batch has P * K pairs.",
+    ),
+    "data.validation_identities": Key(
+        integer(0),
+        "Training identities that are held out for choosing anything by: training never sees "
+        "them, and evaluations during training are of them (split `validation`) instead of the "
+        "test split. They are the same for every run on a dataset.",
     ),
     "data.num_threads": Key(
         integer(1, 256), "Batches that each process loads concurrently, one thread per batch."

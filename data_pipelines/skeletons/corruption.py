@@ -34,7 +34,7 @@ class Corruption(NamedTuple):
     amount: float = 0.0
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "swap_people" else f"{self.kind}:{self.amount:g}"
+        return self.kind if self.kind == "swap_people" else f"{self.kind}:{self.amount:.12g}"
 
 
 def parse(text: str) -> Corruption | None:

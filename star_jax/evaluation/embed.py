@@ -18,7 +18,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import is_remote
 from data_pipelines.loader import TestBatch, test_clips
-from data_pipelines.records.reading import fingerprint, open_index, open_records
+from data_pipelines.records.reading import VALIDATION, fingerprint, open_index, open_records
 from data_pipelines.schema import MODALITIES
 from data_pipelines.skeletons.corruption import Corruption
 from star_jax.config import check_config
@@ -48,19 +48,19 @@ def embed_split(
       model: the network.
       variables: its parameters and statistics, on the mesh.
       mesh: the device mesh.
-      split: a split of the packed dataset `config.data.dir`.
+      split: a split of the packed dataset `config.data.dir`; see `reading.open_index`.
       corruption: what is done to the skeletons.
       stop_requested: called after each batch, equally often by each process.
 
     Returns:
-      float32[n, C], rows of length 1, in the order of `open_index(config.data.dir, split)`.
+      float32[n, C], rows of length 1, in the order of `open_index`.
 
     Raises:
       InputError: the split is empty.
       Preempted: `stop_requested` returned True.
     """
     batch_size = whole_batch(config.eval.batch_size, mesh)
-    index = open_index(config.data.dir, split)
+    index = open_index(config.data.dir, split, config.data.validation_identities)
     if not len(index.modalities):
         raise InputError(f"{config.data.dir}: split {split} has no tracklets")
 
@@ -73,6 +73,7 @@ def embed_split(
                 frame_size=tuple(config.data.frame_size),
                 batch_size=batch_size,
                 split=split,
+                validation_identities=config.data.validation_identities,
                 mode=config.eval.clips,
                 sampling=config.data.sampling,
                 corruption=corruption,
@@ -153,48 +154,73 @@ def embed_batches(
     return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
+def evaluation_split(config: ml_collections.ConfigDict) -> str:
+    """Returns the split of evaluations during training: "validation" if identities are held out."""
+    return VALIDATION if config.data.validation_identities else "test"
+
+
 def describe_evaluation(
-    config: ml_collections.ConfigDict, step: int, corruption: Corruption | None = None
+    config: ml_collections.ConfigDict,
+    step: int,
+    split: str,
+    *,
+    clip_length: int | None = None,
+    corruption: Corruption | None = None,
 ) -> dict[str, Any]:
     """Returns what identifies an evaluation among others of the same run.
 
+    Args:
+      config: the experiment; `data` and `eval` are read.
+      step: of the checkpoint.
+      split: of the dataset.
+      clip_length: frames of a clip if they are not those of training.
+      corruption: what is done to the skeletons.
+
     Returns:
-      `protocol`, `step` of the checkpoint, `split`, `clips`, `clip_length`, `flip`, `corrupt` (what
-      was done to the skeletons, as text), and `dataset` with its `dir` and `fingerprint`.
+      `protocol`, `step` of the checkpoint, `split`, `clips`, `dataset` with its `dir` and
+      `fingerprint`, and `options`, those that are not at their default.
     """
+    options: dict[str, Any] = {}
+    if clip_length is not None:
+        options["clip_length"] = clip_length
+    if config.eval.flip:
+        options["flip"] = True
+    if corruption is not None:
+        options["corrupt"] = str(corruption)
     dataset = {"dir": config.data.dir, "fingerprint": fingerprint(config.data.dir)}
     return {
         "protocol": config.eval.protocol,
         "step": step,
-        "split": "test",
+        "split": split,
         "clips": config.eval.clips,
-        "clip_length": config.data.clip_length,
-        "flip": config.eval.flip,
-        "corrupt": str(corruption or "none"),
         "dataset": dataset,
+        "options": options,
     }
 
 
-def evaluate_test_split(
+def evaluate_split(
     config: ml_collections.ConfigDict,
     model: Star,
     variables: Any,
     mesh: Mesh,
     step: int,
-    corruption: Corruption | None = None,
+    split: str,
     stop_requested: Callable[[], bool] = lambda: False,
+    *,
+    clip_length: int | None = None,
+    corruption: Corruption | None = None,
 ) -> dict[str, Any]:
-    """Embeds the test split and scores it; see `star_jax.evaluation.protocols.evaluate`.
+    """Embeds a split and scores it; see `star_jax.evaluation.protocols.evaluate`.
 
     Returns:
       The report: the entries of `describe_evaluation` and the scores.
     """
-    description = describe_evaluation(config, step, corruption)
-    embeddings = embed_split(
-        config, model, variables, mesh, description["split"], corruption, stop_requested
+    description = describe_evaluation(
+        config, step, split, clip_length=clip_length, corruption=corruption
     )
-    scores = evaluate(config.eval.protocol, embeddings, open_index(config.data.dir, "test"))
-    return {**description, **scores}
+    embeddings = embed_split(config, model, variables, mesh, split, corruption, stop_requested)
+    index = open_index(config.data.dir, split, config.data.validation_identities)
+    return {**description, **evaluate(config.eval.protocol, embeddings, index)}
 
 
 def evaluate_checkpoint(
@@ -202,6 +228,7 @@ def evaluate_checkpoint(
     step: int | None,
     *,
     dataset_dir: str | None = None,
+    split: str = "test",
     clips: str | None = None,
     clip_length: int | None = None,
     flip: bool | None = None,
@@ -213,6 +240,7 @@ def evaluate_checkpoint(
       workdir: folder of the run.
       step: step of the checkpoint; the last one if None.
       dataset_dir: the packed dataset; the config's if None.
+      split: "test", or "validation" for the identities that the run held out.
       clips: a value of `config.eval.clips`; the config's if None.
       clip_length: frames of a clip, T; that of training if None.
       flip: whether to average the embeddings of clips and their mirror images; the config's if
@@ -232,6 +260,8 @@ def evaluate_checkpoint(
         raise InputError(
             f"--corrupt={corruption}: the network of {workdir} uses no skeletons; leave it out"
         )
+    if clip_length == config.data.clip_length:
+        clip_length = None
     changes = {
         **{"data.dir": dataset_dir, "data.clip_length": clip_length},
         **{"eval.clips": clips, "eval.flip": flip},
@@ -240,7 +270,16 @@ def evaluate_checkpoint(
         {key: value for key, value in changes.items() if value is not None}
     )
     check_config(config)
-    report = evaluate_test_split(config, model, variables, mesh, step, corruption)
+    report = evaluate_split(
+        config,
+        model,
+        variables,
+        mesh,
+        step,
+        split,
+        clip_length=clip_length,
+        corruption=corruption,
+    )
     if processes.is_first():
         run_files.write_report(workdir, report)
     return report, run_files.report_path(workdir, report)
@@ -267,6 +306,7 @@ def embed_dataset(
     """
     config = network.config.copy_and_resolve_references()
     remote = is_remote(dataset_dir)
+    config.data.validation_identities = 0  # of the dataset that the network was trained on
     config.data.dir = os.fspath(dataset_dir) if remote else os.path.realpath(dataset_dir)
     if clips is not None:
         config.eval.clips = clips

@@ -171,10 +171,10 @@ def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
       report: an evaluation, or what `star_jax.evaluation.embed.describe_evaluation` returns.
     """
     protocol, dataset = report["protocol"].replace("/", "-"), report["dataset"]["fingerprint"][:8]
-    clips = f"{report['clips']}-{report['clip_length']}" + "-flip" * report["flip"]
-    if report["corrupt"] != "none":
-        clips += f"-{report['corrupt'].replace(':', '')}"
-    return workdir / "eval" / f"{report['step']}-{protocol}-{clips}-{dataset}.json"
+    kind = [protocol, report["clips"], *([report["split"]] if report["split"] != "test" else [])]
+    for name, value in report["options"].items():
+        kind.append(name if value is True else f"{name}_{value}".replace(":", "_"))
+    return workdir / "eval" / f"{report['step']}-{'-'.join(kind)}-{dataset}.json"
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

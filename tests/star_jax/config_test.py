@@ -143,6 +143,7 @@ NONSENSE = [
     ("data.identities_per_batch", 7, "use at most 6, which is config.model.num_identities"),
     ("data.tracklets_per_identity", 0, "use an integer from 1 to 65536"),
     ("data.tracklets_per_identity", "2", "use an integer from 1 to 65536"),
+    ("data.validation_identities", -1, "use an integer of 0 or more"),
     ("data.num_threads", 0, "use an integer from 1 to 256"),
     ("data.num_threads", 1.5, "use an integer from 1 to 256"),
     ("augment.padding", 100000, "use an integer from 0 to 4095"),

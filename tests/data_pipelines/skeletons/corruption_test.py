@@ -45,7 +45,9 @@ def test_any_text_is_a_corruption_or_one_line(text):
             assert (kind == "swap_people") == (amount == "")
 
 
-@pytest.mark.parametrize("text", ["drop:0.3", "drop:1", "jitter:0.05", "jitter:2", "swap_people"])
+@pytest.mark.parametrize(
+    "text", ["drop:0.3", "drop:1", "jitter:0.05", "jitter:0.1234567", "swap_people"]
+)
 def test_texts_of_corruptions(text):
     assert str(parse(text)) == text
 

@@ -120,14 +120,14 @@ def report(**changes):
     dataset = {"dir": "data", "fingerprint": "0123456789abcdef"}
     kind = {
         **{"step": 120, "protocol": "hitsz_vcm/v1", "dataset": dataset},
-        **{"clips": "first", "clip_length": 12, "flip": False, "corrupt": "none"},
+        **{"split": "test", "clips": "first", "options": {}},
     }
     return {**kind, "mean_ap": 0.5, **changes}
 
 
 def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
     path = run_files.write_report(epath.Path(tmp_path), report())
-    assert path == tmp_path / "eval" / "120-hitsz_vcm-v1-first-12-01234567.json"
+    assert path == tmp_path / "eval" / "120-hitsz_vcm-v1-first-01234567.json"
     written = json.loads(path.read_text())
     assert written["mean_ap"] == 0.5 and written["environment"]["packages"]["jax"]
     run_files.write_report(epath.Path(tmp_path), report(mean_ap=0.75))
@@ -141,9 +141,10 @@ def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
         {"step": 240},
         {"protocol": "buptcampus/full"},
         {"clips": "dense"},
-        {"clip_length": 6},
-        {"flip": True},
-        {"corrupt": "drop:0.3"},
+        {"options": {"clip_length": 6}},
+        {"options": {"flip": True}},
+        {"options": {"corrupt": "drop:0.3"}},
+        {"split": "validation"},
         {"dataset": {"dir": "data", "fingerprint": "fedcba9876543210"}},
     ],
 )
