@@ -198,7 +198,7 @@ def test_evaluations_during_training_are_of_identities_that_are_held_out(dataset
     config.optim.epochs = config.eval.every_epochs = 2
     state = loop.train(config, tmp_path)
     assert state.params["classifier"]["kernel"].shape[-1] == 4
-    (path,) = (tmp_path / "eval").iterdir()
+    (path,) = (tmp_path / "eval").glob("*.json")
     report = json.loads(path.read_text())
     assert report["split"] == "validation" and "-validation-" in path.name
     assert report["i2v"]["queries"] == report["i2v"]["gallery"] == 4
