@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import grain
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int, Int32, UInt8
 from data_pipelines import schema
 from data_pipelines.records.reading import decode_clip, open_index, open_records
 from data_pipelines.sampling import BatchPlan, clips_to_embed, find_sampler, row_generator
+from data_pipelines.skeletons.corruption import Corruption, corrupted
 
 MAX_THREADS = 16  # the default; each holds a batch, 48 MB at 384 frames of 288 x 144
 
@@ -52,6 +53,7 @@ def train_batches(
     start_step: int,
     num_steps: int,
     sampling: str = "hitsz_vcm",
+    validation_identities: int = 0,
     move_keypoints: bool = True,
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
@@ -70,6 +72,7 @@ def train_batches(
       start_step: number of the first batch.
       num_steps: how many batches.
       sampling: how tracklets and frames are drawn; see `sampling.find_sampler`.
+      validation_identities: how many identities are left out; see `reading.open_index`.
       move_keypoints: see `reading.decode_clip`.
       rows: of the global batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
@@ -82,8 +85,8 @@ def train_batches(
     sampler = find_sampler(sampling)
     if rows is None:
         rows = range(identities_per_batch * tracklets_per_identity)
-    index = open_index(dataset_dir, "train")
-    records = open_records(dataset_dir, "train")
+    index = open_index(dataset_dir, "train", validation_identities)
+    records = open_records(dataset_dir, "train", validation_identities)
 
     def plan(step: int) -> BatchPlan:
         return sampler.sample_batch(
@@ -129,8 +132,10 @@ def test_clips(
     frame_size: tuple[int, int],
     batch_size: int,
     split: str = "test",
-    mode: Literal["first", "dense"] = "first",
+    validation_identities: int = 0,
+    mode: str = "first",
     sampling: str = "hitsz_vcm",
+    corruption: Corruption | None = None,
     move_keypoints: bool = True,
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
@@ -143,21 +148,25 @@ def test_clips(
       clip_length: frames of a clip, T.
       frame_size: height and width to which frames are resized where they differ.
       batch_size: clips in a batch, B; the last batch is filled with zeros.
-      split: of the dataset.
-      mode: "first" takes one clip a tracklet, "dense" all consecutive ones, so that a position
-        comes up several times; see `sampling.clips_to_embed`.
-      sampling: which frames make the one clip; see `sampling.find_sampler`.
+      split: of the dataset; see `reading.open_index`.
+      validation_identities: how many identities of "train" are held out; see `reading.open_index`.
+      mode: which clips; "dense" takes several of a tracklet, so that its position comes up several
+        times; see `sampling.clips_to_embed`.
+      sampling: which frames make the one clip of the mode "first"; see `sampling.find_sampler`.
+      corruption: what is done to the skeletons; see `skeletons.corruption`.
       move_keypoints: see `reading.decode_clip`.
       rows: of each batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: the mode or the sampling is unknown.
+      ValueError: the mode or the sampling is unknown, or the split cannot be corrupted in this way.
       IndexError: a position is not in the split.
     """
-    num_frames = open_index(dataset_dir, split).num_frames
-    records = open_records(dataset_dir, split)
+    index = open_index(dataset_dir, split, validation_identities)
+    num_frames = index.num_frames
+    records = open_records(dataset_dir, split, validation_identities)
+    read_any = corrupted(records, index, corruption)
     clips: list[tuple[int, np.ndarray]] = []
     for position in positions:
         if not 0 <= position < len(num_frames):
@@ -168,7 +177,7 @@ def test_clips(
         clips.extend((int(position), clip) for clip in chosen)
 
     def load_batch(number: int) -> TestBatch:
-        read_record = functools.lru_cache(maxsize=1)(records.__getitem__)
+        read_record = functools.lru_cache(maxsize=1)(read_any)
 
         def read(position: int, chosen: np.ndarray, frames: np.ndarray) -> np.ndarray:
             record = read_record(position)

@@ -5,7 +5,7 @@ Datasets are sampled in different ways in the literature: see `SAMPLERS`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -18,7 +18,7 @@ from data_pipelines.parts import find_part
 # (its number), or the tracklets of the whole batch.
 _TRACKLETS = len(schema.MODALITIES)
 
-CLIPS = ("first", "dense")  # which clips of a tracklet are embedded
+CLIPS = ("first", "chunk_first", "linspace", "dense")  # see `clips_to_embed`
 
 
 class BatchPlan(NamedTuple):
@@ -264,15 +264,17 @@ def find_sampler(name: str) -> Sampler:
 
 
 def clips_to_embed(
-    num_frames: int, clip_length: int, *, mode: Literal["first", "dense"], sampling: str
+    num_frames: int, clip_length: int, *, mode: str, sampling: str
 ) -> Int64[np.ndarray, "clips {clip_length}"]:
     """Returns the frames of the clips of a tracklet whose embeddings are averaged.
 
     Args:
       num_frames: of the tracklet.
       clip_length: frames of a clip, T; both must be 1 or more.
-      mode: "first" takes one clip, "dense" all frames in consecutive clips (`dense_clips`).
-      sampling: which frames make the one clip; see `find_sampler`.
+      mode: "first" takes one clip by the rule of `sampling`, "chunk_first" one by `test_frames`,
+        "linspace" one by `spread_test_frames`, and "dense" all frames in consecutive clips
+        (`dense_clips`).
+      sampling: see `find_sampler`.
 
     Returns:
       int64[clips, T].
@@ -281,11 +283,15 @@ def clips_to_embed(
       InputError: the mode or the sampling is unknown, or a number is not positive.
     """
     if mode not in CLIPS:
-        raise InputError(f"mode {mode!r}: the modes are 'first' and 'dense'")
-    sampler = find_sampler(sampling)
+        raise InputError(f"clips {mode!r}: use {', '.join(CLIPS[:-1])} or {CLIPS[-1]}")
+    rules = {
+        "first": find_sampler(sampling).test_frames,
+        "chunk_first": test_frames,
+        "linspace": spread_test_frames,
+    }
     if mode == "dense":
         return dense_clips(num_frames, clip_length)
-    return sampler.test_frames(num_frames, clip_length)[None]
+    return rules[mode](num_frames, clip_length)[None]
 
 
 def steps_per_epoch(

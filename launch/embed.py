@@ -14,6 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
+from data_pipelines import sampling
 from data_pipelines.errors import InputError
 from launch import command
 
@@ -26,7 +27,10 @@ CHECKPOINT = flags.DEFINE_string(
 SOURCE = flags.DEFINE_string("source", None, "The packed dataset.", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
 CLIPS = flags.DEFINE_enum(
-    "clips", None, ["first", "dense"], "First frame of each chunk, or all frames averaged."
+    "clips",
+    None,
+    sampling.CLIPS,
+    "Frames of a tracklet: see config.eval.clips; default: the config's.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Path to write, without an extension.", required=True)
 

@@ -1,16 +1,19 @@
-"""Evaluates a trained STAR network on its test split, in both directions.
+"""Evaluates a trained STAR network on its test or validation split, in both directions.
 
   python launch/eval.py --workdir=runs/star
   python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.1.0
 
-Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, so that no kind
-of evaluation overwrites another. Uses the last checkpoint unless one is named; protocol, clips and
-batch size come from the run's config. In a run of several processes (Cloud TPU, SLURM, Open MPI),
-each of them runs this command.
+Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, whose name says
+what was evaluated and how, so that no kind of evaluation overwrites another; the scores of each
+query, which launch/compare.py reads, are beside it. Uses the last checkpoint unless one is named;
+what no flag changes is that of the run's config. In a run of several processes (Cloud TPU, SLURM,
+Open MPI), each of them runs this command.
 """
 
 from absl import flags
 
+from data_pipelines import sampling
+from data_pipelines.skeletons.corruption import parse
 from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
@@ -18,11 +21,28 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
 )
 DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "Packed dataset; default: the config's.")
-CLIPS = flags.DEFINE_enum(
-    "clips", None, ["first", "dense"], "First frame of each chunk, or the average over all frames."
+SPLIT = flags.DEFINE_enum(
+    "split", "test", ["test", "validation"], "validation: the identities that training held out."
 )
-
-
+CLIPS = flags.DEFINE_enum(
+    "clips",
+    None,
+    sampling.CLIPS,
+    "Frames of a tracklet: see config.eval.clips; default: the config's.",
+)
+CLIP_LENGTH = flags.DEFINE_integer(
+    "clip_length", None, "Frames of a clip; default: as in training.", lower_bound=1
+)
+FLIP = flags.DEFINE_bool(
+    "flip", None, "Average the embeddings of clips and their mirror images; default: the config's."
+)
+CORRUPT = flags.DEFINE_string(
+    "corrupt",
+    "none",
+    "What is done to the skeletons: drop:P makes joints undetected with probability P; jitter:S "
+    "moves them, with a standard deviation of S times the frame's height; swap_people gives each "
+    "tracklet those of another person.",
+)
 PROTOCOL = flags.DEFINE_string(
     "protocol",
     None,
@@ -41,20 +61,22 @@ RERANK = flags.DEFINE_bool("rerank", False, "Re-rank the gallery by k-reciprocal
 def main() -> None:
     """Evaluates the checkpoint given by the flags."""
     from star_jax.distributed import processes  # imports JAX, which --help should not wait for
-    from star_jax.evaluation.embed import evaluate_checkpoint
+    from star_jax.evaluation.embed import Options, evaluate_checkpoint
     from star_jax.evaluation.scores import format_details, format_table
     from star_jax.network import locate_checkpoint
 
+    corruption = parse(CORRUPT.value)
     processes.start()
     workdir, step = locate_checkpoint(command.either(WORKDIR, CHECKPOINT))
     report, path = evaluate_checkpoint(
         workdir,
         step,
         dataset_dir=DATASET_DIR.value,
+        split=SPLIT.value,
         clips=CLIPS.value,
         protocol=PROTOCOL.value,
-        expansion=EXPANSION.value,
-        rerank=RERANK.value,
+        flip=FLIP.value,
+        options=Options(CLIP_LENGTH.value, corruption, EXPANSION.value, RERANK.value),
     )
     if processes.is_first():
         print(f"{format_table(report)}\n\n{format_details(report)}\n")

@@ -88,9 +88,44 @@ def random_crop_and_flip(
     y = keypoints[..., 1] + shift[..., 0]
     confidence = keypoints[..., 2]
     moved = jnp.stack([x, y, confidence], axis=-1)
-    mirrored = jnp.stack([width - 1 - x, y, confidence], axis=-1)[..., jnp.array(MIRROR), :]
+    mirrored = mirror_keypoints(moved, width)
     moved = jnp.where(flips[..., None, None], mirrored, moved)
     return cropped, jnp.where(is_detected(moved)[..., None], moved, jnp.zeros_like(moved))
+
+
+def mirror(
+    frames: UInt8[Array, "*batch H W 3"] | Float32[Array, "*batch H W 3"],
+    keypoints: Float32[Array, "*batch 17 3"],
+) -> tuple[
+    UInt8[Array, "*batch H W 3"] | Float32[Array, "*batch H W 3"], Float32[Array, "*batch 17 3"]
+]:
+    """Returns the mirror images of frames, left to right, and their keypoints.
+
+    Args:
+      frames: uint8 or float32[..., H, W, 3].
+      keypoints: float32[..., 17, 3], see `mirror_keypoints`.
+
+    Returns:
+      Frames and keypoints of the same shapes and dtypes.
+    """
+    return frames[..., ::-1, :], mirror_keypoints(keypoints, frames.shape[-2])
+
+
+def mirror_keypoints(
+    keypoints: Float32[Array, "*batch 17 3"], width: int
+) -> Float32[Array, "*batch 17 3"]:
+    """Returns the keypoints of mirrored frames, in which left and right joints swap.
+
+    Args:
+      keypoints: float32[..., 17, 3]: x, y in pixels and confidence.
+      width: of the frames, pixels.
+
+    Returns:
+      float32[..., 17, 3]; a joint of confidence 0 was not detected and becomes exactly (0, 0, 0).
+    """
+    x, y, confidence = jnp.moveaxis(keypoints, -1, 0)
+    mirrored = jnp.stack([width - 1 - x, y, confidence], axis=-1)[..., jnp.array(MIRROR), :]
+    return jnp.where(is_detected(mirrored)[..., None], mirrored, jnp.zeros_like(mirrored))
 
 
 def random_erasing(

@@ -21,6 +21,9 @@ BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101"),
     *("resnet50_ibn_a", "vit_tiny", "vit_small", "vit_base"),
 )
+# Keys that were added after configs were first stored with networks, and the values with which
+# networks compute what they computed before.
+ADDED_KEYS: Mapping[str, Any] = {"data.validation_identities": 0, "eval.flip": False}
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -201,6 +204,12 @@ KEYS: Mapping[str, Key] = {
         integer(1, 2**16),
         "Tracklets per identity and modality in a batch, K; a batch has P * K pairs.",
     ),
+    "data.validation_identities": Key(
+        integer(0),
+        "Training identities that are held out for choosing anything by: training never sees "
+        "them, and evaluations during training are of them (split `validation`) instead of the "
+        "test split. They are the same for every run on a dataset.",
+    ),
     "data.num_threads": Key(
         integer(1, 256), "Batches that each process loads concurrently, one thread per batch."
     ),
@@ -347,9 +356,16 @@ KEYS: Mapping[str, Key] = {
     ),
     "eval.batch_size": Key(integer(1, 2**16), "Clips that are embedded at once, over all devices."),
     "eval.clips": Key(
-        choice("first", "dense"),
-        "Frames of a tracklet that are embedded. `first`: one clip, the first frame of each chunk. "
-        "`dense`: all frames in consecutive clips, averaged.",
+        choice("first", "chunk_first", "linspace", "dense"),
+        "Frames of a tracklet that are embedded. `first`: one clip by the rule of `data.sampling`, "
+        "which is `chunk_first` for `hitsz_vcm` and `linspace` for `bupt_campus`. `chunk_first`: "
+        "one clip, the first frame of each of T equal chunks. `linspace`: one clip, T frames at "
+        "equal distances. `dense`: all frames in consecutive clips, averaged.",
+    ),
+    "eval.flip": Key(
+        flag(),
+        "Average the embeddings of each clip and its mirror image; needs `model.keypoints` "
+        "`relative`.",
     ),
     "eval.every_epochs": Key(
         integer(0), "Epochs from one evaluation during training to the next; 0 never evaluates."
@@ -362,6 +378,17 @@ SECTIONS = tuple(dict.fromkeys(key.rpartition(".")[0] for key in KEYS if "." in 
 
 DISTURBED_LOSSES = ("disturbed_identity", "defense")
 SKELETON_LOSSES = ("modality_consistency", "skeleton_consistency")
+
+
+def complete(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Returns the config that was stored with a network, with the `ADDED_KEYS` that it lacks."""
+    config = ml_collections.ConfigDict(stored)
+    for key, value in ADDED_KEYS.items():
+        section, _, name = key.rpartition(".")
+        part = config.get(section) if section else config
+        if isinstance(part, ml_collections.ConfigDict) and name not in part:
+            part[name] = value
+    return config
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -405,6 +432,11 @@ def check_together(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"config.augment.padding is {padding}: use less than {min(size)}, the smaller of "
             f"height and width in config.data.frame_size, which is {size}"
+        )
+    if config.eval.flip and config.model.keypoints == "pixels":
+        raise InputError(
+            "config.eval.flip is True: use False with config.model.keypoints 'pixels', which are "
+            "pixels of the stored frame, so that they cannot be mirrored in the resized one"
         )
     identities, batch = config.model.num_identities, config.data.identities_per_batch
     if identities is not None and batch > identities:

@@ -31,8 +31,8 @@ class Embedder:
     `config.data.frame_size`, and clips of `config.data.clip_length` frames are taken of each
     tracklet as `config.eval.clips` and `config.data.sampling` say, whatever its length. "first"
     takes one clip of frames spread over the tracklet, "dense" takes all frames, in consecutive
-    clips whose embeddings are averaged. An embedding is therefore that of `launch/embed.py` for
-    the same tracklet.
+    clips whose embeddings are averaged. With `config.eval.flip`, so are those of their mirror
+    images. An embedding is therefore that of `launch/embed.py` for the same tracklet.
 
         embedder = star_jax.Embedder.from_checkpoint("runs/demo")
         embeddings = embedder(frames, keypoints, modality="infrared")
@@ -227,6 +227,7 @@ class Embedder:
             batches(),
             batch_size=batch_size,
             num_tracklets=num_tracklets,
+            flip=config.eval.flip,
             show_progress=show_progress,
         )
 

@@ -25,6 +25,7 @@ from data_pipelines.io import remote
 from data_pipelines.pixels import resize_frame, resize_keypoints
 from data_pipelines.records import copies, origin
 
+VALIDATION = "validation"  # the split of the training identities that are held out
 _METADATA = "metadata.json"
 _DTYPES = {  # of columns; others are int32
     **dict.fromkeys(("identities", "camera_names", "conditions"), str),
@@ -128,22 +129,76 @@ def fingerprint(dataset_dir: str | os.PathLike[str]) -> str:
     return hashlib.sha256(json.dumps([shards, columns]).encode()).hexdigest()
 
 
-def open_index(dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
+def open_index(
+    dataset_dir: str | os.PathLike[str], split: str, validation_identities: int = 0
+) -> schema.Index:
     """Returns what is known of the tracklets of a split, without reading a record.
 
     Args:
       dataset_dir: what `prepare` returned, or an address to which it was copied.
-      split: "train", "test" or another that was packed.
+      split: "train", "test" or another that was packed; "validation" for the identities that are
+        held out of the training split.
+      validation_identities: how many of the training identities seen in both modalities are held
+        out: the first by the hash of their names, so that they are the same for every run. "train"
+        leaves them out, and its labels are dense over the others. In "validation", labels are -1,
+        and every tracklet is query and gallery.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: there is no such split, the dataset is damaged or of another version.
+      ValueError: there is no such split, the dataset is damaged or of another version, or fewer
+        identities are seen in both modalities.
     """
-    return _read_index(open_packed(dataset_dir), dataset_dir, split)
+    return _read_part(open_packed(dataset_dir), dataset_dir, split, validation_identities)[0]
 
 
 def _splits(packed: Packed) -> list[str]:
     return [name for name in packed.metadata if name != "fingerprint"]
+
+
+def _read_part(
+    packed: Packed, dataset_dir: str | os.PathLike[str], split: str, validation_identities: int
+) -> tuple[schema.Index, Int[np.ndarray, " n"]]:
+    """Returns the index of a split, and where its tracklets are in the packed split."""
+    if split == VALIDATION and not validation_identities and split not in _splits(packed):
+        raise InputError(
+            f"split {split!r}: config.data.validation_identities is 0, so that no identities of "
+            f"{dataset_dir} are held out; train with the number to hold out"
+        )
+    if split not in ("train", VALIDATION) or not validation_identities:
+        index = _read_index(packed, dataset_dir, split)
+        return index, np.arange(len(index.rows))
+    index = _read_index(packed, dataset_dir, "train")
+    names = _held_out(index, validation_identities, dataset_dir)
+    positions = np.flatnonzero(np.isin(index.identities, names) == (split == VALIDATION))
+    part = schema.Index(
+        **{
+            field.name: getattr(index, field.name)[positions]
+            for field in dataclasses.fields(schema.Index)
+        }
+    )
+    if split == VALIDATION:
+        everyone = np.ones(len(positions), bool)
+        labels = np.full(len(positions), -1, np.int32)
+        return dataclasses.replace(
+            part, labels=labels, queries=everyone, galleries=everyone
+        ), positions
+    labels = np.unique(part.labels, return_inverse=True)[1].astype(np.int32)
+    return dataclasses.replace(part, labels=labels), positions
+
+
+def _held_out(index: schema.Index, count: int, dataset_dir: str | os.PathLike[str]) -> list[str]:
+    """Returns the identities that are held out: the first ones by the hash of their names."""
+    visible, infrared = (
+        set(index.identities[index.modalities == modality].tolist())
+        for modality in (schema.VISIBLE, schema.INFRARED)
+    )
+    both = sorted(visible & infrared, key=lambda name: hashlib.sha256(name.encode()).digest())
+    if count > len(both):
+        raise InputError(
+            f"config.data.validation_identities is {count}: {dataset_dir} has {len(both)} training "
+            "identities with tracklets of both modalities; use fewer"
+        )
+    return both[:count]
 
 
 def _read_index(packed: Packed, dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
@@ -286,14 +341,39 @@ class _Records(Sequence):
             yield f"{name} of length", len(record[name]), index.num_frames[position]
 
 
-def open_records(dataset_dir: str | os.PathLike[str], split: str) -> Sequence[schema.Record]:
+class _Part(Sequence):
+    """The records of a part of a split, with their labels in it."""
+
+    def __init__(
+        self,
+        records: Sequence[schema.Record],
+        positions: Int[np.ndarray, " n"],
+        labels: Int[np.ndarray, " n"],
+    ):
+        self._records = records
+        self._positions = positions.tolist()
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, position: Any) -> Any:
+        if not 0 <= position < len(self):
+            raise IndexError(f"record {position}: this part of the split has {len(self)}")
+        return {**self._records[self._positions[position]], "label": self._labels[position]}
+
+
+def open_records(
+    dataset_dir: str | os.PathLike[str], split: str, validation_identities: int = 0
+) -> Sequence[schema.Record]:
     """Returns the packed tracklets of a split by position; their frames stay JPEG files.
 
     Item i is tracklet i of `open_index`. Any number of threads may read at once.
 
     Args:
       dataset_dir: what `prepare` returned, or an address to which it was copied.
-      split: "train", "test" or another that was packed.
+      split: see `open_index`.
+      validation_identities: see `open_index`.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
@@ -301,13 +381,17 @@ def open_records(dataset_dir: str | os.PathLike[str], split: str) -> Sequence[sc
         record raises it when it is read.
     """
     packed = open_packed(dataset_dir)
-    index = _read_index(packed, dataset_dir, split)
+    part, positions = _read_part(packed, dataset_dir, split, validation_identities)
+    stored_split = "train" if split == VALIDATION and validation_identities else split
     shards = [
         _Shard(os.fspath(packed.directory / name), file.records)
         for name, file in packed.files.items()
-        if file.split == split
+        if file.split == stored_split
     ]
-    return _Records(dataset_dir, array_record_data_source.ArrayRecordDataSource(shards), index)
+    index = _read_index(packed, dataset_dir, stored_split)
+    stored = array_record_data_source.ArrayRecordDataSource(shards)
+    records = _Records(dataset_dir, stored, index)
+    return _Part(records, positions, part.labels) if validation_identities else records
 
 
 def decode_clip(

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -18,8 +18,10 @@ from data_pipelines.errors import InputError
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import is_remote
 from data_pipelines.loader import TestBatch, test_clips
-from data_pipelines.records.reading import fingerprint, open_index, open_records
+from data_pipelines.records.reading import VALIDATION, fingerprint, open_index, open_records
 from data_pipelines.schema import MODALITIES
+from data_pipelines.skeletons.corruption import Corruption
+from star_jax.config import check_config
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import gather, local_part, local_rows, put, split_rows
 from star_jax.evaluation.embeddings import Embeddings
@@ -37,6 +39,7 @@ def embed_split(
     variables: Any,
     mesh: Mesh,
     split: str = "test",
+    corruption: Corruption | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Float32[np.ndarray, "n C"]:
     """Embeds every tracklet of a split, as `embed_batches` does.
@@ -46,18 +49,19 @@ def embed_split(
       model: the network.
       variables: its parameters and statistics, on the mesh.
       mesh: the device mesh.
-      split: a split of the packed dataset `config.data.dir`.
+      split: a split of the packed dataset `config.data.dir`; see `reading.open_index`.
+      corruption: what is done to the skeletons.
       stop_requested: called after each batch, equally often by each process.
 
     Returns:
-      float32[n, C], rows of length 1, in the order of `open_index(config.data.dir, split)`.
+      float32[n, C], rows of length 1, in the order of `open_index`.
 
     Raises:
       InputError: the split is empty.
       Preempted: `stop_requested` returned True.
     """
     batch_size = whole_batch(config.eval.batch_size, mesh)
-    index = open_index(config.data.dir, split)
+    index = open_index(config.data.dir, split, config.data.validation_identities)
     if not len(index.modalities):
         raise InputError(f"{config.data.dir}: split {split} has no tracklets")
 
@@ -70,8 +74,10 @@ def embed_split(
                 frame_size=tuple(config.data.frame_size),
                 batch_size=batch_size,
                 split=split,
+                validation_identities=config.data.validation_identities,
                 mode=config.eval.clips,
                 sampling=config.data.sampling,
+                corruption=corruption,
                 move_keypoints=config.model.keypoints == "relative",
                 rows=local_rows(split_rows(mesh), (batch_size,)),
                 num_threads=config.data.num_threads,
@@ -85,6 +91,7 @@ def embed_split(
         batches(),
         batch_size=batch_size,
         num_tracklets=len(index.modalities),
+        flip=config.eval.flip,
         stop_requested=stop_requested,
     )
 
@@ -102,10 +109,11 @@ def embed_batches(
     *,
     batch_size: int,
     num_tracklets: int,
+    flip: bool = False,
     show_progress: bool = True,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Float32[np.ndarray, "n C"]:
-    """Embeds clips and averages the embeddings of each tracklet's clips.
+    """Embeds clips and averages the embeddings of each tracklet's clips, and mirror images if any.
 
     Args:
       model: the network.
@@ -115,6 +123,7 @@ def embed_batches(
         `local_rows`; at least one.
       batch_size: clips in a batch over all processes, a multiple of the devices.
       num_tracklets: number of tracklets, n; all positions from 0 to n - 1 occur.
+      flip: whether each clip's mirror image is embedded, too.
       show_progress: whether the first process shows how many tracklets are embedded.
       stop_requested: called after each batch, equally often by each process.
 
@@ -131,7 +140,7 @@ def embed_batches(
     enabled = show_progress and processes.is_first()
     with Progress(num_tracklets, "embedding", unit="tracklet", enabled=enabled) as progress:
         for modality, batch in batches:
-            embed = make_embed_step(model, modality, mesh)
+            embed = make_embed_step(model, modality, mesh, flip)
             inputs = put((batch["frames"], batch["keypoints"]), rows, batch_size)
             embeddings.append(local_part(embed(variables, *inputs)))
             positions.append(batch["position"])
@@ -146,60 +155,90 @@ def embed_batches(
     return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
+class Options(NamedTuple):
+    """How an evaluation differs from that of the config.
+
+    Attributes:
+      clip_length: frames of a clip; None for that of training.
+      corruption: what is done to the skeletons.
+      expansion: see `similarity.make_similarity`.
+      rerank: likewise.
+    """
+
+    clip_length: int | None = None
+    corruption: Corruption | None = None
+    expansion: int = 0
+    rerank: bool = False
+
+
+AS_TRAINED = Options()
+
+
+def evaluation_split(config: ml_collections.ConfigDict) -> str:
+    """Returns the split of evaluations during training: "validation" if identities are held out."""
+    return VALIDATION if config.data.validation_identities else "test"
+
+
 def describe_evaluation(
-    config: ml_collections.ConfigDict, step: int, *, expansion: int = 0, rerank: bool = False
+    config: ml_collections.ConfigDict, step: int, split: str, options: Options = AS_TRAINED
 ) -> dict[str, Any]:
     """Returns what identifies an evaluation among others of the same run.
 
     Args:
       config: the experiment; `data` and `eval` are read.
       step: of the checkpoint.
-      expansion: see `similarity.make_similarity`.
-      rerank: likewise.
+      split: of the dataset.
+      options: how the evaluation differs from that of the config.
 
     Returns:
       `protocol`, `step` of the checkpoint, `split`, `clips`, `dataset` with its `dir` and
       `fingerprint`, and `options`, those that are not at their default.
     """
-    options: dict[str, Any] = {}
-    if expansion:
-        options["expansion"] = expansion
-    if rerank:
-        options["rerank"] = True
+    described: dict[str, Any] = {}
+    if options.clip_length is not None:
+        described["clip_length"] = options.clip_length
+    if config.eval.flip:
+        described["flip"] = True
+    if options.corruption is not None:
+        described["corrupt"] = str(options.corruption)
+    if options.expansion:
+        described["expansion"] = options.expansion
+    if options.rerank:
+        described["rerank"] = True
     dataset = {"dir": config.data.dir, "fingerprint": fingerprint(config.data.dir)}
     return {
         "protocol": config.eval.protocol,
         "step": step,
-        "split": "test",
+        "split": split,
         "clips": config.eval.clips,
         "dataset": dataset,
-        "options": options,
+        "options": described,
     }
 
 
-def evaluate_test_split(
+def evaluate_split(
     config: ml_collections.ConfigDict,
     model: Star,
     variables: Any,
     mesh: Mesh,
     step: int,
+    split: str,
     stop_requested: Callable[[], bool] = lambda: False,
     *,
-    expansion: int = 0,
-    rerank: bool = False,
+    options: Options = AS_TRAINED,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Embeds the test split and scores it.
+    """Embeds a split and scores it.
 
     Returns:
       The report, which has the entries of `describe_evaluation` and of `protocols.summarize`, and
       the scores of each query, see `protocols.queries_of`.
     """
-    description = describe_evaluation(config, step, expansion=expansion, rerank=rerank)
+    description = describe_evaluation(config, step, split, options)
     embeddings = embed_split(
-        config, model, variables, mesh, description["split"], stop_requested=stop_requested
+        config, model, variables, mesh, split, options.corruption, stop_requested
     )
-    index = open_index(config.data.dir, description["split"])
-    compare = make_similarity(expansion=expansion, rerank=rerank)
+    index = open_index(config.data.dir, split, config.data.validation_identities)
+    compare = make_similarity(expansion=options.expansion, rerank=options.rerank)
     rankings = rank(config.eval.protocol, embeddings, index, compare)
     report = {**description, **summarize(config.eval.protocol, rankings, index)}
     return report, queries_of(rankings, index)
@@ -210,10 +249,11 @@ def evaluate_checkpoint(
     step: int | None,
     *,
     dataset_dir: str | None = None,
+    split: str = "test",
     clips: str | None = None,
     protocol: str | None = None,
-    expansion: int = 0,
-    rerank: bool = False,
+    flip: bool | None = None,
+    options: Options = AS_TRAINED,
 ) -> tuple[dict[str, Any], epath.Path]:
     """Evaluates a checkpoint of a run.
 
@@ -221,29 +261,40 @@ def evaluate_checkpoint(
       workdir: folder of the run.
       step: step of the checkpoint; the last one if None.
       dataset_dir: the packed dataset; the config's if None.
-      clips: "first" or "dense"; the config's if None.
+      split: "test", or "validation" for the identities that the run held out.
+      clips: a value of `config.eval.clips`; the config's if None.
       protocol: one of PROTOCOLS, or a path; the config's if None.
-      expansion: see `similarity.make_similarity`.
-      rerank: likewise.
+      flip: whether to average the embeddings of clips and their mirror images; the config's if
+        None.
+      options: what else is different.
 
     Returns:
       The report and the path that it was written to.
 
     Raises:
       FileNotFoundError: the run has no such checkpoint.
-      InputError: the checkpoint or the dataset does not fit the config.
+      InputError: the checkpoint or the dataset does not fit the config, a value is invalid, or
+        skeletons are to be corrupted and the network uses none.
     """
     step, config, model, variables, mesh = restore_network(workdir, step)
-    if dataset_dir is not None:
-        config.data.dir = dataset_dir
-    if clips is not None:
-        config.eval.clips = clips
-    if protocol is not None:
-        config.eval.protocol = protocol
-    require_scorable(config.eval.protocol, open_index(config.data.dir, "test"))
-    report, queries = evaluate_test_split(
-        config, model, variables, mesh, step, expansion=expansion, rerank=rerank
+    if options.corruption is not None and not model.uses_skeletons:
+        raise InputError(
+            f"--corrupt={options.corruption}: the network of {workdir} uses no skeletons; leave it "
+            "out"
+        )
+    if options.clip_length == config.data.clip_length:
+        options = options._replace(clip_length=None)
+    changes = {
+        **{"data.dir": dataset_dir, "data.clip_length": options.clip_length},
+        **{"eval.protocol": protocol, "eval.clips": clips, "eval.flip": flip},
+    }
+    config.update_from_flattened_dict(
+        {key: value for key, value in changes.items() if value is not None}
     )
+    check_config(config)
+    index = open_index(config.data.dir, split, config.data.validation_identities)
+    require_scorable(config.eval.protocol, index)
+    report, queries = evaluate_split(config, model, variables, mesh, step, split, options=options)
     if processes.is_first():
         run_files.write_report(workdir, report, queries)
     return report, run_files.report_path(workdir, report)
@@ -262,7 +313,7 @@ def embed_dataset(
       network: as returned by `load_weights`.
       dataset_dir: the packed dataset.
       split: a split of the dataset.
-      clips: "first" or "dense"; that of the network's config if None.
+      clips: a value of `config.eval.clips`; that of the network's config if None.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
@@ -270,6 +321,7 @@ def embed_dataset(
     """
     config = network.config.copy_and_resolve_references()
     remote = is_remote(dataset_dir)
+    config.data.validation_identities = 0  # of the dataset that the network was trained on
     config.data.dir = os.fspath(dataset_dir) if remote else os.path.realpath(dataset_dir)
     if clips is not None:
         config.eval.clips = clips

@@ -24,6 +24,7 @@ from etils import epath
 
 from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.io import remote
+from star_jax.config import complete
 from star_jax.distributed.processes import is_first, largest, wait_for_all
 from star_jax.finite import find_not_finite
 from star_jax.training.checksums import checksums
@@ -215,7 +216,7 @@ def restore_state(
 
 def restore_config(manager: ocp.CheckpointManager, step: int) -> ml_collections.ConfigDict:
     """Returns the config in the checkpoint of a step; raises as `restore_state` does."""
-    return ml_collections.ConfigDict(_restore(manager, step, {})[1].config)
+    return complete(_restore(manager, step, {})[1].config)
 
 
 def restore_variables(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:

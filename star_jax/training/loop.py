@@ -15,16 +15,17 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int32
 
+from data_pipelines import schema
 from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import train_batches
 from data_pipelines.records.reading import fingerprint, open_index
-from data_pipelines.sampling import find_sampler, steps_per_epoch
+from data_pipelines.sampling import find_sampler, steps_per_epoch, trainable_labels
 from star_jax.config import check_config
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
-from star_jax.evaluation.embed import describe_evaluation, evaluate_test_split
+from star_jax.evaluation.embed import describe_evaluation, evaluate_split, evaluation_split
 from star_jax.evaluation.protocols import find_protocol, require_scorable
 from star_jax.evaluation.scores import format_table
 from star_jax.losses import build_losses
@@ -74,7 +75,9 @@ def train(
     mesh = make_mesh(config)
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
     shardings = batch_shardings(mesh)
-    index = open_index(config.data.dir, "train")
+    held_out = config.data.validation_identities
+    index = open_index(config.data.dir, "train", held_out)
+    require_a_batch(config, index)
     config = with_identities(config, index.labels)
     epoch = steps_per_epoch(
         index, config.data.identities_per_batch, config.data.tracklets_per_identity
@@ -88,7 +91,8 @@ def train(
 
     evaluated_every = config.eval.every_epochs * epoch
     if evaluated_every:
-        require_scorable(config.eval.protocol, open_index(config.data.dir, "test"))
+        evaluated = open_index(config.data.dir, evaluation_split(config), held_out)
+        require_scorable(config.eval.protocol, evaluated)
 
     with (
         run_files.claimed(workdir, config),
@@ -116,6 +120,7 @@ def train(
             start_step=start,
             num_steps=num_steps - start,
             sampling=config.data.sampling,
+            validation_identities=held_out,
             move_keypoints=config.model.keypoints == "relative",
             rows=local_rows(shardings["labels"], (pairs,)),
             num_threads=config.data.num_threads,
@@ -128,7 +133,8 @@ def train(
             saving_before_a_stop(manager),
         ):
             if start and evaluated_every and start % evaluated_every == 0:
-                report = run_files.report_path(workdir, describe_evaluation(config, start))
+                kind = describe_evaluation(config, start, evaluation_split(config))
+                report = run_files.report_path(workdir, kind)
                 if processes.all_agree(not report.exists()):  # interrupted before it
                     evaluate(config, model, state, mesh, workdir, writer, stop_requested)
             for step, batch in enumerate(batches, start=start + 1):
@@ -227,6 +233,18 @@ def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> Non
         )
 
 
+def require_a_batch(config: ml_collections.ConfigDict, index: schema.Index) -> None:
+    """Raises an InputError if too few identities are left where some are held out."""
+    held_out, batch = config.data.validation_identities, config.data.identities_per_batch
+    left = len(trainable_labels(index))
+    if left < batch <= left + held_out:
+        raise InputError(
+            f"config.data.validation_identities is {held_out}: it leaves {left} training "
+            f"identities of {config.data.dir}, and config.data.identities_per_batch is {batch}; "
+            f"use at most {left + held_out - batch}"
+        )
+
+
 def with_identities(
     config: ml_collections.ConfigDict, labels: Int32[np.ndarray, " n"]
 ) -> ml_collections.ConfigDict:
@@ -316,8 +334,14 @@ def evaluate(
 ) -> None:
     """Evaluates the state, writes and logs the scores; raises Preempted if interrupted."""
     step = int(state.step)
-    report, queries = evaluate_test_split(
-        config, model, state.variables, mesh, step, stop_requested
+    report, queries = evaluate_split(
+        config,
+        model,
+        state.variables,
+        mesh,
+        step,
+        evaluation_split(config),
+        stop_requested,
     )
     writer.write(
         step,

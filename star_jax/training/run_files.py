@@ -21,6 +21,7 @@ from etils import epath
 from data_pipelines.errors import InputError
 from data_pipelines.io import remote
 from data_pipelines.io.files import hold, write_file, write_json
+from star_jax.config import complete
 from star_jax.distributed import processes
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def require_same(
     where: epath.Path, before: Mapping[str, Any], config: ml_collections.ConfigDict
 ) -> None:
     """Raises an InputError that names the keys in which a config differs from an earlier one."""
-    old, new = flatten(before), flatten(as_json(config))
+    old, new = flatten(as_json(complete(before))), flatten(as_json(config))
     differences = [
         f"{key} was {old.get(key, 'absent')}, now {new.get(key, 'absent')}"
         for key in sorted(set(old) | set(new))
@@ -188,12 +189,10 @@ def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
       report: an evaluation, or what `star_jax.evaluation.embed.describe_evaluation` returns.
     """
     protocol, dataset = report["protocol"].replace("/", "-"), report["dataset"]["fingerprint"][:8]
-    options = "".join(
-        f"-{name}" if value is True else f"-{name}_{value}"
-        for name, value in report["options"].items()
-    )
-    kind = f"{protocol}-{report['clips']}{options}-{dataset}"
-    return workdir / "eval" / f"{report['step']}-{kind}.json"
+    kind = [protocol, report["clips"], *([report["split"]] if report["split"] != "test" else [])]
+    for name, value in report["options"].items():
+        kind.append(name if value is True else f"{name}_{value}".replace(":", "_"))
+    return workdir / "eval" / f"{report['step']}-{'-'.join(kind)}-{dataset}.json"
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

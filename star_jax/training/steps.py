@@ -320,13 +320,27 @@ def make_train_step(
 
 
 @functools.cache  # evaluations during training share one compiled program
-def make_embed_step(model: Star, modality: str, mesh: Mesh) -> Callable[..., Float32[Array, "B C"]]:
+def make_embed_step(
+    model: Star, modality: str, mesh: Mesh, flip: bool = False
+) -> Callable[..., Float32[Array, "B C"]]:
     """Returns the jitted embedding step of a modality.
+
+    Args:
+      model: the network.
+      modality: "visible" or "infrared".
+      mesh: the device mesh.
+      flip: whether to average the embeddings of each clip and its mirror image.
 
     Returns:
       A function of variables, frames uint8[B, T, H, W, 3] and keypoints float32[B, T, 17, 3] that
-      returns the embeddings, float32[B, C], split over the devices by rows.
+      returns the embeddings, float32[B, C], split over the devices by rows. Their length is 1, and
+      less if they are averages.
     """
+
+    def embed(variables: Any, frames: jax.Array, keypoints: jax.Array) -> jax.Array:
+        frames = augment.normalize(frames)
+        output: Any = model.apply(variables, frames, keypoints, modality=modality, train=False)
+        return output.embedding
 
     @functools.partial(
         jax.jit,
@@ -336,8 +350,10 @@ def make_embed_step(model: Star, modality: str, mesh: Mesh) -> Callable[..., Flo
     def embed_step(
         variables: Any, frames: UInt8[Array, "B T H W 3"], keypoints: Float32[Array, "B T 17 3"]
     ) -> Float32[Array, "B C"]:
-        frames = augment.normalize(frames)
-        output: Any = model.apply(variables, frames, keypoints, modality=modality, train=False)
-        return output.embedding
+        embedding = embed(variables, frames, keypoints)
+        if flip:
+            mirrored = embed(variables, *augment.mirror(frames, keypoints))
+            embedding = (embedding + mirrored) / 2
+        return embedding
 
     return embed_step

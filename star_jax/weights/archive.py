@@ -9,9 +9,9 @@ by their paths ("params/backbone/stem_visible/conv/kernel"). Its metadata, all o
 - `versions`: the packages that wrote the file, as JSON;
 - `sha256`: of all the above and the arrays, by which a damaged file is detected.
 
-Files stay readable. A new key of the config gets a row of `ADDED_KEYS`, which says what networks
-without it did; a key that is removed or changes its meaning, or another name or layout of an array,
-needs a new `FORMAT`, and a conversion of the old one in `load_archive`.
+Files stay readable. A new key of the config gets a row of `config.ADDED_KEYS`, which says what
+networks without it did; a key that is removed or changes its meaning, or another name or layout of
+an array, needs a new `FORMAT`, and a conversion of the old one in `load_archive`.
 """
 
 import hashlib
@@ -26,17 +26,13 @@ import ml_collections
 import numpy as np
 
 from data_pipelines.errors import InputError
-from star_jax.config import check_config
+from star_jax.config import check_config, complete
 from star_jax.finite import find_not_finite
 from star_jax.weights.files import parse_metadata, parse_safetensors, read_file, save_arrays
 
 KIND = "star_jax network"
 FORMAT = f"{KIND} 1"
 PACKAGES = ("star_jax", "jax", "flax", "numpy", "safetensors")
-
-# Keys that the config got after files of `FORMAT` were first written, such as "model.new_key", and
-# the values with which networks compute what they computed before.
-ADDED_KEYS: dict[str, Any] = {}
 
 
 class Archive(NamedTuple):
@@ -118,10 +114,7 @@ def load_archive(path: str | os.PathLike[str]) -> Archive:
         raise InputError(f"{path}: damaged (it does not have its checksum); use a copy of it")
     try:
         content = json.loads(metadata["config"])
-        for key, value in ADDED_KEYS.items():
-            section, _, name = key.rpartition(".")
-            (content[section] if section else content).setdefault(name, value)
-        config, step = ml_collections.ConfigDict(content), int(metadata["step"])
+        config, step = complete(content), int(metadata["step"])
         check_config(config)
         variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

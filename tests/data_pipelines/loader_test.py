@@ -188,7 +188,7 @@ def test_wrong_requests_for_clips_are_named(packed):
     settings = {"clip_length": 3, "frame_size": SIZE, "batch_size": 2}
     with pytest.raises(IndexError, match="tracklet 8: the test split holds 8"):
         loader.test_clips(packed, positions=[8], **settings)
-    with pytest.raises(ValueError, match="the modes are 'first' and 'dense'"):
+    with pytest.raises(ValueError, match="'all': use first, chunk_first, linspace or dense"):
         loader.test_clips(packed, positions=[0], mode="all", **settings)
     assert list(loader.test_clips(packed, positions=[], **settings)) == []
 

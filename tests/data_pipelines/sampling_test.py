@@ -98,6 +98,19 @@ def test_dense_clips_show_every_frame_in_order(num_frames, clip_length):
     assert all(last[i] == last[i - real] for i in range(real, clip_length))
 
 
+@QUICK
+@hypothesis.given(SIZES, SIZES, st.sampled_from(sorted(sampling.SAMPLERS)))
+def test_the_rule_of_one_clip_can_be_named(num_frames, clip_length, name):
+    first, chunks, spread, dense = (
+        sampling.clips_to_embed(num_frames, clip_length, mode=mode, sampling=name).tolist()
+        for mode in sampling.CLIPS
+    )
+    assert chunks == [[chunk[0] for chunk in padded_chunks(num_frames, clip_length)]]
+    assert spread == [[int(i * (num_frames / clip_length)) for i in range(clip_length)]]
+    assert first == {"hitsz_vcm": chunks, "bupt_campus": spread}[name]
+    assert {frame for clip in dense for frame in clip} == set(range(num_frames))
+
+
 def test_dense_clips_example():
     assert sampling.dense_clips(7, 5).tolist() == [[0, 1, 2, 3, 4], [5, 6, 5, 6, 5]]
 

@@ -68,6 +68,22 @@ def recover_draw(frame, output):
     return found[0]
 
 
+def test_in_a_mirror_each_joint_stays_on_its_pixel():
+    frames, keypoints = random_frames(), random_keypoints()
+    keypoints[0, 1, 3] = [5, 6, 0]  # not detected
+    mirrored, moved = jax.jit(augment.mirror)(frames, keypoints)
+    assert mirrored.dtype == np.uint8
+    np.testing.assert_array_equal(mirrored[:, :, :, 0], frames[:, :, :, W - 1])
+    assert not moved[0, 1, MIRROR[3]].any()
+    for b, t, joint in np.ndindex(B, T, 17):
+        x, y, confidence = keypoints[b, t, joint]
+        if confidence:
+            new_x, new_y, new_confidence = np.asarray(moved[b, t, MIRROR[joint]])
+            assert new_confidence == confidence
+            before, after = frames[b, t, int(y), int(x)], mirrored[b, t, int(new_y), int(new_x)]
+            np.testing.assert_array_equal(before, after)
+
+
 def test_normalize_is_the_formula():
     frames = random_frames()
     output = jax.jit(augment.normalize)(frames)

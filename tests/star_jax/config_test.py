@@ -143,6 +143,7 @@ NONSENSE = [
     ("data.identities_per_batch", 7, "use at most 6, which is config.model.num_identities"),
     ("data.tracklets_per_identity", 0, "use an integer from 1 to 65536"),
     ("data.tracklets_per_identity", "2", "use an integer from 1 to 65536"),
+    ("data.validation_identities", -1, "use an integer of 0 or more"),
     ("data.num_threads", 0, "use an integer from 1 to 256"),
     ("data.num_threads", 1.5, "use an integer from 1 to 256"),
     ("augment.padding", 100000, "use an integer from 0 to 4095"),
@@ -211,7 +212,8 @@ NONSENSE = [
         "use 'hitsz_vcm/v1', 'buptcampus/full', 'buptcampus/official-bs64' or",
     ),
     ("eval.batch_size", 0, "use an integer from 1 to 65536"),
-    ("eval.clips", "all", "use 'first' or 'dense'"),
+    ("eval.clips", "all", "use 'first', 'chunk_first', 'linspace' or 'dense'"),
+    ("eval.flip", 1, "use True or False"),
     ("eval.every_epochs", -1, "use an integer of 0 or more"),
     ("checkpoint.every_steps", 0, AN_INTEGER),
     ("checkpoint.keep", 0, AN_INTEGER),
@@ -298,6 +300,11 @@ def test_an_unknown_key_is_refused_and_the_nearest_suggested(key, nearest, workd
 @pytest.mark.parametrize("value", [{}, {"a": 1}, None, 5])
 def test_an_unknown_section_is_refused(value, workdir):
     assert refused(at("wandb", value), workdir).startswith("config.wandb does not exist: ")
+
+
+def test_mirror_images_need_keypoints_in_the_resized_frame(workdir):
+    message = refused(changed(eval__flip=True, model__keypoints="pixels"), workdir)
+    assert message.startswith("config.eval.flip is True: use False with config.model.keypoints")
 
 
 def test_a_placeholder_that_nobody_filled_is_refused(workdir):

@@ -14,12 +14,13 @@ import video_files
 from data_pipelines.datasets import folder
 from data_pipelines.records import reading
 from data_pipelines.schema import MODALITIES
+from data_pipelines.skeletons.corruption import parse
 from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
 from star_jax import Embedder, Network, build_model, embedder
 from star_jax.distributed.parallel import make_mesh
 from star_jax.evaluation import embeddings, match_sheet
-from star_jax.evaluation.embed import embed_dataset
+from star_jax.evaluation.embed import embed_dataset, embed_split
 from star_jax.evaluation.search import search
 from star_jax.training.steps import abstract_variables, make_embed_step
 
@@ -71,6 +72,43 @@ def test_whole_tracklets_give_the_rows_of_the_packed_dataset(dataset, clips):
     wrong = keypoints[None] * np.float32([0.5, 0.5, 1])
     other = Embedder(own)(frames[None], wrong, modality=modality, batch_size=8)
     assert np.abs(other[0] - rows[-1]).max() > 1e-4  # so that wrong keypoints would show
+
+
+def test_flip_averages_clips_and_their_mirror_images():
+    own = network(guided=True)
+    config = own.config.copy_and_resolve_references()
+    config.eval.flip = True
+    frames, keypoints = tracklets(3)
+    mirrored = keypoints.copy()
+    mirrored[..., 0] = SIZE[1] - 1 - keypoints[..., 0]
+    left, right = [1, 3, 5, 7, 9, 11, 13, 15], [2, 4, 6, 8, 10, 12, 14, 16]
+    mirrored[:, :, left + right] = mirrored[:, :, right + left]
+    mirrored[mirrored[..., 2] == 0] = 0
+    arrays = [(frames, keypoints), (frames[:, :, :, ::-1], mirrored)]
+    plain = [Embedder(own)(*pair, modality="infrared", batch_size=8) for pair in arrays]
+    assert np.abs(plain[0] - plain[1]).max() > 1e-3
+    expected = plain[0] + plain[1]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    for pair in arrays:
+        embed = Embedder(own._replace(config=config))
+        found = embed(*pair, modality="infrared", batch_size=8)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_without_any_joint_the_embeddings_are_those_of_undetected_skeletons(dataset):
+    own = network(guided=True)
+    config = own.config.copy_and_resolve_references()
+    config.data.dir = str(dataset)
+    _, _, model, variables, mesh = own
+    rows = embed_split(config, model, variables, mesh, "test", parse("drop:1"))
+    index, records = reading.open_index(dataset, "test"), reading.open_records(dataset, "test")
+    for position in (0, len(rows) - 1):
+        record = records[position]
+        frames = np.stack([simplejpeg.decode_jpeg(jpeg) for jpeg in record["frames"]])[None]
+        modality = MODALITIES[index.modalities[position]]
+        for keypoints, same in ((record["keypoints"], False), (0 * record["keypoints"], True)):
+            found = Embedder(own)(frames, keypoints[None], modality=modality, batch_size=8)
+            assert np.allclose(found[0], rows[position], rtol=0, atol=1e-5) == same
 
 
 def test_joints_in_pixels_reach_the_network_as_they_are(monkeypatch):

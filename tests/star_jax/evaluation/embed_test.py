@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.datasets import folder
 from data_pipelines.records import reading
+from data_pipelines.skeletons.corruption import parse
 from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
 from star_jax.distributed.parallel import make_mesh
@@ -99,6 +101,34 @@ def test_any_split_can_be_embedded(workdir, tmp_path):
     assert np.abs(dense.embeddings - train.embeddings).max() > 1e-4
     with pytest.raises(ValueError, match="split 'query'"):
         embed.embed_dataset(network, dataset, "query")
+
+
+def test_a_checkpoint_is_evaluated_in_several_ways(workdir, tmp_path):
+    dataset = str(tiny.packed_dataset(tmp_path, test=(503, 504)))
+    reports = {}
+    for change in ({}, {"clip_length": 3}, {"clips": "linspace"}, {"flip": True}):
+        report, path = embed.evaluate_checkpoint(
+            epath.Path(workdir), None, dataset_dir=dataset, **change
+        )
+        expected = {"clips": "first", **change}
+        assert report["clips"] == expected.pop("clips") and report["options"] == expected
+        reports[path] = report
+    assert len(reports) == 4 and all(path.exists() for path in reports)
+    with pytest.raises(
+        ValueError, match=r"config\.data\.clip_length is 2000: use an integer from 1"
+    ):
+        embed.evaluate_checkpoint(
+            epath.Path(workdir), None, dataset_dir=dataset, options=embed.Options(clip_length=2000)
+        )
+
+
+def test_skeletons_that_are_not_used_cannot_be_corrupted(workdir):
+    with pytest.raises(
+        ValueError, match=r"^--corrupt=drop:0\.3: the network of .* uses no skeletons"
+    ):
+        embed.evaluate_checkpoint(
+            epath.Path(workdir), None, options=embed.Options(corruption=parse("drop:0.3"))
+        )
 
 
 def test_skeletons_are_needed_by_a_guided_network_only(workdir, footage, tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 
+from data_pipelines.skeletons.corruption import parse
 from star_jax.distributed import parallel, processes
 from star_jax.evaluation import embed
 from star_jax.evaluation.embed import embed_split, evaluate_checkpoint
@@ -173,6 +174,12 @@ def test_dense_clips_and_any_checkpoint_can_be_evaluated(whole_run):
     report, path = evaluate_checkpoint(whole_run, 9, clips="dense")
     assert report["step"] == 9 and report["clips"] == "dense"
     assert path != first and first.read_text() == before
+    report, path = evaluate_checkpoint(
+        whole_run, 9, options=embed.Options(corruption=parse("jitter:0.2"))
+    )
+    assert report["options"] == {"corrupt": "jitter:0.2"}
+    assert path.exists() and path.name.split("-")[3:-1] == ["first", "corrupt_jitter_0.2"]
+    assert path != first and first.read_text() == before
 
 
 def test_another_dataset_has_a_result_of_its_own(whole_run, tmp_path):
@@ -182,6 +189,32 @@ def test_another_dataset_has_a_result_of_its_own(whole_run, tmp_path):
     report, path = evaluate_checkpoint(whole_run, 12, dataset_dir=str(other))
     assert report["i2v"]["queries"] == 6 and report["dataset"]["dir"] == str(other)
     assert path != own and own.read_text() == before
+
+
+def test_evaluations_during_training_are_of_identities_that_are_held_out(dataset, tmp_path):
+    config = tiny.config(dataset)
+    config.model.guidance, config.model.pooling = "none", "gem"  # compiles faster
+    config.augment.style = False
+    config.model.num_identities = None
+    config.data.validation_identities = 2
+    config.optim.epochs = config.eval.every_epochs = 2
+    state = loop.train(config, tmp_path)
+    assert state.params["classifier"]["kernel"].shape[-1] == 4
+    (path,) = (tmp_path / "eval").glob("*.json")
+    report = json.loads(path.read_text())
+    assert report["split"] == "validation" and "-validation-" in path.name
+    assert report["i2v"]["queries"] == report["i2v"]["gallery"] == 4
+    assert evaluate_checkpoint(tmp_path, None, split="validation")[1] == path
+    test, other = evaluate_checkpoint(tmp_path, None)
+    assert test["split"] == "test" and test["i2v"]["queries"] == 8 and other != path
+    config.data.validation_identities = 1
+    with pytest.raises(
+        ValueError, match=r"data\.validation_identities was 2, now 1; model\.num_id"
+    ):
+        loop.train(config, tmp_path)
+    config.data.validation_identities = 3
+    with pytest.raises(ValueError, match=r"leaves 3 training identities of .* use at most 2$"):
+        loop.train(config, tmp_path)
 
 
 @pytest.mark.slow

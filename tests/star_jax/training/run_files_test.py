@@ -119,8 +119,11 @@ def test_claim_names_a_broken_file(tmp_path, content):
 
 def report(**changes):
     dataset = {"dir": "data", "fingerprint": "0123456789abcdef"}
-    kind = {"step": 120, "protocol": "hitsz_vcm/v1", "clips": "first", "options": {}}
-    return {**kind, "dataset": dataset, "mean_ap": 0.5, **changes}
+    kind = {
+        **{"step": 120, "protocol": "hitsz_vcm/v1", "dataset": dataset},
+        **{"split": "test", "clips": "first", "options": {}},
+    }
+    return {**kind, "mean_ap": 0.5, **changes}
 
 
 def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
@@ -145,6 +148,10 @@ def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
         {"clips": "dense"},
         {"options": {"rerank": True}},
         {"options": {"rerank": True, "expansion": 3}},
+        {"options": {"clip_length": 6}},
+        {"options": {"flip": True}},
+        {"options": {"corrupt": "drop:0.3"}},
+        {"split": "validation"},
         {"dataset": {"dir": "data", "fingerprint": "fedcba9876543210"}},
     ],
 )

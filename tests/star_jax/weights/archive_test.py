@@ -22,7 +22,6 @@ from star_jax.models import build_model
 from star_jax.training import checkpoint
 from star_jax.weights import (
     abstract_variables,
-    archive,
     check_variables,
     load_archive,
     save_archive,
@@ -217,7 +216,7 @@ def test_an_archive_from_before_a_key_existed_is_read(path, config, monkeypatch)
     with pytest.raises(InputError, match="is missing"):
         load_archive(path)
     added = {"model.graph_edges": "first_frame", "seed": 5, "model.pooling": "max"}
-    monkeypatch.setattr(archive, "ADDED_KEYS", added)
+    monkeypatch.setattr(schema, "ADDED_KEYS", added)
     found = load_archive(path).config
     assert (found.model.graph_edges, found.seed) == ("first_frame", 5)
     assert found.model.pooling == "gem"  # only absent keys are added
