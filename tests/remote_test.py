@@ -132,6 +132,7 @@ def test_the_small_files_of_a_run(bucket):
     kind = {
         "step": 3,
         "protocol": "a/b",
+        "split": "test",
         "clips": "first",
         "options": {},
         "dataset": {"fingerprint": "0123456789"},
