@@ -106,12 +106,20 @@ def test_any_split_can_be_embedded(workdir, tmp_path):
 def test_a_checkpoint_is_evaluated_in_several_ways(workdir, tmp_path):
     dataset = str(tiny.packed_dataset(tmp_path, test=(503, 504)))
     reports = {}
-    for change in ({}, {"clip_length": 3}, {"clips": "linspace"}, {"flip": True}):
+    for change, clips, options in (
+        ({}, "first", {}),
+        (
+            {"options": embed.Options(clip_length=3, rerank=True)},
+            "first",
+            ["clip_length", "rerank"],
+        ),
+        ({"clips": "linspace"}, "linspace", {}),
+        ({"flip": True, "options": embed.Options(expansion=2)}, "first", ["flip", "expansion"]),
+    ):
         report, path = embed.evaluate_checkpoint(
             epath.Path(workdir), None, dataset_dir=dataset, **change
         )
-        expected = {"clips": "first", **change}
-        assert report["clips"] == expected.pop("clips") and report["options"] == expected
+        assert report["clips"] == clips and list(report["options"]) == list(options)
         reports[path] = report
     assert len(reports) == 4 and all(path.exists() for path in reports)
     with pytest.raises(
