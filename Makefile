@@ -1,5 +1,5 @@
-# make demo: everything from nothing to an evaluated STAR. make test: install and run all checks;
-# make test-fast leaves out the slow tests; make coverage: which lines the fast tests run.
+# make demo: everything from nothing to an evaluated STAR. make test: install, lint and run all
+# tests; make test-fast: all but the slow tests; make coverage: which lines the fast tests run.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -33,7 +33,7 @@ PYTEST := $(RUN) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfi
 test: lint
 	$(PYTEST)
 
-test-fast: lint
+test-fast: $(VENV)/installed-dev
 	$(PYTEST) -m "not slow"
 
 coverage: $(VENV)/installed-dev

@@ -1,21 +1,23 @@
-"""The code of the documentation runs: README.md, the library page and the tutorial.
+"""The code of the documentation runs: the library page and the tutorial.
 
-That of docs/how_to is in tests/star_jax/training/elsewhere_test.py.
+That of docs/how_to is in tests/star_jax/training/elsewhere_test.py, that of README.md in
+tests/packaging_test.py and that of docs/export.md in tests/launch/export_test.py.
 """
 
 import os
 import re
 from pathlib import Path
 
-import jax
 import nbclient
 import nbformat
 import numpy as np
 import pytest
+import tiny
 
 from configs import star_synthetic_demo
 from star_jax import build_model
-from star_jax.training.steps import initial_variables
+from star_jax.distributed.parallel import make_mesh
+from star_jax.training.steps import abstract_variables
 from star_jax.weights.archive import save_archive
 
 ROOT = Path(__file__).parents[1]
@@ -28,17 +30,9 @@ def exported(tmp_path_factory):
     """The network of the demo with random weights, as a file."""
     config = star_synthetic_demo.get_config()
     config.model.num_identities = 8
-    shapes = jax.eval_shape(lambda: initial_variables(config, build_model(config.model)))
-    rng = np.random.default_rng(0)
-
-    def drawn(array):
-        if array.ndim < 2:  # of norms, whose variances must be positive, and biases
-            return rng.uniform(0.5, 1.5, array.shape).astype(array.dtype)
-        scale = np.sqrt(2 / np.prod(array.shape[:-1]))
-        return rng.normal(0, scale, array.shape).astype(array.dtype)
-
+    shapes = abstract_variables(config, build_model(config.model), make_mesh())
     path = tmp_path_factory.mktemp("exported") / "demo.safetensors"
-    save_archive(path, config=config, variables=jax.tree.map(drawn, shapes), step=1)
+    save_archive(path, config=config, variables=tiny.random_weights(shapes), step=1)
     return path
 
 
@@ -50,14 +44,6 @@ def run_code(page, exported):
     names = {}
     exec(code.replace('"runs/demo"', repr(str(exported))), names)
     return names
-
-
-@pytest.mark.slow
-def test_the_example_of_the_readme(exported):
-    names = run_code(ROOT / "README.md", exported)
-    assert names["infrared"].shape == names["visible"].shape == (6, 128)
-    np.testing.assert_allclose(np.linalg.norm(names["infrared"], axis=1), 1, rtol=1e-5)
-    assert 0 <= names["result"].rank(1) <= 1
 
 
 @pytest.mark.slow

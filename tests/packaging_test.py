@@ -98,6 +98,11 @@ variables = {"params": state.params, "batch_stats": state.batch_stats}
 save_archive("network.safetensors", config=config, variables=variables, step=3)
 """
 EXAMPLE = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[1]
+CHECKS = """
+assert infrared.shape == visible.shape == (6, 32)
+np.testing.assert_allclose(np.linalg.norm(infrared, axis=1), 1, rtol=1e-5)
+assert 0 <= result.rank(1) <= 1
+"""
 
 
 @pytest.mark.slow
@@ -110,7 +115,7 @@ def test_the_wheel_alone_trains_and_evaluates_and_runs_the_example_of_the_readme
     # The dependencies of this environment, but none of the paths that its .pth files add.
     used = sysconfig.get_path("purelib")
     program = USE.replace("CONFIG", repr(tiny.config(Path("nowhere")).to_dict()))
-    program += EXAMPLE.replace("runs/demo", "network.safetensors")
+    program += EXAMPLE.replace("runs/demo", "network.safetensors") + CHECKS
     environment = os.environ | {"PYTHONPATH": used}
     result = subprocess.run(
         [python, "-c", f"import sys; sys.path.append(sys.path.pop(1))\n{program}"],

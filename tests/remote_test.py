@@ -360,9 +360,8 @@ def test_a_killed_run_continues(stored, bucket, tmp_path, monkeypatch):
 
     manager_of = checkpoint.open_manager
     monkeypatch.setattr(checkpoint, "open_manager", open_manager)
-    config = tiny.config("nowhere")
+    config = tiny.baseline("nowhere")
     config.data.dir = ADDRESS
-    config.model.guidance, config.model.pooling = "none", "gem"  # compiles in less time
     whole_loader = loop.train_batches
 
     def dying_loader(*args, **kwargs):

@@ -1,6 +1,7 @@
-"""The command that exports a checkpoint: its files, and how it refuses."""
+"""The command that exports a checkpoint: its files, the code of its page, and how it refuses."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,15 @@ import tiny
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from star_jax.distributed.parallel import make_mesh
 from star_jax.models import build_model
 from star_jax.training import checkpoint
-from star_jax.training.steps import TrainState, initial_variables
+from star_jax.training.steps import TrainState, abstract_variables
 from star_jax.weights import from_authors, load_archive
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+LIBRARY, PLAIN, _, FUNCTION = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)  # _ is PyTorch's
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +32,8 @@ def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = tiny.config("elsewhere")
     config.model.backbone = "resnet50"
-    shapes = jax.eval_shape(lambda: initial_variables(config, build_model(config.model)))
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda x: jnp.asarray(rng.random(x.shape, np.float32)), shapes)
+    shapes = abstract_variables(config, build_model(config.model), make_mesh())
+    variables = tiny.random_weights(shapes)
     state = TrainState(jnp.int32(7), **variables, losses={}, opt_state={"count": jnp.int32(7)})
     with checkpoint.open_manager(workdir, 1) as manager:
         checkpoint.save(manager, state, config.to_dict(), dataset="")
@@ -45,6 +48,14 @@ def export(*arguments):
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
+
+
+def run_code(block, path, **names):
+    """Runs a block of the page on this file; returns its names."""
+    code, found = re.subn(r'"[^"]+\.(safetensors|stablehlo)"', repr(str(path)), block)
+    assert found
+    exec(code, names)
+    return names
 
 
 def assert_equal(actual, workdir):
@@ -65,6 +76,11 @@ def test_an_archive_is_written_beside_the_checkpoints(workdir):
     archive = load_archive(path)
     assert_equal(archive.variables, workdir)
     assert archive.step == 7 and archive.config.model.backbone == "resnet50"
+    assert_equal(run_code(LIBRARY, path)["network"].variables, workdir)
+    plain = run_code(PLAIN, path)
+    assert plain["config"]["model"]["backbone"] == "resnet50"
+    kernel = archive.variables["params"]["backbone"]["stem_visible"]["conv"]["kernel"]
+    np.testing.assert_array_equal(plain["kernel"], kernel)
 
 
 @pytest.mark.slow
@@ -91,6 +107,10 @@ def test_each_modality_has_a_function(workdir, tmp_path):
     for function in functions:
         assert [x.shape[1:] for x in function.in_avals] == [(2, 64, 48, 3), (2, 17, 3)]
     assert functions[0].mlir_module() != functions[1].mlir_module()  # another stem
+    frames = np.random.default_rng(0).integers(0, 256, (3, 2, 64, 48, 3), np.uint8)
+    keypoints = np.ones((3, 2, 17, 3), np.float32)
+    embeddings = run_code(FUNCTION, paths[1], frames=frames, keypoints=keypoints)["embeddings"]
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), np.ones(3), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

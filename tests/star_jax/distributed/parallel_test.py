@@ -45,10 +45,10 @@ def pairs_of(config):
 
 
 def compiled_step(config, devices):
-    """Returns the compiled step, an initial state and the batch on a mesh."""
+    """Returns the compiled step, a state of random weights and the batch on a mesh."""
     mesh = parallel.make_mesh(config, devices)
     model = build_model(config.model)
-    state = steps.initial_state(config, model, 10, mesh)
+    state = tiny.random_state(steps.abstract_state(config, model, 10, mesh))
     step = steps.make_train_step(config, model, 10, mesh)
     pairs = pairs_of(config)
     on_devices = parallel.put(
@@ -188,7 +188,7 @@ def test_rules():
     assert spec("batch_stats/norm/mean", 2**16) == P()
 
 
-def test_devices_that_do_not_fit_are_told_what_would():
+def test_devices_that_do_not_fit_are_refused_with_those_that_would():
     with pytest.raises(ValueError, match="use 1, 2, 3, 6 devices, or a multiple of 8 pairs"):
         parallel.make_mesh(config(**{"data.identities_per_batch": 3}))
     with pytest.raises(ValueError, match=r"config.parallel.fsdp is 3: it must divide 8"):

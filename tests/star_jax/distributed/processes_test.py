@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 
+from data_pipelines.records.reading import fingerprint
 from star_jax.distributed import parallel, processes
 from star_jax.models import build_model
 from star_jax.training import checkpoint, loop
@@ -29,12 +30,12 @@ def dataset(tmp_path_factory):
 
 
 def start(arguments, **options) -> subprocess.Popen:
-    """Starts a command without the virtual devices of the tests."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    """Starts a command without the virtual devices of the tests, and with XLA's own time-outs."""
+    quick = [flag for flag in os.environ["XLA_FLAGS"].split() if "fusion_emitters" in flag]
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=environment | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(quick)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -176,7 +177,7 @@ loop.put = late
 
 @pytest.mark.slow
 def test_one_may_be_ready_half_a_minute_after_the_other(dataset, tmp_path):
-    config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 2")
+    config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 2", base="baseline")
     process = start(
         [*TWO[:-1], patched(tmp_path, LATE), f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     )
@@ -202,6 +203,7 @@ checkpoint._restore_arrays = unlucky
 """
 
 MIXED = """
+from data_pipelines.records.reading import fingerprint
 from star_jax.distributed import parallel
 from star_jax.training import loop
 make_mesh = parallel.make_mesh
@@ -234,8 +236,8 @@ run_files.require_shared.__defaults__ = (3,)
 
 
 @pytest.mark.slow
-def test_processes_that_do_not_share_the_workdir_are_told(dataset, tmp_path):
-    config = tiny.config_file(tmp_path, dataset)
+def test_processes_that_do_not_share_the_workdir_are_refused(dataset, tmp_path):
+    config = tiny.config_file(tmp_path, dataset, base="baseline")
     port = free_port()
     both = [
         start(
@@ -257,12 +259,17 @@ def test_processes_that_do_not_share_the_workdir_are_told(dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_try_again_and_all_go_back_for_one(two, dataset, tmp_path):
+def test_all_try_again_and_all_go_back_for_one(dataset, tmp_path):
     workdir = tmp_path / "run"
-    shutil.copytree(two[0], workdir)
-    config = tiny.config_file(
-        tmp_path, dataset, "config.eval.every_epochs = 12", "config.parallel.fsdp = 2"
-    )
+    saved = tiny.baseline(dataset)
+    saved.parallel.fsdp = 2
+    shapes = abstract_state(saved, build_model(saved.model), 1, parallel.make_mesh(saved))
+    with checkpoint.open_manager(workdir, 2) as manager:
+        for step in (9, 12):
+            state = tiny.random_state(shapes).replace(step=np.int32(step))
+            checkpoint.save(manager, state, saved.to_dict(), fingerprint(dataset))
+        checkpoint.finish(manager)
+    config = tiny.config_file(tmp_path, dataset, "config.parallel.fsdp = 2", base="baseline")
     process = start(
         [*TWO[:-1], patched(tmp_path, UNLUCKY), f"--config={config}", f"--workdir={workdir}"]
     )
@@ -274,8 +281,8 @@ def test_all_try_again_and_all_go_back_for_one(two, dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_single_process_with_a_coordinator_hears_that_it_shall_stop(dataset, tmp_path):
-    config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 100000")
+def test_a_single_process_with_a_coordinator_stops_on_a_signal(dataset, tmp_path):
+    config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 100000", base="baseline")
     address = [f"--coordinator=localhost:{free_port()}", "--num_processes=1", "--process_id=0"]
     process = start(
         ["launch/train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}", *address]
@@ -312,7 +319,7 @@ def test_interrupted_they_save_and_resume(two, dataset, backbone, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_dies_stops_the_others_with_an_error(dataset, tmp_path):
-    config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 100000")
+    config = tiny.config_file(tmp_path, dataset, "config.optim.epochs = 100000", base="baseline")
     port = free_port()
     command = ["launch/train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     both = [
@@ -343,7 +350,9 @@ def test_processes_with_other_configs_are_refused(dataset, tmp_path):
     port = free_port()
     both = []
     for i in range(2):
-        config = tiny.config_file(tmp_path, dataset, f"config.seed = {i}", name=f"{i}.py")
+        config = tiny.config_file(
+            tmp_path, dataset, f"config.seed = {i}", base="baseline", name=f"{i}.py"
+        )
         both.append(
             start(
                 [
@@ -365,7 +374,7 @@ def test_processes_with_other_configs_are_refused(dataset, tmp_path):
 
 @pytest.mark.slow
 def test_a_coordinator_that_nobody_reaches_is_an_error_after_the_given_time(dataset, tmp_path):
-    config = tiny.config_file(tmp_path, dataset)
+    config = tiny.config_file(tmp_path, dataset, base="baseline")
     begun = time.monotonic()
     process = start(
         [

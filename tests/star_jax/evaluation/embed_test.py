@@ -28,7 +28,7 @@ from star_jax.models import build_model
 from star_jax.models.pooling import GuidedPooling
 from star_jax.network import load_weights
 from star_jax.training import checkpoint
-from star_jax.training.steps import initial_state
+from star_jax.training.steps import abstract_state
 
 ROOT = Path(__file__).parents[3]
 
@@ -51,9 +51,8 @@ def packed(footage):
 def workdir(tmp_path_factory):
     """Returns the workdir of a run that has saved its first state."""
     workdir = tmp_path_factory.mktemp("run")
-    config = tiny.config(workdir / "elsewhere")
-    config.model.guidance, config.model.pooling = "none", "gem"  # compiles faster
-    state = initial_state(config, build_model(config.model), 1, make_mesh())
+    config = tiny.baseline(workdir / "elsewhere")
+    state = tiny.random_state(abstract_state(config, build_model(config.model), 1, make_mesh()))
     with checkpoint.open_manager(workdir, 1) as manager:
         checkpoint.save(manager, state, config.to_dict(), dataset="")
         manager.wait_until_finished()

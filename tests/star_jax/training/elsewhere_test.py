@@ -69,8 +69,8 @@ def packed(package, tmp_path_factory):
     return folder / "data/my_dataset/1.0.0"
 
 
-def config_of(packed, **model):
-    config = tiny.config(packed)
+def config_of(packed, base=tiny.config, **model):
+    config = base(packed)
     config.model.num_identities = None
     config.model.backbone_options = {}
     config.optim.epochs = 3  # of one step each
@@ -126,12 +126,18 @@ def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, mo
     ],
 )
 def test_three_steps_with_each_family_of_backbones(packed, tmp_path, backbone, options, style):
-    config = config_of(packed, backbone=backbone)
+    config = config_of(packed, base=tiny.baseline, backbone=backbone)
     config.model.backbone_options = options
     config.augment.style = style
     state = loop.train(config, tmp_path / "run")
     losses = [row["loss/total"] for row in rows_of(tmp_path / "run")]
     assert int(state.step) == len(losses) == 3 and np.isfinite(losses).all()
+
+    # With skeletons, whose steps take long to compile, it is the same backbone.
+    config.model.update(guidance="frame", pooling="guided", num_identities=6)
+    guided = abstract_state(config, build_model(config.model), 1, parallel.make_mesh(config))
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)  # noqa: E731
+    assert shapes(guided.params["backbone"]) == shapes(state.params["backbone"])
 
 
 @pytest.mark.parametrize(
