@@ -20,6 +20,7 @@ from star_jax.training import run_files
 
 # Entries of a report that describe what was evaluated and how, but not with which network.
 _LIKE_RESULTS = {*DIRECTIONS, "step", "environment"}
+_SHOWN = ("rank1", "map", "minp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,35 +266,28 @@ def conditions_of(evaluation: Evaluation, direction: str) -> list[str]:
     return sorted({name for text in texts for name in text.split(";") if name})
 
 
-def rows_of(
-    comparison: Comparison, seeds: Mapping[str, int], metrics: Sequence[str] = METRICS
-) -> list[list[str]]:
-    """Returns a comparison as the rows of a table: methods with intervals, then differences.
-
-    Args:
-      comparison: of one direction.
-      seeds: how many of each method.
-      metrics: the columns.
-    """
-    rows = [["", "seeds", *metrics]]
-    for name, scores in comparison.scores.items():
-        rows.append([name, str(seeds[name]), *(cell(scores[metric]) for metric in metrics)])
-    for (first, second), scores in comparison.differences.items():
-        name = f"({second}) - ({first})"
-        rows.append([name, "", *(cell(scores[metric], signed=True) for metric in metrics)])
-    return rows
-
-
 def format_comparison(methods: Mapping[str, Sequence[Evaluation]]) -> str:
-    """Returns the comparison of methods in both directions as plain text tables."""
-    seeds = {name: len(evaluations) for name, evaluations in methods.items()}
+    """Returns the comparison of methods in both directions as plain text tables.
+
+    Methods are listed with their names first, and have numbers in the tables.
+    """
+    short = {name: f"({number})" for number, name in enumerate(methods, start=1)}
+    listed = [
+        f"{short[name]} {name}: {len(evaluations)} seed{'s' * (len(evaluations) > 1)}"
+        for name, evaluations in methods.items()
+    ]
     what = title_of(next(iter(methods.values()))[0].report)
-    texts = []
+    texts = ["\n".join(listed)]
     for direction in DIRECTIONS:
-        comparison = compare(methods, direction)
-        title = f"{what}, {direction}, {comparison.num_queries} queries, in percent"
-        texts.append(f"{title}\n{aligned(rows_of(comparison, seeds))}")
-    return "\n\n".join([*texts, explanation(list(seeds.values()))])
+        found = compare(methods, direction)
+        rows = [[direction, *_SHOWN]]
+        for name, scores in found.scores.items():
+            rows.append([short[name], *(cell(scores[metric]) for metric in _SHOWN)])
+        for (first, second), scores in found.differences.items():
+            cells = (cell(scores[metric], signed=True) for metric in _SHOWN)
+            rows.append([f"{short[second]} - {short[first]}", *cells])
+        texts.append(f"{what}, {found.num_queries} queries, in percent\n{aligned(rows)}")
+    return "\n\n".join([*texts, explanation([len(group) for group in methods.values()])])
 
 
 def explanation(seeds: Sequence[int]) -> str:

@@ -101,11 +101,15 @@ def test_the_command_prints_tables_and_says_what_one_seed_is_worth(tmp_path):
     write_run(tmp_path / "plain", guidance="none", shift=2.0)
     result = run_compare(tmp_path / "star", tmp_path / "plain")
     assert result.returncode == 0, result.stderr
-    first, second, note = result.stdout.split("\n\n")
-    assert first.startswith("hitsz_vcm/v1, i2v, 60 queries, in percent\n") and "v2i" in second
-    last = first.splitlines()[-1]
-    assert last.startswith("(model.guidance=none) - (model.guidance=frame)")
-    assert last.count("+2.00 [+2.00, +2.00]") == 6
+    methods, first, second, note = result.stdout.split("\n\n")
+    assert methods.splitlines() == [
+        "(1) model.guidance=frame: 1 seed",
+        "(2) model.guidance=none: 1 seed",
+    ]
+    title, header, *_, last = first.splitlines()
+    assert title == "hitsz_vcm/v1, 60 queries, in percent" and header.startswith("i2v ")
+    assert last.startswith("(2) - (1) ") and last.count("+2.00 [+2.00, +2.00]") == 3
+    assert second.splitlines()[1].startswith("v2i ")
     assert "differences say nothing about the methods" in " ".join(note.split())
 
 
