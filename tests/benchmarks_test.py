@@ -25,3 +25,13 @@ def test_the_input_pipeline_is_measured(tmp_path):
     assert result.returncode == 0, result.stderr
     for measured in ("packing", "bare decoding", "plain loader", "star_jax: ", "shares: "):
         assert measured in result.stdout, result.stdout
+
+
+def test_a_large_gallery_is_ranked():
+    command = [sys.executable, "-m", "benchmarks.large_gallery", "--queries=30", "--gallery=200"]
+    result = subprocess.run(
+        [*command, "--width=64"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "30 x 200 embeddings of 64 numbers" in result.stdout
+    assert "100,000 x 1,000,000 at this rate" in result.stdout
