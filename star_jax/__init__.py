@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from star_jax import losses
     from star_jax.embedder import Embedder
     from star_jax.evaluation.retrieval import evaluate_retrieval
+    from star_jax.evaluation.streaming import evaluate_embeddings
     from star_jax.models import build_model
     from star_jax.network import Network, load_weights
     from star_jax.training.steps import initial_state, make_train_step
@@ -23,6 +24,7 @@ __all__ = [
     "Embedder",
     "Network",
     "build_model",
+    "evaluate_embeddings",
     "evaluate_retrieval",
     "initial_state",
     "load_weights",
@@ -34,6 +36,7 @@ _HOMES = {
     "Embedder": "star_jax.embedder",
     "Network": "star_jax.network",
     "build_model": "star_jax.models",
+    "evaluate_embeddings": "star_jax.evaluation.streaming",
     "evaluate_retrieval": "star_jax.evaluation.retrieval",
     "initial_state": "star_jax.training.steps",
     "load_weights": "star_jax.network",
