@@ -13,10 +13,7 @@ from absl import flags
 
 from launch import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
-)
+WORKDIR, CHECKPOINT = command.define_checkpoint()
 DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "Packed dataset; default: the config's.")
 CLIPS = flags.DEFINE_enum(
     "clips", None, ["first", "dense"], "First frame of each chunk, or the average over all frames."
