@@ -77,6 +77,25 @@ def either(first: flags.FlagHolder, second: flags.FlagHolder) -> Any:
     return given[0]
 
 
+def define_checkpoint(alternative: str = "") -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines the flags `--workdir` and `--checkpoint`, for `either`.
+
+    Args:
+      alternative: what else `--checkpoint` may name, for its help, such as `, or a file`.
+    """
+    workdir = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
+    checkpoint = flags.DEFINE_string(
+        "checkpoint", None, f"One checkpoint, <workdir>/checkpoints/<step>{alternative}."
+    )
+    return workdir, checkpoint
+
+
+def require_file_name(output: str) -> None:
+    """Raises an InputError if the value of `--output` names no file."""
+    if not Path(output).name or output.endswith("/"):
+        raise InputError(f"--output={output}: give a file's name, for instance mine/star")
+
+
 def define_config() -> flags.FlagHolder[ml_collections.ConfigDict]:
     """Defines the flag `--config`, which names a file, and `--config.KEY=VALUE`."""
     holder = config_flags.DEFINE_config_file(

@@ -10,20 +10,12 @@ without the embeddings. Frame size and clip length are those of the checkpoint's
 several processes make up a machine (Cloud TPU, SLURM, Open MPI), each of them runs this command.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from data_pipelines import sampling
-from data_pipelines.errors import InputError
 from launch import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    "One checkpoint, <workdir>/checkpoints/<step>, or a .safetensors file of launch/export.py.",
-)
+WORKDIR, CHECKPOINT = command.define_checkpoint(", or a .safetensors file of launch/export.py")
 SOURCE = flags.DEFINE_string("source", None, "The packed dataset.", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
 CLIPS = flags.DEFINE_enum(
@@ -42,8 +34,7 @@ def main() -> None:
     from star_jax.evaluation.embed import embed_dataset
     from star_jax.network import load_weights
 
-    if not Path(OUTPUT.value).name or OUTPUT.value.endswith("/"):
-        raise InputError(f"--output={OUTPUT.value}: give a file's name, for instance mine/star")
+    command.require_file_name(OUTPUT.value)
     processes.start()
     network = load_weights(command.either(WORKDIR, CHECKPOINT))
     found = embed_dataset(network, SOURCE.value, SPLIT.value, clips=CLIPS.value)

@@ -16,10 +16,7 @@ from data_pipelines import sampling
 from data_pipelines.skeletons.corruption import parse
 from launch import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
-)
+WORKDIR, CHECKPOINT = command.define_checkpoint()
 DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "Packed dataset; default: the config's.")
 SPLIT = flags.DEFINE_enum(
     "split", "test", ["test", "validation"], "validation: the identities that training held out."

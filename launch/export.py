@@ -25,17 +25,11 @@ these names are replaced. Runs as a single process, on any device, wherever the 
 docs/export.md shows how to use each format.
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from data_pipelines.errors import InputError
 from launch import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "One checkpoint, <workdir>/checkpoints/<step>."
-)
+WORKDIR, CHECKPOINT = command.define_checkpoint()
 FORMAT = flags.DEFINE_enum(
     "format", "safetensors", ["safetensors", "pytorch", "stablehlo"], "What to write."
 )
@@ -58,8 +52,8 @@ def main() -> None:
     from star_jax import weights
     from star_jax.network import locate_checkpoint, restore_network
 
-    if OUTPUT.value is not None and (not Path(OUTPUT.value).name or OUTPUT.value.endswith("/")):
-        raise InputError(f"--output={OUTPUT.value}: give a file's name, for instance mine/star")
+    if OUTPUT.value is not None:
+        command.require_file_name(OUTPUT.value)
     workdir, step = locate_checkpoint(command.either(WORKDIR, CHECKPOINT))
     step, config, model, variables, _ = restore_network(workdir, step)
     variables = jax.device_get(variables)  # NumPy converts them without compiling anything

@@ -52,10 +52,10 @@ figcaption small { color: #5f6368; }
 """
 
 
-def thumbnails(embeddings: Embeddings, tell: Callable[[str], None]) -> Thumbnails:
+def thumbnails(embeddings: Embeddings, warn: Callable[[str], None]) -> Thumbnails:
     """Returns a function from a tracklet's position to its middle frame, as a thumbnail.
 
-    If the packed dataset is missing or has changed, `tell` is called with the reason, and the
+    If the packed dataset is missing or has changed, `warn` is called with the reason, and the
     function returns None. A dataset at an address is never accessed, since embeddings may come from
     an untrusted source.
     """
@@ -72,13 +72,13 @@ def thumbnails(embeddings: Embeddings, tell: Callable[[str], None]) -> Thumbnail
         if len(records) != len(embeddings.rows):
             raise InputError(f"{dataset_dir}: not the split that was embedded")
     except FileNotFoundError:
-        tell(
+        warn(
             f"no pictures: {printable(dataset_dir)} is not a packed dataset; to see pictures, pack "
             "the footage with launch/prepare.py and embed it with launch/embed.py"
         )
         return lambda position: None
     except (OSError, UserError) as error:
-        tell(f"no pictures: {printable(str(error))}")
+        warn(f"no pictures: {printable(str(error))}")
         return lambda position: None
 
     def thumbnail(position: int) -> Image.Image:

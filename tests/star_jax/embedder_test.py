@@ -263,9 +263,9 @@ def test_a_folder_is_saved_and_searched(embedded, tmp_path):
     loaded = embeddings.load(npz)
     results = search(loaded, loaded, top=1)
     assert all(result.matches[0].position != result.query for result in results)
-    told = []
-    assert match_sheet.thumbnails(loaded, told.append)(0) is None
-    (line,) = told
+    warnings = []
+    assert match_sheet.thumbnails(loaded, warnings.append)(0) is None
+    (line,) = warnings
     assert "no pictures" in line and "launch/prepare.py" in line
 
 

@@ -117,7 +117,7 @@ def test_a_modality_that_nobody_has_is_named():
         search.search(embeddings(2), visible, gallery_modality="infrared")
 
 
-def test_the_table_and_the_file_tell_the_same():
+def test_the_table_and_the_file_have_the_same_content():
     query = embeddings(5)
     results = search.search(query, query, top=3)
     table = search.format_result(query, query, results[0]).splitlines()
@@ -167,9 +167,9 @@ def shown(tmp_path):
     )
 
 
-def sheets(shown, told):
+def sheets(shown, warnings):
     results = search.search(shown, shown)
-    pictures = (match_sheet.thumbnails(shown, told.append),) * 2
+    pictures = (match_sheet.thumbnails(shown, warnings.append),) * 2
     png = match_sheet.matches_png(shown, shown, results, pictures)
     page = match_sheet.matches_html(shown, shown, results, pictures).decode()
     return np.array(Image.open(io.BytesIO(png))).reshape(-1, 3), page
@@ -180,9 +180,9 @@ def share(pixels, color):
 
 
 def test_the_sheets_show_pictures_and_escape_names(shown):
-    told = []
-    pixels, page = sheets(shown, told)
-    assert not told
+    warnings = []
+    pixels, page = sheets(shown, warnings)
+    assert not warnings
     assert share(pixels, video_files.COLORS[0]) > 0.2
     red, green, gray = (198, 40, 40), (26, 143, 60), (154, 160, 166)
     assert share(pixels, red) > 0.003 and share(pixels, gray) > 0.003
@@ -215,9 +215,9 @@ def test_without_the_dataset_there_are_placeholders(shown):
         dataclasses.replace(shown, dataset_dir="gs://bucket/data"),
         dataclasses.replace(shown, dataset_dir="s3://bucket/data"),
     ):
-        told = []
-        pixels, page = sheets(gone, told)
-        assert len(told) == 1 and told[0].startswith("no pictures: ")
+        warnings = []
+        pixels, page = sheets(gone, warnings)
+        assert len(warnings) == 1 and warnings[0].startswith("no pictures: ")
         assert share(pixels, video_files.COLORS[0]) < 0.01
         assert page.count("no picture") == 9 and "data:image" not in page
 
@@ -231,20 +231,20 @@ def test_pictures_are_of_the_dataset_that_was_embedded(shown, tmp_path):
     other = folder.prepare(source, tmp_path / "other_data", without_skeletons=True)
     index = reading.open_index(other, "test")
     assert index.identities.tolist() == shown.identities.tolist()
-    told = []
+    warnings = []
     pictures = match_sheet.thumbnails(
-        dataclasses.replace(shown, dataset_dir=str(other)), told.append
+        dataclasses.replace(shown, dataset_dir=str(other)), warnings.append
     )
     assert pictures(0) is None
-    assert told == [f"no pictures: {other}: not the dataset that was embedded"]
+    assert warnings == [f"no pictures: {other}: not the dataset that was embedded"]
 
 
 def test_an_address_that_a_file_names_is_not_followed(shown, monkeypatch):
     asked = []
     monkeypatch.setattr(copies, "local_copy", asked.append)
     monkeypatch.setattr(remote, "locate", asked.append)
-    told = []
+    warnings = []
     elsewhere = dataclasses.replace(shown, dataset_dir="gs://bucket/\x1b[2J/data")
-    assert match_sheet.thumbnails(elsewhere, told.append)(0) is None
+    assert match_sheet.thumbnails(elsewhere, warnings.append)(0) is None
     assert not asked
-    assert told[0].startswith(r"no pictures: gs://bucket/\x1b[2J/data: an address")
+    assert warnings[0].startswith(r"no pictures: gs://bucket/\x1b[2J/data: an address")

@@ -407,7 +407,7 @@ def test_a_checkpoint_with_a_nonsense_config_is_refused(whole_run, monkeypatch):
         load_weights(whole_run)
 
 
-def test_without_config_json_the_checkpoints_tell_whose_workdir_it_is(whole_run, dataset, tmp_path):
+def test_without_config_json_the_checkpoints_hold_the_config(whole_run, dataset, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)
     (workdir / "config.json").unlink()

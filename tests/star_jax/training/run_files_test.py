@@ -69,7 +69,7 @@ def test_a_second_run_is_kept_out_until_the_first_ends(tmp_path):
         assert run_files.read_json(workdir / "config.json")["log_every_steps"] == 3
 
 
-def test_a_file_system_without_locks_is_told_and_serves(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_works_with_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
