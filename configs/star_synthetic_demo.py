@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.frame_size = (64, 48)
     config.data.clip_length = 4
     config.data.num_threads = 2
+    config.data.validation_identities = 20  # of 300, for the curves during training
 
     config.augment.padding = 4
     config.augment.erasing_probability = (
@@ -41,6 +42,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.decay_epochs = (24, 31)
     config.optim.epochs = 34
 
-    config.eval.every_epochs = 0
+    config.eval.every_epochs = 6
     config.checkpoint.keep = 2
     return config

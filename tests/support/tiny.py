@@ -46,6 +46,7 @@ def config(dataset_dir: pathlib.Path) -> ml_collections.ConfigDict:
     config.data.frame_size = (64, 48)
     config.data.clip_length = 2
     config.data.identities_per_batch = 4
+    config.data.validation_identities = 0
     config.model.num_identities = 6
     config.model.backbone_options.width = 4
     config.optim.lr = config.optim.backbone_lr = 0.05
@@ -54,6 +55,7 @@ def config(dataset_dir: pathlib.Path) -> ml_collections.ConfigDict:
     config.optim.warmup_epochs = 2
     config.optim.decay_epochs = (10,)
     config.eval.batch_size = 8
+    config.eval.every_epochs = 0
     config.checkpoint.every_steps = 3
     config.log_every_steps = 1
     return config
