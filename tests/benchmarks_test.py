@@ -35,3 +35,12 @@ def test_a_large_gallery_is_ranked():
     assert result.returncode == 0, result.stderr
     assert "30 x 200 embeddings of 64 numbers" in result.stdout
     assert "100,000 x 1,000,000 at this rate" in result.stdout
+
+
+def test_an_evaluation_is_measured(tmp_path):
+    run = tiny.saved_run(tmp_path / "run", tiny.packed_dataset(tmp_path))
+    command = [sys.executable, "-m", "benchmarks.evaluation", f"--workdir={run}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "16 tracklets, 16 clips of 2 frames" in result.stdout
+    assert "load and embed: " in result.stdout and "rank and score: " in result.stdout

@@ -12,7 +12,10 @@ from safetensors.numpy import save_file
 
 from configs import star_synthetic_demo
 from data_pipelines.datasets import hitsz_vcm
-from star_jax.training.steps import TrainState
+from star_jax.distributed import parallel
+from star_jax.models import build_model
+from star_jax.training import checkpoint
+from star_jax.training.steps import TrainState, abstract_state
 
 
 def packed_dataset(
@@ -90,6 +93,17 @@ def random_state(shapes: TrainState, seed: int = 0) -> TrainState:
     zeros = lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding)  # noqa: E731
     step, opt_state = jax.tree.map(zeros, (shapes.step, shapes.opt_state))
     return random_weights(shapes, seed).replace(step=step, opt_state=opt_state)
+
+
+def saved_run(workdir: pathlib.Path, dataset_dir: pathlib.Path) -> pathlib.Path:
+    """Returns the workdir of a run of `baseline` that has saved its first state."""
+    run = baseline(dataset_dir)
+    mesh = parallel.make_mesh()
+    state = random_state(abstract_state(run, build_model(run.model), 1, mesh))
+    with checkpoint.open_manager(workdir, 1) as manager:
+        checkpoint.save(manager, state, run.to_dict(), dataset="")
+        manager.wait_until_finished()
+    return workdir
 
 
 def backbone_file(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:

@@ -22,13 +22,9 @@ from data_pipelines.records import reading
 from data_pipelines.skeletons.corruption import parse
 from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
-from star_jax.distributed.parallel import make_mesh
 from star_jax.evaluation import embed, embeddings
-from star_jax.models import build_model
 from star_jax.models.pooling import GuidedPooling
 from star_jax.network import load_weights
-from star_jax.training import checkpoint
-from star_jax.training.steps import abstract_state
 
 ROOT = Path(__file__).parents[3]
 
@@ -50,13 +46,7 @@ def packed(footage):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """Returns the workdir of a run that has saved its first state."""
-    workdir = tmp_path_factory.mktemp("run")
-    config = tiny.baseline(workdir / "elsewhere")
-    state = tiny.random_state(abstract_state(config, build_model(config.model), 1, make_mesh()))
-    with checkpoint.open_manager(workdir, 1) as manager:
-        checkpoint.save(manager, state, config.to_dict(), dataset="")
-        manager.wait_until_finished()
-    return workdir
+    return tiny.saved_run(tmp_path_factory.mktemp("run"), Path("elsewhere"))
 
 
 @pytest.fixture(scope="module")

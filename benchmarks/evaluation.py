@@ -1,0 +1,67 @@
+"""Measures an evaluation from packed records to scores, and what takes its time.
+
+    python -m benchmarks.evaluation --workdir=runs/demo
+
+Embeds the test split twice, and counts the second time, when everything is compiled. Then loads all
+clips without embedding them, and ranks and scores the embeddings by the protocol of the config,
+with bootstrap intervals, camera pairs and conditions. Prints tracklets/s and shares of the time;
+loading and embedding overlap.
+"""
+
+import argparse
+import time
+
+import numpy as np
+
+from data_pipelines.loader import test_clips
+from data_pipelines.records.reading import open_index
+from star_jax.evaluation.embed import embed_split, whole_batch
+from star_jax.evaluation.protocols import evaluate
+from star_jax.network import locate_checkpoint, restore_network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, help="a run")
+    parser.add_argument("--dataset_dir", help="a packed dataset (default: the config's)")
+    args = parser.parse_args()
+    _, config, model, variables, mesh = restore_network(*locate_checkpoint(args.workdir))
+    config.data.dir = args.dataset_dir or config.data.dir
+    index = open_index(config.data.dir, "test")
+
+    embed_split(config, model, variables, mesh)
+    start = time.perf_counter()
+    embeddings = embed_split(config, model, variables, mesh)
+    embedded = time.perf_counter()
+    batches = test_clips(
+        config.data.dir,
+        positions=np.arange(len(index.rows)),
+        clip_length=config.data.clip_length,
+        frame_size=tuple(config.data.frame_size),
+        batch_size=whole_batch(config.eval.batch_size, mesh),
+        mode=config.eval.clips,
+        sampling=config.data.sampling,
+        num_threads=config.data.num_threads,
+    )
+    loaded = sum(int((batch["position"] >= 0).sum()) for batch in batches)
+    loaded_at = time.perf_counter()
+    evaluate(config.eval.protocol, embeddings, index)
+    scored = time.perf_counter()
+
+    total = (embedded - start) + (scored - loaded_at)
+    print(
+        f"{len(index.rows)} tracklets, {loaded} clips of {config.data.clip_length} frames: "
+        f"{total:.2f} s, {len(index.rows) / total:.0f} tracklets/s"
+    )
+    for name, seconds in (
+        ("load and embed", embedded - start),
+        ("load alone", loaded_at - embedded),
+        ("rank and score", scored - loaded_at),
+    ):
+        print(f"{name}: {seconds:.2f} s, {100 * seconds / total:.0f} %")
+
+
+if __name__ == "__main__":
+    main()
