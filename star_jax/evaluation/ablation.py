@@ -92,7 +92,7 @@ def markdown(ablation: Ablation) -> str:
     """Returns Rank-1 and mAP overall, and mAP by condition, as tables in Markdown."""
     seeds = [len(evaluations) for evaluations in ablation.variants.values()]
     first = next(iter(ablation.variants.values()))[0]
-    lines = [f"{title_of(first.report)}, {seeds[0]} seeds, in percent."]
+    lines = [f"{title_of(first.report)}, {seeds[0]} seed{'s' * (seeds[0] > 1)}, in percent."]
     for direction in DIRECTIONS:
         own = [result for result in ablation.results if result.direction == direction]
         overall, conditions = own[0], own[1:]
