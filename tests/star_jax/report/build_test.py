@@ -72,9 +72,10 @@ def look_at(page, folder):
     frames = [frame.format(width, html.escape(page.decode())) for width in (390, 1400)]
     path = folder / "windows.html"
     path.write_text(f'<!DOCTYPE html><meta charset="utf-8">{"".join(frames)}{MEASURE}')
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    options += ["--enable-logging=stderr", f"--user-data-dir={folder / 'chromium'}", "--dump-dom"]
     result = subprocess.run(
-        [CHROMIUM, *options, f"--user-data-dir={folder / 'chromium'}", "--dump-dom", path],
+        [CHROMIUM, *options, path],
         capture_output=True,
         text=True,
         check=True,
