@@ -1,5 +1,5 @@
-# make demo: everything from nothing to an evaluated STAR. make test: install, lint and run all
-# tests; make test-fast: all but the slow tests; make coverage: which lines the fast tests run.
+# make demo: everything from nothing to a trained STAR and its report. make test: install, lint and
+# run all tests; make test-fast: all but the slow tests; make coverage: which lines these run.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -19,8 +19,10 @@ demo: $(VENV)/installed
 	$(RUN) launch/prepare.py --dataset=synthetic_vcm --size=demo
 	$(RUN) launch/train.py --config=configs/star_synthetic_demo.py --workdir=runs/demo
 	$(RUN) launch/eval.py --workdir=runs/demo
+	$(RUN) launch/report.py --workdir=runs/demo
 	@echo "contact sheet: data/synthetic_vcm_demo/contact_sheet.png"
 	@echo "config, metrics, checkpoints and evaluation: runs/demo"
+	@echo "report, to open in a browser: runs/demo/report.html"
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .

@@ -55,6 +55,7 @@ def test_the_wheel_holds_the_library_and_its_data_only(wheel):
     assert tops == {"star_jax", "data_pipelines", f"star_jax-{star_jax.__version__}.dist-info"}
     assert {"star_jax/py.typed", "data_pipelines/py.typed"} <= set(names)
     assert {"star_jax/golden/eval_seed7.npz", "star_jax/golden/state_dict.json"} <= set(names)
+    assert "star_jax/report/page.html" in names
     sources = {
         str(path.relative_to(ROOT))
         for top in ("star_jax", "data_pipelines")

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 
 from data_pipelines import schema
-from data_pipelines.coco17 import EDGES, is_detected
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.files import write_file
 from data_pipelines.skeletons import sources
+from data_pipelines.skeletons.drawing import draw_skeleton
 
 _GAP = 4
 
@@ -54,8 +54,7 @@ def contact_sheet(
                         for picture, skeleton in zip(
                             pictures, keypoints.read(tracklet), strict=True
                         ):
-                            if is_detected(skeleton).any():
-                                _draw_skeleton(picture, skeleton)
+                            draw_skeleton(picture, skeleton)
                     chosen = np.linspace(0, len(pictures) - 1, frames).round().astype(int)
                     strips.append(np.hstack([pictures[frame] for frame in chosen]))
             strips += [np.zeros_like(strips[0])] * (2 * rows - len(strips))
@@ -66,13 +65,3 @@ def contact_sheet(
     sheet = np.vstack([np.hstack(pair) for pair in pairs])
     _, content = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     write_file(path, content.tobytes())
-
-
-def _draw_skeleton(picture: np.ndarray, skeleton: np.ndarray) -> None:
-    """Draws float32[17, 3] onto an RGB picture, in place."""
-    points = [tuple(np.round(xy * 16).astype(int).tolist()) for xy in skeleton[:, :2]]
-    for start, end in EDGES:
-        cv2.line(picture, points[start], points[end], (220, 220, 0), 1, cv2.LINE_AA, shift=4)
-    for point, confidence in zip(points, skeleton[:, 2], strict=True):
-        colour = (255, 0, 0) if confidence < 0.3 else (0, 255, 0)
-        cv2.circle(picture, point, 20, colour, cv2.FILLED, cv2.LINE_AA, shift=4)

@@ -24,9 +24,9 @@ from star_jax.evaluation.search import Match, Result, facts_of
 
 Thumbnails = Callable[[int], Image.Image | None]
 
-_THUMBNAIL = (112, 192)  # width and height of the box that a picture is fitted to
+THUMBNAIL = (112, 192)  # width and height of the box that a picture is fitted to
 _BORDER = 5
-_CELL = (_THUMBNAIL[0] + 2 * _BORDER + 14, _THUMBNAIL[1] + 2 * _BORDER + 82)
+_CELL = (THUMBNAIL[0] + 2 * _BORDER + 14, THUMBNAIL[1] + 2 * _BORDER + 82)
 _MARGIN = 20
 _QUERY_GAP = 26
 _LINE = 16
@@ -84,7 +84,7 @@ def thumbnails(embeddings: Embeddings, warn: Callable[[str], None]) -> Thumbnail
     def thumbnail(position: int) -> Image.Image:
         frames = records[position]["frames"]
         picture = Image.fromarray(simplejpeg.decode_jpeg(frames[len(frames) // 2]))
-        scale = min(box / side for box, side in zip(_THUMBNAIL, picture.size, strict=True))
+        scale = min(box / side for box, side in zip(THUMBNAIL, picture.size, strict=True))
         size = [max(1, round(side * scale)) for side in picture.size]
         return picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
 
@@ -204,13 +204,13 @@ def _draw_cell(
     color: str,
 ) -> None:
     x, y = corner
-    right, bottom = (x + _THUMBNAIL[0] + 2 * _BORDER, y + _THUMBNAIL[1] + 2 * _BORDER)
+    right, bottom = (x + THUMBNAIL[0] + 2 * _BORDER, y + THUMBNAIL[1] + 2 * _BORDER)
     draw.rectangle((x, y, right - 1, bottom - 1), fill="#eceff1", outline=color, width=_BORDER)
     if picture is None:
         draw.text(((x + right) / 2, (y + bottom) / 2), "no picture", "#5f6368", _font(12), "mm")
     else:
-        left = x + _BORDER + (_THUMBNAIL[0] - picture.width) // 2
-        sheet.paste(picture, (left, y + _BORDER + (_THUMBNAIL[1] - picture.height) // 2))
+        left = x + _BORDER + (THUMBNAIL[0] - picture.width) // 2
+        sheet.paste(picture, (left, y + _BORDER + (THUMBNAIL[1] - picture.height) // 2))
     title, identity, where, frame = lines
     styles = ((title, 12, False), (identity, 12, True), (where, 11, False), (frame, 10, False))
     for number, (text, size, bold) in enumerate(styles):

@@ -43,8 +43,8 @@ class FrameGuidance(nn.Module):
         """
         channels = features.shape[-1]
         mask = jnp.moveaxis(detected, 1, -1)[..., None, None, :]  # of keys, for all queries
-        to_features = self.attention("edges_to_features")(edges, features)
-        to_edges = self.attention("features_to_edges")(features, edges, mask=mask)
+        to_features = self.attention("edges_to_features")(edges, features, sow_weights=True)
+        to_edges = self.attention("features_to_edges")(features, edges, mask=mask, sow_weights=True)
         x = jnp.concatenate([to_features, to_edges], axis=-1)
         x = nn.relu(linear(channels, 2 * channels, self.dtype, name="ffn1")(x))
         x = nn.relu(linear(channels, channels, self.dtype, name="ffn2")(x))
@@ -68,16 +68,20 @@ def attend(
     key: Float[Array, "B S *M heads D"],
     value: Float[Array, "B S *M heads D"],
     mask: Bool[Array, "#B *#M 1 #T S"] | None = None,
+    module: nn.Module | None = None,
 ) -> Float[Array, "B T *M heads D"]:
     """Computes scaled dot-product attention with the softmax in float32.
 
     Flax's version with `force_fp32_for_softmax` multiplies float32 weights by bfloat16 values.
+
+    The weights, float32[B, ..., heads, T, S], are sown as `attention_weights`, as Flax does.
 
     Args:
       query: float[B, T, ..., heads, D].
       key: float[B, S, ..., heads, D].
       value: float[B, S, ..., heads, D].
       mask: bool[B, ..., 1, 1 or T, S], which keys a query attends to.
+      module: sows the weights in the collection `intermediates`, if that is mutable.
 
     Returns:
       float[B, T, ..., heads, D], with the dtype of `value`.
@@ -89,7 +93,10 @@ def attend(
     )
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = nn.softmax(logits).astype(value.dtype)
+    weights = nn.softmax(logits)
+    if module is not None:
+        module.sow("intermediates", "attention_weights", weights)
+    weights = weights.astype(value.dtype)
     return jnp.einsum("b...hts,bs...hd->bt...hd", weights, value, precision=precision)
 
 

@@ -118,6 +118,7 @@ class GraphAttention(nn.Module):
         weights = jraph.segment_softmax(
             logits, graph.receivers, num_segments=num_nodes, indices_are_sorted=True
         )
+        self.sow("intermediates", "weights", weights)  # for reports; nothing unless mutable
         weights = nn.Dropout(self.dropout_rate, deterministic=not train)(weights)
         nodes = jraph.segment_sum(
             weights[..., None] * projected[graph.senders],

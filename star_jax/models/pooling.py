@@ -42,6 +42,7 @@ class GuidedPooling(nn.Module):
         shape = (len(POWERS), frames.shape[-1])
         logits = linear(shape, skeleton.shape[-1], self.dtype, name="weigh")(skeleton)
         weights = nn.softmax(logits.astype(jnp.float32), axis=-2)
+        self.sow("intermediates", "weights", weights)  # for reports; nothing unless mutable
         means = jnp.stack([gem_pool(frames, power) for power in POWERS], axis=-2)
         return (weights * means).sum(-2)
 

@@ -1,0 +1,124 @@
+"""Makes the report of a run: reads it, computes the sections, writes the page and the pictures."""
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from data_pipelines.io.files import write_file
+from data_pipelines.io.progress import Progress
+from data_pipelines.records.reading import open_index
+from star_jax.evaluation.embed import embed_dataset
+from star_jax.evaluation.protocols import rank
+from star_jax.report import analysis, sections
+from star_jax.report.page import Panels, make_page
+from star_jax.report.pictures import open_frames
+from star_jax.report.run import Run, read_run
+from star_jax.training import run_files
+
+LOOKED_INTO = 400  # tracklets whose attention, pooling and joints are examined
+COMPARED = 2000  # tracklets whose distances are shown
+
+
+def write_report(
+    workdir: epath.Path,
+    step: int | None,
+    *,
+    dataset_dir: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    command: str = "",
+) -> tuple[epath.Path, epath.Path]:
+    """Writes the report of a run: a page, and a PNG file of each figure.
+
+    Args:
+      workdir: folder of the run.
+      step: step of the checkpoint; the last one if None.
+      dataset_dir: the packed dataset; that which was evaluated if None.
+      output: of the page; `<workdir>/report.html` if None. The pictures go to the folder beside it
+        that has its name without an ending.
+      command: the command line, which the page shows.
+
+    Returns:
+      The page, and the folder of the pictures.
+
+    Raises:
+      FileNotFoundError, InputError: as `run.read_run` does.
+    """
+    run = read_run(workdir, step, dataset_dir)
+    path = epath.Path(output) if output else workdir / "report.html"
+    folder = path.parent / path.stem
+    found = _write_sections(run, folder, command)
+    evaluation = run.report
+    fingerprint = evaluation["dataset"]["fingerprint"]
+    facts = {
+        "Step": f"{run.network.step:,}",
+        "Dataset": f"{_name_of_dataset(run.dataset_dir)}, {fingerprint[:8]}",
+        "Protocol": f"{evaluation['protocol']}, clips: {evaluation['clips']}",
+        "Trained by": _revision(run.record),
+        "Evaluated by": _revision(evaluation["environment"]),
+        "Written": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    model = run.network.config.model
+    subtitle = f"{model.backbone}, guidance {model.guidance}, pooling {model.pooling}"
+    write_file(path, make_page(path_name(workdir), subtitle, facts, found))
+    return path, folder
+
+
+def path_name(workdir: epath.Path) -> str:
+    """Returns the name of a run, that of its folder."""
+    return workdir.name or str(workdir)
+
+
+def _name_of_dataset(dataset_dir: str) -> str:
+    """Returns name and version of a packed dataset, the last two folders of its path."""
+    return "/".join(epath.Path(dataset_dir).parts[-2:])
+
+
+def _revision(environment: Mapping[str, Any]) -> str:
+    """Returns the first digits of the revision of the code, and whether it was changed."""
+    found = str(environment.get("git_revision", "unknown"))
+    return found[:10] + ("-dirty" if found.endswith("-dirty") else "")
+
+
+def _write_sections(run: Run, folder: epath.Path, command: str) -> list[sections.Section]:
+    """Returns the sections, and writes their figures to a folder."""
+    network, report = run.network, run.report
+    index = open_index(run.dataset_dir, report["split"])
+    embedded = embed_dataset(network, run.dataset_dir, report["split"], clips=report["clips"])
+    embeddings = embedded.embeddings
+    rankings = rank(report["protocol"], embeddings, index)
+    looked_into = analysis.whole_identities(index.identities, LOOKED_INTO)
+    compared = analysis.whole_identities(index.identities, COMPARED)
+    details = analysis.read_details(network, run.dataset_dir, index, looked_into)
+    few = analysis.index_of(index, looked_into)
+    frames = open_frames(network.config, run.dataset_dir, report["split"])
+    makers = [
+        lambda: sections.scores(report, run.others, rankings, index),
+        lambda: sections.training(run.metrics, network.config),
+        lambda: sections.ranked_lists(rankings, index, frames),
+        lambda: sections.distances(embeddings[compared], analysis.index_of(index, compared)),
+        lambda: sections.embedding_map(embeddings[looked_into], few),
+        lambda: sections.pooling(details, few, network.model),
+        lambda: sections.attention(details, looked_into, few, frames, network.model),
+        lambda: sections.joints(report["protocol"], details, few, len(index.rows)),
+        lambda: sections.cameras_and_conditions(report),
+        lambda: sections.corruption(report, run.others, str(run.workdir)),
+        lambda: sections.origin(
+            run_files.as_json(network.config), run.record, report["environment"], command
+        ),
+    ]
+    found = []
+    with Progress(len(makers), "drawing", unit="section") as progress:
+        for make in makers:
+            found.append(make())
+            progress.update(len(found))
+    blocks = [block for section in found for block in section.blocks]
+    for block in blocks:
+        for figure in block.figures if isinstance(block, Panels) else ():
+            write_file(folder / f"{figure.name}.png", figure.png)
+    for direction, ranking in rankings.items():
+        picture = sections.ranked_picture(ranking, embedded, frames)
+        write_file(folder / f"ranked_{direction}.png", picture)
+    return found

@@ -1,0 +1,170 @@
+"""What a run has left behind: its network, the evaluations of a step, and its metrics."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from data_pipelines.errors import InputError
+from data_pipelines.records.reading import fingerprint
+from star_jax.evaluation.scores import DIRECTIONS
+from star_jax.network import Network, restore_network
+from star_jax.training import run_files
+
+
+class Run(NamedTuple):
+    """A run and the evaluation that the report is about.
+
+    Attributes:
+      workdir: folder of the run.
+      network: of the checkpoint.
+      dataset_dir: the packed dataset, that which was evaluated.
+      report: the evaluation.
+      others: other evaluations of the same step and dataset.
+      metrics: the rows of metrics.jsonl, by step.
+      record: run.json.
+    """
+
+    workdir: epath.Path
+    network: Network
+    dataset_dir: str
+    report: Mapping[str, Any]
+    others: list[Mapping[str, Any]]
+    metrics: list[Mapping[str, float]]
+    record: Mapping[str, Any]
+
+
+def read_run(workdir: epath.Path, step: int | None, dataset_dir: str | None = None) -> Run:
+    """Reads a run.
+
+    Args:
+      workdir: folder of the run.
+      step: step of the checkpoint; the last one if None.
+      dataset_dir: where the evaluated dataset is now; where it was evaluated if None.
+
+    Raises:
+      FileNotFoundError: there is no such checkpoint, no evaluation of it, or no dataset.
+      InputError: a file is damaged or of another version, or the dataset is another one than was
+        evaluated.
+    """
+    if (workdir / "checkpoints").is_dir():  # restoring takes longer, and has an error for it
+        _require(read_reports(workdir), workdir, step)
+    network = restore_network(workdir, step)
+    reports = _require(read_reports(workdir), workdir, network.step)
+    main, others = choose(reports, network.config, fingerprint(dataset_dir) if dataset_dir else "")
+    found_at = dataset_dir or main["dataset"]["dir"]
+    found, expected = fingerprint(found_at), main["dataset"]["fingerprint"]
+    if found != expected:
+        raise InputError(
+            f"{found_at}: not the dataset that was evaluated (fingerprint {found[:8]}, not "
+            f"{expected[:8]}); give that one by --dataset_dir, or evaluate this one with "
+            f"launch/eval.py --workdir={workdir} --dataset_dir={found_at}"
+        )
+    return Run(
+        workdir=workdir,
+        network=network,
+        dataset_dir=found_at,
+        report=main,
+        others=others,
+        metrics=read_metrics(workdir / "metrics.jsonl"),
+        record=run_files.read_json(workdir / "run.json")
+        if (workdir / "run.json").is_file()
+        else {},
+    )
+
+
+def read_reports(workdir: epath.Path) -> list[Mapping[str, Any]]:
+    """Returns the evaluations of a run, in order of their files' names.
+
+    Raises:
+      FileNotFoundError: there are none.
+      InputError: a file is damaged or of another version.
+    """
+    folder = workdir / "eval"
+    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    if not paths:
+        raise FileNotFoundError(
+            f"{workdir}: has no evaluation; run launch/eval.py --workdir={workdir} first"
+        )
+    reports: list[Mapping[str, Any]] = []
+    for path in paths:
+        report = run_files.read_json(path)
+        known = all("intervals" in report.get(direction, {}) for direction in DIRECTIONS)
+        if not known or not {"options", "dataset", "protocol", "step", "clips"} <= report.keys():
+            raise InputError(
+                f"{path}: of another version of star_jax; remove it and evaluate again with "
+                f"launch/eval.py --workdir={workdir}"
+            )
+        reports.append(report)
+    return reports
+
+
+def _require(
+    reports: list[Mapping[str, Any]], workdir: epath.Path, step: int | None
+) -> list[Mapping[str, Any]]:
+    """Returns the evaluations of a step; raises a FileNotFoundError if there are none."""
+    own = [report for report in reports if step in (None, report["step"])]
+    if not own:
+        found = ", ".join(map(str, sorted({report["step"] for report in reports})))
+        raise FileNotFoundError(
+            f"{workdir}: no evaluation of step {step} (there are: {found}); run launch/eval.py "
+            f"--checkpoint={workdir / 'checkpoints' / str(step)} first"
+        )
+    return own
+
+
+def choose(
+    reports: list[Mapping[str, Any]], config: Any, dataset: str = ""
+) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """Returns the evaluation that a report is about, and the others of the same dataset.
+
+    It is the one without options, on a dataset if one is given, and else as the config has it.
+
+    Args:
+      reports: of one step; at least one.
+      config: the experiment.
+      dataset: fingerprint of a dataset; "" if any will do.
+    """
+
+    def distance(report: Mapping[str, Any]) -> tuple[bool, ...]:
+        return (
+            bool(dataset) and report["dataset"]["fingerprint"] != dataset,
+            bool(report["options"]),
+            report["protocol"] != config.eval.protocol,
+            report["clips"] != config.eval.clips,
+            report["dataset"]["dir"] != config.data.dir,
+        )
+
+    main = min(reports, key=distance)
+    fingerprints = main["dataset"]["fingerprint"]
+    others = [
+        report
+        for report in reports
+        if report is not main and report["dataset"]["fingerprint"] == fingerprints
+    ]
+    return main, others
+
+
+def read_metrics(path: epath.Path) -> list[Mapping[str, float]]:
+    """Returns the rows of a file of metrics; [] without one.
+
+    Raises:
+      InputError: a line, other than a half-written last one, is not a row.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines()
+    rows: list[Mapping[str, float]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = {str(name): float(value) for name, value in json.loads(line).items()}
+            row["step"]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if number == len(lines):
+                break
+            raise InputError(
+                f"{path}, line {number}: not a row of metrics: {line[:80]!r}"
+            ) from error
+        rows.append(row)
+    return rows

@@ -1,0 +1,135 @@
+"""The report's page: what it shows, escapes and leaves out."""
+
+import html.parser
+import re
+
+import numpy as np
+
+from star_jax.report import figures, sections
+from star_jax.report.analysis import Curve, Details
+from star_jax.report.page import (
+    Card,
+    Folded,
+    Panels,
+    RankedList,
+    RankedLists,
+    Score,
+    Section,
+    Table,
+    make_page,
+)
+from star_jax.report.theme import render
+
+HOSTILE = "<script>alert(1)</script>\"' & <img src=x onerror=alert(2)>"
+
+
+class Tags(html.parser.HTMLParser):
+    """Collects the tags of a page and their attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def page_of(*blocks, missing="", title="run"):
+    section = Section("a", "A", "Lead.", blocks, missing=missing)
+    return make_page(title, "subtitle", {"Step": "3"}, [section])
+
+
+def test_names_from_data_are_escaped():
+    card = Card("data:image/jpeg;base64,AAAA", None, HOSTILE, HOSTILE, HOSTILE)
+    page = page_of(
+        RankedLists(HOSTILE, [RankedList(HOSTILE, HOSTILE, [card])]),
+        Table([HOSTILE], [[HOSTILE]], HOSTILE),
+        Folded(HOSTILE, HOSTILE),
+        missing=HOSTILE,
+        title=HOSTILE,
+    )
+    tags = Tags(page)
+    assert "script" not in tags.tags and tags.tags.count("img") == 1
+    assert not [name for name, _ in tags.attributes if name.startswith("on")]
+    assert tags.text.count(HOSTILE) == 14
+
+
+def test_names_in_figures_are_escaped():
+    names = np.array(["</text><script>alert(1)</script>", "$x$", "$\\frac{"])
+    drawn = figures.embedding_map(np.eye(3)[:, :2], names, np.array([0, 1, 0]))
+    tags = Tags(page_of(Panels([render("map", drawn)], "caption")))
+    assert "script" not in tags.tags
+    assert "$x$" in tags.text and "$\\frac{" in tags.text
+
+
+def test_nothing_outside_the_page_is_named():
+    curve = Curve(*np.array([[10.0, 20.0], [5.0, 10.0], [20.0, 30.0]]))
+    page = page_of(Panels([render("cmc", figures.cmc({"i2v": curve, "v2i": curve}))], "caption"))
+    text = page.decode()
+    assert not re.search(r"https?:|//\w|@import|url\((?!#)", text)
+    links = [
+        value for name, value in Tags(page).attributes if name in ("href", "src", "xlink:href")
+    ]
+    assert links and all(link.startswith(("#", "data:")) for link in links)
+    policy = dict(Tags(page).attributes)["content"]
+    assert "default-src 'none'" in text and policy
+
+
+def test_a_table_shows_scores_with_their_intervals():
+    text = Tags(page_of(Table(["", "i2v"], [["mAP", Score(43.98, 34.91, 53.2)]], "95 % intervals")))
+    assert "44.0" in text.text and "34.9 to 53.2" in text.text
+    assert "95\N{NO-BREAK SPACE}% intervals" in text.text
+
+
+def test_right_and_wrong_matches_differ_by_more_than_color():
+    cards = [Card("data:,", same, "1: 0.5", "0001", "camera 1") for same in (True, False)]
+    text = Tags(page_of(RankedLists("t", [RankedList("best", "AP", cards)]))).text
+    assert text.index("✓") < text.index("✗")
+
+
+def test_sections_that_do_not_apply_say_why():
+    plain = Details(np.eye(4, dtype=np.float32))
+
+    class Model:
+        uses_skeletons = False
+        pooling = guidance = None
+
+    assert "not guided" in sections.pooling(plain, None, Model).missing
+    assert (
+        "no skeletons"
+        in sections.attention(plain, None, None, lambda position: None, Model).missing
+    )
+    assert "no skeletons" in sections.joints("hitsz_vcm/v1", plain, None, 4).missing
+    assert "no metrics.jsonl" in sections.training([], None).missing
+    scores = {"i2v": {}, "v2i": {}}
+    missing = sections.cameras_and_conditions(scores).missing
+    assert "no conditions" in missing and "no scores by pair of cameras" in missing
+    assert "--corrupt=drop:0.3" in sections.corruption({}, [], "runs/a").missing
+    page = make_page("run", "", {}, [sections.joints("hitsz_vcm/v1", plain, None, 4)])
+    assert "no skeletons" in Tags(page).text
+
+
+def report(i2v, v2i, corrupt=None):
+    scores = {
+        name: {"map": mean, "intervals": {"map": [mean - 5, mean + 5]}}
+        for name, mean in (("i2v", i2v), ("v2i", v2i))
+    }
+    options = {} if corrupt is None else {"corrupt": corrupt}
+    return {**scores, "options": options, "protocol": "p", "clips": "first"}
+
+
+def test_corruptions_are_ordered_by_their_amount():
+    others = [report(10, 11, "drop:0.5"), report(30, 31, "drop:0.1"), report(5, 6, "swap_people")]
+    section = sections.corruption(report(50, 51), others, "runs/a")
+    panels, table = section.blocks
+    assert [figure.name for figure in panels.figures] == ["corruption_drop"]
+    assert table.rows == [["swap people", Score(5, 0, 10), Score(6, 1, 11)]]
+    figure = figures.corruption("drop", "p", [0.0, 0.1, 0.5], [report(50, 51), *others[1::-1]])
+    lines = figure.axes[0].lines
+    assert [line.get_xdata().tolist() for line in lines] == [[0.0, 0.1, 0.5]] * 2
+    assert sorted(line.get_ydata().tolist() for line in lines) == [[50, 30, 10], [51, 31, 11]]
