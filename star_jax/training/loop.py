@@ -32,6 +32,7 @@ from star_jax.losses import build_losses
 from star_jax.models import Star, build_model
 from star_jax.training import checkpoint, run_files
 from star_jax.training.metrics import MetricsWriter
+from star_jax.training.pictures import draw_batch
 from star_jax.training.steps import (
     TrainState,
     abstract_state,
@@ -148,6 +149,7 @@ def train(
                 step_log.pending = (step, metrics)
                 if step == start + 1:
                     jax.block_until_ready(metrics)
+                    writer.write_pictures(step, draw_batch(batch))
                     log_start(workdir, time.monotonic() - started, compiled_before)
                 stop_now = stop_requested() and step < num_steps
                 evaluate_now = evaluated_every and step % evaluated_every == 0

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
 from data_pipelines.errors import InputError
@@ -23,7 +24,8 @@ class MetricsWriter:
     """Writes the metrics of a run, one row per step.
 
     `<workdir>/metrics.jsonl` has one JSON object per line: `step` and the metrics by name.
-    `<workdir>/tensorboard` has the same values as TensorBoard scalars. Use as a context manager.
+    `<workdir>/tensorboard` has the same values as TensorBoard scalars, and the pictures. Use as a
+    context manager.
 
     Files at an address cannot be appended to. They are written to a temporary folder instead, and
     `upload` and `close` copy them.
@@ -82,6 +84,12 @@ class MetricsWriter:
             self._file.flush()
         for name, value in row.items():
             self._tensorboard.add_scalar(name, value, step)
+
+    def write_pictures(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
+        """Adds RGB pictures of a step to TensorBoard, by name."""
+        if self._enabled:
+            for name, picture in pictures.items():
+                self._tensorboard.add_image(name, picture, step, dataformats="HWC")
 
     def upload(self) -> None:
         """Copies the files to the workdir if that is at an address.

@@ -1,6 +1,7 @@
 import json
 import struct
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from star_jax.training import metrics
 from star_jax.training.metrics import MetricsWriter
+from star_jax.training.pictures import draw_batch
 
 
 def read_rows(workdir):
@@ -48,6 +50,39 @@ def test_writes_rows_and_scalars(tmp_path):
         (2, "loss/triplet", 1.5),
         (2, "queries", 7.0),
     }
+
+
+def test_pictures_are_in_tensorboard(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    with MetricsWriter(tmp_path) as writer:
+        writer.write_pictures(3, {"first_batch/visible": picture})
+    with MetricsWriter(tmp_path / "second", enabled=False) as writer:
+        writer.write_pictures(3, {"first_batch/visible": picture})
+    assert not (tmp_path / "second").exists()
+    (image,) = [
+        (event.step, value.tag, value.image.encoded_image_string)
+        for event in read_events(tmp_path)
+        for value in event.summary.value
+    ]
+    assert image[:2] == (3, "first_batch/visible")
+    decoded = cv2.imdecode(np.frombuffer(image[2], np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(decoded, picture)
+
+
+def test_a_batch_is_drawn_a_row_per_tracklet():
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 200, (5, 3, 2, 20, 10, 3), np.uint8)
+    keypoints = np.zeros((5, 3, 2, 17, 3), np.float32)
+    keypoints[1, 2, 1, 0] = 4, 15, 0.9  # the nose of one infrared frame
+    before = frames.copy()
+    found = draw_batch({"frames": frames, "keypoints": keypoints}, pairs=2)
+    visible, infrared = found["first_batch/visible"], found["first_batch/infrared"]
+    assert visible.shape == infrared.shape == (2 * 20, 3 * 10, 3)
+    np.testing.assert_array_equal(visible[20:, 10:20], frames[1, 1, 0])
+    np.testing.assert_array_equal(infrared[:20, 20:], frames[0, 2, 1])
+    changed = np.argwhere((infrared[20:, 20:] != frames[1, 2, 1]).any(-1))
+    assert np.abs(changed - [15, 4]).max() <= 3 and tuple(infrared[35, 24]) == (0, 255, 0)
+    np.testing.assert_array_equal(frames, before)
 
 
 def test_rows_can_be_read_while_the_run_goes_on(tmp_path):
