@@ -90,11 +90,11 @@ def render(name: str, figure: Figure) -> Rendered:
         )
         figure.savefig(pixels, format="png", dpi=144, facecolor="white")
     width, height = (round(72 * inches) for inches in figure.get_size_inches())
-    svg = _for_page(vector.getvalue().decode(), width, height)
+    svg = _for_page(name, vector.getvalue().decode(), width, height)
     return Rendered(name, width, svg, pixels.getvalue())
 
 
-def _for_page(svg: str, width: int, height: int) -> str:
+def _for_page(name: str, svg: str, width: int, height: int) -> str:
     """Returns what a page needs of an SVG file, with its variables as colors.
 
     A figure becomes a fifth smaller where the window is narrow, and then scrolls.
@@ -107,8 +107,12 @@ def _for_page(svg: str, width: int, height: int) -> str:
         svg,
         count=1,
     )
-    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
+    # By order: matplotlib's identifiers depend on the last bits of a layout, which may vary.
+    ids: dict[str, str] = {}
+    for used in re.findall(r'(?:url\(|href=")#([\w-]+)', svg):
+        ids.setdefault(used, f"{name}-{len(ids)}")
+    svg = re.sub(r' id="([^"]*)"', lambda id: f' id="{ids[id[1]]}"' if id[1] in ids else "", svg)
+    svg = re.sub(r'(url\(|href=")#([\w-]+)', lambda link: f"{link[1]}#{ids[link[2]]}", svg)
     for variable, (light, _) in COLORS.items():
         svg = svg.replace(light, f"var(--{variable})")
     return re.sub(r"\n\s*", "\n", svg).strip()

@@ -44,11 +44,18 @@ def pairs_of(config):
     return config.data.identities_per_batch * config.data.tracklets_per_identity
 
 
+@functools.cache  # its shapes are those of all meshes, so that it is compiled once
+def initial_state():
+    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    return jax.device_get(steps.initial_state(config(), build_model(config().model), 10, mesh))
+
+
 def compiled_step(config, devices):
-    """Returns the compiled step, a state of random weights and the batch on a mesh."""
+    """Returns the compiled step, the initial state and the batch on a mesh."""
     mesh = parallel.make_mesh(config, devices)
     model = build_model(config.model)
-    state = tiny.random_state(steps.abstract_state(config, model, 10, mesh))
+    abstract = steps.abstract_state(config, model, 10, mesh)
+    state = jax.tree.map(lambda x, on: jax.device_put(x, on.sharding), initial_state(), abstract)
     step = steps.make_train_step(config, model, 10, mesh)
     pairs = pairs_of(config)
     on_devices = parallel.put(
