@@ -12,6 +12,7 @@ from data_pipelines.io.progress import Progress
 from data_pipelines.records.reading import open_index
 from star_jax.evaluation.embed import embed_dataset
 from star_jax.evaluation.protocols import rank
+from star_jax.evaluation.scores import title_of
 from star_jax.report import analysis, sections
 from star_jax.report.page import Panels, make_page
 from star_jax.report.pictures import open_frames
@@ -55,7 +56,7 @@ def write_report(
     facts = {
         "Step": f"{run.network.step:,}",
         "Dataset": f"{_name_of_dataset(run.dataset_dir)}, {fingerprint[:8]}",
-        "Protocol": f"{evaluation['protocol']}, clips: {evaluation['clips']}",
+        "Protocol": f"{title_of(evaluation)}, clips: {evaluation['clips']}",
         "Trained by": _revision(run.record),
         "Evaluated by": _revision(evaluation["environment"]),
         "Written": time.strftime("%Y-%m-%d %H:%M"),

@@ -53,6 +53,7 @@ def read_run(workdir: epath.Path, step: int | None, dataset_dir: str | None = No
     network = restore_network(workdir, step)
     reports = _require(read_reports(workdir), workdir, network.step)
     main, others = choose(reports, network.config, fingerprint(dataset_dir) if dataset_dir else "")
+    network.config.eval.flip = main["options"].get("flip", False)
     found_at = dataset_dir or main["dataset"]["dir"]
     found, expected = fingerprint(found_at), main["dataset"]["fingerprint"]
     if found != expected:
@@ -91,7 +92,10 @@ def read_reports(workdir: epath.Path) -> list[Mapping[str, Any]]:
     for path in paths:
         report = run_files.read_json(path)
         known = all("intervals" in report.get(direction, {}) for direction in DIRECTIONS)
-        if not known or not {"options", "dataset", "protocol", "step", "clips"} <= report.keys():
+        if (
+            not known
+            or not {"options", "split", "dataset", "protocol", "step", "clips"} <= report.keys()
+        ):
             raise InputError(
                 f"{path}: of another version of star_jax; remove it and evaluate again with "
                 f"launch/eval.py --workdir={workdir}"
@@ -103,8 +107,13 @@ def read_reports(workdir: epath.Path) -> list[Mapping[str, Any]]:
 def _require(
     reports: list[Mapping[str, Any]], workdir: epath.Path, step: int | None
 ) -> list[Mapping[str, Any]]:
-    """Returns the evaluations of a step; raises a FileNotFoundError if there are none."""
+    """Returns the evaluations of a step; raises a FileNotFoundError if none is a plain one."""
     own = [report for report in reports if step in (None, report["step"])]
+    if own and not any(map(is_plain, own)):
+        raise FileNotFoundError(
+            f"{workdir}: all evaluations have options ({', '.join(sorted(own[0]['options']))}) or "
+            f"are of another split than test; run launch/eval.py --workdir={workdir} without any"
+        )
     if not own:
         found = ", ".join(map(str, sorted({report["step"] for report in reports})))
         raise FileNotFoundError(
@@ -112,6 +121,11 @@ def _require(
             f"--checkpoint={workdir / 'checkpoints' / str(step)} first"
         )
     return own
+
+
+def is_plain(report: Mapping[str, Any]) -> bool:
+    """Returns whether an evaluation is one that the report computes again for its figures."""
+    return report["split"] == "test" and set(report["options"]) <= {"flip"}
 
 
 def choose(
@@ -122,7 +136,7 @@ def choose(
     It is the one without options, on a dataset if one is given, and else as the config has it.
 
     Args:
-      reports: of one step; at least one.
+      reports: of one step; at least one that `is_plain`.
       config: the experiment.
       dataset: fingerprint of a dataset; "" if any will do.
     """
@@ -136,7 +150,7 @@ def choose(
             report["dataset"]["dir"] != config.data.dir,
         )
 
-    main = min(reports, key=distance)
+    main = min(filter(is_plain, reports), key=distance)
     fingerprints = main["dataset"]["fingerprint"]
     others = [
         report

@@ -14,7 +14,7 @@ from etils import epath
 from data_pipelines.records.reading import open_index
 from star_jax import build_model
 from star_jax.distributed.parallel import make_mesh
-from star_jax.evaluation.embed import evaluate_checkpoint
+from star_jax.evaluation.embed import Options, evaluate_checkpoint
 from star_jax.network import restore_network
 from star_jax.report import analysis
 from star_jax.report.build import write_report
@@ -141,6 +141,13 @@ def test_what_is_missing_is_named(tmp_path, dataset, unevaluated):
         write_report(unevaluated, None)
 
 
+def test_only_evaluations_with_options_are_not_enough(unevaluated):
+    evaluate_checkpoint(unevaluated, None, options=Options(rerank=True))
+    with pytest.raises(FileNotFoundError, match=r"all evaluations have options \(rerank\) or"):
+        write_report(unevaluated, None)
+    shutil.rmtree(unevaluated / "eval")
+
+
 def test_another_dataset_than_was_evaluated_is_refused(tmp_path, unevaluated, dataset):
     evaluate_checkpoint(unevaluated, None)
     other = tiny.packed_dataset(tmp_path, test=(601, 602, 603, 604))
@@ -167,13 +174,15 @@ def test_the_evaluation_of_the_config_is_chosen():
 
     def report(dataset="a", clips="first", protocol=config.eval.protocol, **options):
         facts = {"dir": "elsewhere", "fingerprint": dataset}
-        return dict(dataset=facts, clips=clips, protocol=protocol, options=options)
+        return dict(dataset=facts, clips=clips, protocol=protocol, options=options, split="test")
 
     plain = report()
     reports = [report(corrupt="drop:0.3"), report(clips="dense"), plain, report("b"), report()]
     main, others = choose(reports, config)
     assert main is plain and others == [reports[0], reports[1], reports[4]]
     assert choose(reports, config, "b")[0] is reports[3]
+    held_out = report() | {"split": "validation"}
+    assert choose([held_out, reports[1]], config)[0] is reports[1]
 
 
 def test_metrics_may_end_in_a_half_written_row(tmp_path):
