@@ -1,7 +1,6 @@
 """The training loop."""
 
 import contextlib
-import dataclasses
 import logging
 import math
 import os
@@ -22,24 +21,23 @@ from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import train_batches
 from data_pipelines.records.reading import fingerprint, open_index
 from data_pipelines.sampling import find_sampler, steps_per_epoch, trainable_labels
-from star_jax.config import check_config
+from star_jax.config import check_config, complete
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
 from star_jax.evaluation.embed import describe_evaluation, evaluate_split, evaluation_split
 from star_jax.evaluation.protocols import find_protocol, require_scorable
 from star_jax.evaluation.scores import format_table
 from star_jax.losses import build_losses
-from star_jax.models import Star, build_model
+from star_jax.models import build_model
 from star_jax.training import checkpoint, run_files
+from star_jax.training.initialization import starting_state
 from star_jax.training.metrics import MetricsWriter
 from star_jax.training.steps import (
     TrainState,
     abstract_state,
     check_style,
-    initial_state,
     make_train_step,
 )
-from star_jax.weights import from_imagenet, load_arrays
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +99,7 @@ def train(
         compiled_before = keep_compiled_programs(workdir)
         restored = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
         if restored is None:
-            state = initial_state(config, model, epoch, mesh)
-            if config.init.backbone:
-                state = with_backbone(state, model, config)
+            state = starting_state(config, model, epoch, mesh)
         else:
             state, manifest = restored
             config = continued(config, manifest, manager.directory, dataset)
@@ -209,7 +205,7 @@ def continued(
             "identities; use the dataset that the run was started with, or another --workdir"
         )
     config = config.copy_and_resolve_references()
-    config.init.update(manifest.config["init"])
+    config.init.update(complete(manifest.config).init)
     return config
 
 
@@ -264,14 +260,6 @@ def with_identities(
     config.model.num_identities = num_identities
     check_config(config)
     return config
-
-
-def with_backbone(state: TrainState, model: Star, config: ml_collections.ConfigDict) -> TrainState:
-    """Returns the state with the ImageNet weights of `config.init.backbone`."""
-    arrays = load_arrays(config.init.backbone)
-    variables = from_imagenet(arrays, model, state.variables)
-    shardings = jax.tree.map(lambda x: x.sharding, state.variables)
-    return dataclasses.replace(state, **jax.device_put(variables, shardings))
 
 
 class StepLog:

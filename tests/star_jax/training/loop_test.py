@@ -24,7 +24,7 @@ from star_jax.evaluation import embed
 from star_jax.evaluation.embed import embed_split, evaluate_checkpoint
 from star_jax.models import build_model
 from star_jax.network import load_weights
-from star_jax.training import checkpoint, loop
+from star_jax.training import checkpoint, initialization, loop
 from star_jax.training.steps import abstract_state, initial_state
 
 ROOT = Path(__file__).parents[3]
@@ -332,7 +332,7 @@ def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path,
     config = config_of(path)
     mesh = parallel.make_mesh(config)
     fresh = initial_state(config, build_model(config.model), 1, mesh)
-    state = loop.with_backbone(fresh, build_model(config.model), config)
+    state = initialization.with_backbone(fresh, build_model(config.model), config)
     stem, stage = state.params["backbone"]["stem_infrared"], state.params["backbone"]["stage3"]
     for o, i, y, x in [(0, 0, 0, 0), (3, 2, 6, 1)]:  # PyTorch orders the axes differently
         assert stem["conv"]["kernel"][y, x, i, o] == arrays["conv1.weight"][o, i, y, x]
