@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
@@ -29,6 +30,7 @@ from star_jax.evaluation.protocols import find_protocol, require_scorable
 from star_jax.evaluation.scores import format_table
 from star_jax.losses import build_losses
 from star_jax.models import build_model
+from star_jax.optim import learning_rate_factor
 from star_jax.training import checkpoint, run_files
 from star_jax.training.initialization import starting_state
 from star_jax.training.metrics import MetricsWriter
@@ -83,6 +85,7 @@ def train(
     if not epoch:
         raise InputError(f"{config.data.dir}: too few training tracklets for one batch per epoch")
     num_steps = config.optim.epochs * epoch
+    require_steps_ahead(config, workdir, epoch)
     dataset = fingerprint(config.data.dir)
     model = build_model(config.model)
     train_step = make_train_step(config, model, epoch, mesh)
@@ -104,7 +107,7 @@ def train(
             state, manifest = restored
             config = continued(config, manifest, manager.directory, dataset)
             run_files.write_config(workdir, config)
-            log.info("resuming from step %d of %d", state.step, num_steps)
+            log_resumption(config, manifest, int(state.step), epoch)
         start = int(state.step)
         batches = train_batches(
             config.data.dir,
@@ -207,6 +210,46 @@ def continued(
     config = config.copy_and_resolve_references()
     config.init.update(complete(manifest.config).init)
     return config
+
+
+def require_steps_ahead(
+    config: ml_collections.ConfigDict, workdir: epath.Path, steps_per_epoch: int
+) -> None:
+    """Raises an InputError if the run has trained for more epochs than the config has."""
+    trained = checkpoint.last_step(workdir) / steps_per_epoch
+    if trained > config.optim.epochs:
+        raise InputError(
+            f"config.optim.epochs is {config.optim.epochs}: {workdir} has trained for {trained:g} "
+            f"epochs; use {math.ceil(trained)} or more, or another --workdir"
+        )
+
+
+def log_resumption(
+    config: ml_collections.ConfigDict,
+    manifest: checkpoint.Manifest,
+    step: int,
+    steps_per_epoch: int,
+) -> None:
+    """Logs where a run resumes, and with which learning rate if it has another number of epochs."""
+    before, epochs = manifest.config["optim"]["epochs"], config.optim.epochs
+    num_steps = epochs * steps_per_epoch
+    if step == num_steps:
+        log.info(
+            "finished: step %d of %d; a larger --config.optim.epochs trains longer", step, num_steps
+        )
+        return
+    log.info("resuming from step %d of %d", step, num_steps)
+    if epochs != before:
+        factor = learning_rate_factor(jnp.int32(step), config.optim, steps_per_epoch)
+        log.info(
+            "config.optim.epochs was %d, now %d; the schedule is the same (warm-up of %d epochs, "
+            "decay at %s), so that training continues at the learning rate %g",
+            before,
+            epochs,
+            config.optim.warmup_epochs,
+            ", ".join(map(str, config.optim.decay_epochs)) or "no epoch",
+            config.optim.lr * factor,
+        )
 
 
 def keep_compiled_programs(workdir: epath.Path) -> bool:

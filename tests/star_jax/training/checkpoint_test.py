@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from etils import epath
 
 from star_jax.distributed import parallel
 from star_jax.models import build_model
@@ -47,6 +48,14 @@ def two_checkpoints(state, tmp_path_factory):
             checkpoint.save(manager, saved, tiny.baseline("nowhere").to_dict(), "a dataset")
         checkpoint.finish(manager)
     return workdir
+
+
+def test_the_last_step_is_that_of_the_newest_folder(two_checkpoints, tmp_path):
+    assert checkpoint.last_step(epath.Path(two_checkpoints)) == 2
+    assert checkpoint.last_step(epath.Path(tmp_path)) == 0
+    for name in ("7", "12.damaged", "30.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert checkpoint.last_step(epath.Path(tmp_path)) == 7
 
 
 def increased(params, number):

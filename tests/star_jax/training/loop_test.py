@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import tiny
 
+from data_pipelines.errors import InputError
 from data_pipelines.skeletons.corruption import parse
 from star_jax.distributed import parallel, processes
 from star_jax.evaluation import embed
@@ -128,10 +130,35 @@ def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, ke
     assert asked == [moved, moved]
 
 
-def test_a_finished_run_is_not_run_again(whole_run, dataset):
+def test_a_finished_run_is_not_run_again(whole_run, dataset, caplog):
     before = rows(whole_run)
+    caplog.set_level(logging.INFO, logger="star_jax")
     loop.train(tiny.baseline(dataset), whole_run)
     assert rows(whole_run) == before
+    assert caplog.messages == [
+        "finished: step 12 of 12; a larger --config.optim.epochs trains longer"
+    ]
+
+
+def test_a_finished_run_may_train_longer_but_not_shorter(whole_run, dataset, tmp_path, caplog):
+    config = tiny.baseline(dataset)
+    config.optim.epochs = 11  # one of them after the decay
+    loop.train(config, tmp_path)
+    files = {name: (tmp_path / name).read_text() for name in ("config.json", "run.json")}
+    config.optim.epochs = 10
+    with pytest.raises(InputError, match=r"^config\.optim\.epochs is 10: .* 11 epochs; use 11 or"):
+        loop.train(config, tmp_path)
+    assert files == {name: (tmp_path / name).read_text() for name in files}
+
+    caplog.set_level(logging.INFO, logger="star_jax")
+    loop.train(tiny.baseline(dataset), tmp_path)
+    assert losses(tmp_path) == losses(whole_run)
+    assert caplog.messages[:2] == [
+        "resuming from step 11 of 12",
+        "config.optim.epochs was 11, now 12; the schedule is the same (warm-up of 2 epochs, decay "
+        "at 10), so that training continues at the learning rate 0.005",
+    ]
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["epochs"] == 12
 
 
 @pytest.mark.slow
