@@ -364,8 +364,13 @@ KEYS: Mapping[str, Key] = {
         "number of device groups that share the pairs of a batch.",
     ),
     "eval.protocol": Key(
-        part("hitsz_vcm/v1", "buptcampus/full", "buptcampus/official-bs64"),
-        "Which tracklets are queries and gallery, and which scores are reported.",
+        part(
+            *("hitsz_vcm/v1", "buptcampus/full", "buptcampus/official-bs64"),
+            *("cross-modality", "cross-modality/other-cameras"),
+        ),
+        "Which tracklets are queries and gallery, and which scores are reported. "
+        "`cross-modality` is for footage of your own; with `/other-cameras`, gallery entries of "
+        "the query's identity and camera are removed.",
     ),
     "eval.batch_size": Key(integer(1, 2**16), "Clips that are embedded at once, over all devices."),
     "eval.clips": Key(

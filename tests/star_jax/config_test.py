@@ -211,7 +211,7 @@ NONSENSE = [
     (
         "eval.protocol",
         "mars",
-        "use 'hitsz_vcm/v1', 'buptcampus/full', 'buptcampus/official-bs64' or",
+        "use 'hitsz_vcm/v1', 'buptcampus/full', 'buptcampus/official-bs64', 'cross-modality', ",
     ),
     ("eval.batch_size", 0, "use an integer from 1 to 65536"),
     ("eval.clips", "all", "use 'first', 'chunk_first', 'linspace' or 'dense'"),
