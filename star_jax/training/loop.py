@@ -83,7 +83,12 @@ def train(
         index, config.data.identities_per_batch, config.data.tracklets_per_identity
     )
     if not epoch:
-        raise InputError(f"{config.data.dir}: too few training tracklets for one batch per epoch")
+        infrared = int(np.sum(index.modalities == schema.INFRARED))
+        raise InputError(
+            f"{config.data.dir} has {len(index.rows) - infrared} visible and {infrared} infrared "
+            f"training tracklets, and a batch takes {pairs} of each; lower "
+            "config.data.identities_per_batch or tracklets_per_identity"
+        )
     num_steps = config.optim.epochs * epoch
     require_steps_ahead(config, workdir, epoch)
     dataset = fingerprint(config.data.dir)
@@ -273,7 +278,7 @@ def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> Non
 
 
 def require_a_batch(config: ml_collections.ConfigDict, index: schema.Index) -> None:
-    """Raises an InputError if too few identities are left where some are held out."""
+    """Raises an InputError if too few training identities have tracklets of both modalities."""
     held_out, batch = config.data.validation_identities, config.data.identities_per_batch
     left = len(trainable_labels(index))
     if left < batch <= left + held_out:
@@ -281,6 +286,11 @@ def require_a_batch(config: ml_collections.ConfigDict, index: schema.Index) -> N
             f"config.data.validation_identities is {held_out}: it leaves {left} training "
             f"identities of {config.data.dir}, and config.data.identities_per_batch is {batch}; "
             f"use at most {left + held_out - batch}"
+        )
+    if left < batch:
+        raise InputError(
+            f"config.data.identities_per_batch is {batch}: {left} training identities of "
+            f"{config.data.dir} have tracklets of both modalities; use fewer per batch, or add some"
         )
 
 

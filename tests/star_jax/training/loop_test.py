@@ -472,6 +472,28 @@ def test_a_checkpoint_of_another_architecture_is_refused(whole_run, dataset):
         checkpoint.restore_state(manager, state)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"identities_per_batch": 8},
+            r"^config\.data\.identities_per_batch is 8: 6 training identities of .* use fewer",
+        ),
+        (
+            {"tracklets_per_identity": 4},
+            r"has 12 visible and 12 infrared training tracklets, and a batch takes 16 of each; low",
+        ),
+    ],
+)
+def test_data_for_less_than_a_batch_is_refused(dataset, tmp_path, changes, message):
+    config = tiny.baseline(dataset)
+    config.model.num_identities = None
+    config.data.update(changes)
+    with pytest.raises(InputError, match=message):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_wrong_number_of_identities_is_refused(dataset, tmp_path):
     config = tiny.baseline(dataset)
     config.model.num_identities = 7
