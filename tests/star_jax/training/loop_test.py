@@ -382,6 +382,17 @@ def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path,
     assert written["init"]["backbone"] == str(path)  # the origin of the parameters
 
 
+def test_a_run_that_resumes_keeps_the_origin_of_its_weights(tmp_path):
+    before = tiny.baseline("data").to_dict()
+    before["init"] = {"backbone": "resnet.pth"}  # from before there was init.checkpoint
+    manifest = checkpoint.Manifest(before, "0123", {}, {})
+    config = tiny.baseline("data")
+    config.init.checkpoint = "runs/other"
+    found = loop.continued(config, manifest, tmp_path, "0123")
+    assert found.init.to_dict() == {"backbone": "resnet.pth", "checkpoint": ""}
+    assert config.init.checkpoint == "runs/other"
+
+
 def test_another_dataset_of_as_many_identities_is_refused(whole_run, tmp_path):
     other = tiny.packed_dataset(tmp_path, train=[11, 12, 13, 14, 15, 17])
     with pytest.raises(ValueError, match="belongs to a different dataset: its fingerprint was"):
