@@ -32,8 +32,10 @@ lint: $(VENV)/installed-dev
 # A file's tests share what they train, so they stay in one process; slow files start first.
 PYTEST := $(RUN) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
+TESTS ?= tests
+
 test: lint
-	$(PYTEST)
+	$(PYTEST) $(TESTS)
 
 test-fast: $(VENV)/installed-dev
 	$(PYTEST) -m "not slow"

@@ -10,6 +10,7 @@ VISIBLE = 0
 INFRARED = 1
 MODALITIES = ("visible", "infrared")  # the position is the modality's number in records
 NUM_JOINTS = 17
+UNKNOWN = "unknown"  # the identity of all people whose identity is not known
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,8 +43,8 @@ CORRUPT = flags.DEFINE_string(
 PROTOCOL = flags.DEFINE_string(
     "protocol",
     None,
-    "hitsz_vcm/v1, buptcampus/full, buptcampus/official-bs64 or package.module:object; default: "
-    "the config's.",
+    "hitsz_vcm/v1, buptcampus/full, buptcampus/official-bs64, cross-modality, "
+    "cross-modality/other-cameras or package.module:object; default: the config's.",
 )
 EXPANSION = flags.DEFINE_integer(
     "query_expansion",

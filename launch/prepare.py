@@ -4,11 +4,13 @@
   python launch/prepare.py --dataset=hitsz_vcm --source=/datasets/HITSZ-VCM
   python launch/prepare.py --dataset=bupt_campus --source=/datasets/BUPTCampus
   python launch/prepare.py --dataset=folder --source=/footage --every=5
+  python launch/prepare.py --dataset=folder --source=/footage --test_share=0.3
   python launch/prepare.py --dataset=synthetic_vcm --size=demo
   python launch/prepare.py --dataset=my_package.my_module:MY_DATASET --source=/datasets/mine
 
 The records go to <data_dir>/<dataset>/<version>. Of a folder of your own footage, images or videos
-are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>. The generated dataset is drawn to
+are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>; to train on it, split its people with
+--test_share or --split_file. The generated dataset is drawn to
 <data_dir>/synthetic_vcm_<size>/source, with a contact sheet to look at, and packed beside it;
 --layout gives it the files of another dataset. docs/how_to/dataset.md describes what a dataset of
 your own package needs. What is already drawn or packed is not done again, and interrupted packing
@@ -48,6 +50,13 @@ EVERY = flags.DEFINE_integer("every", 1, "folder: N takes every N-th frame.", lo
 WITHOUT_SKELETONS = flags.DEFINE_bool(
     "without_skeletons", False, "folder: pack no skeletons, for a network without guidance."
 )
+SPLIT_FILE = flags.DEFINE_string(
+    "split_file", None, "folder: CSV file of identity,split: who is in train and who in test."
+)
+TEST_SHARE = flags.DEFINE_float(
+    "test_share", None, "folder: share of the people in test, for instance 0.3; the others train."
+)
+SPLIT_SEED = flags.DEFINE_integer("split_seed", 0, "folder: seed of --test_share.", lower_bound=0)
 SIZE = flags.DEFINE_enum("size", "demo", ["tiny", "demo", "full"], "Size of synthetic_vcm.")
 LAYOUT = flags.DEFINE_enum(
     "layout", "hitsz_vcm", list(DATASETS), "The dataset whose files synthetic_vcm is drawn as."
@@ -62,7 +71,13 @@ NUM_WORKERS = flags.DEFINE_integer(
 
 OPTIONS: dict[str, dict[str, Any]] = {  # flags that belong to one dataset
     "bupt_campus": {"auxiliary": AUXILIARY, "fake_infrared": FAKE_INFRARED},
-    "folder": {"every": EVERY, "without_skeletons": WITHOUT_SKELETONS},
+    "folder": {
+        "every": EVERY,
+        "without_skeletons": WITHOUT_SKELETONS,
+        "split_file": SPLIT_FILE,
+        "test_share": TEST_SHARE,
+        "split_seed": SPLIT_SEED,
+    },
     "synthetic_vcm": {"size": SIZE, "layout": LAYOUT, "seed": SEED},
 }
 
@@ -99,7 +114,7 @@ def main() -> None:
         sys.exit(1 if findings.wrong else 0)
     packed = dataset.prepare(source, data_dir, **options)
     print(f"packed dataset: {packed}")
-    if name == "folder":
+    if name == "folder" and SPLIT_FILE.value is None and TEST_SHARE.value is None:
         print(f"embed it with launch/embed.py --source={packed}")
     else:
         print(f"train on it with --config.data.dir={packed}")

@@ -7,9 +7,10 @@
 docs/config.md lists every config key, its values and its meaning.
 
 The workdir receives config.json and run.json (what ran), metrics.jsonl and tensorboard/,
-checkpoints/<step> and eval/. The same command resumes from the last checkpoint. When interrupted
-(SIGTERM or Ctrl-C), it saves its state and exits with code 143; a second Ctrl-C ends it at once.
-The workdir and the packed dataset may be addresses, gs://bucket/folder.
+checkpoints/<step> and eval/. The same command resumes from the last checkpoint, and trains a
+finished run longer if config.optim.epochs is larger. When interrupted (SIGTERM or Ctrl-C), it saves
+its state and exits with code 143; a second Ctrl-C ends it at once. The workdir and the packed
+dataset may be addresses, gs://bucket/folder.
 
 Several processes train together if each of them runs this command with the same workdir, which all
 of them must be able to read and write. On Cloud TPU, under SLURM and under Open MPI they find each

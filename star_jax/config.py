@@ -23,7 +23,11 @@ BACKBONES = (
 )
 # Keys that were added after configs were first stored with networks, and the values with which
 # networks compute what they computed before.
-ADDED_KEYS: Mapping[str, Any] = {"data.validation_identities": 0, "eval.flip": False}
+ADDED_KEYS: Mapping[str, Any] = {
+    "data.validation_identities": 0,
+    "eval.flip": False,
+    "init.checkpoint": "",
+}
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -289,6 +293,13 @@ KEYS: Mapping[str, Key] = {
         "ImageNet weights that the backbone starts from, a `.safetensors` or `.pth` file; empty: "
         "random weights.",
     ),
+    "init.checkpoint": Key(
+        text(0),
+        "A network that training starts from: the folder of a run, a checkpoint, "
+        "`<run>/checkpoints/<step>`, or a `.safetensors` file of `launch/export.py`. Its arrays "
+        "are taken where name and shape agree; the others, the optimizer and the step start "
+        "afresh. Empty: random weights, or those of `init.backbone`.",
+    ),
     "losses.identity": Key(
         NOT_NEGATIVE,
         "Weight of the cross entropy of the tracklets' identities; a loss of weight 0 is not "
@@ -326,7 +337,9 @@ KEYS: Mapping[str, Key] = {
     ),
     "optim.lr": Key(POSITIVE, "Learning rate of all layers but the backbone, after warm-up."),
     "optim.backbone_lr": Key(
-        NOT_NEGATIVE, "Learning rate of the stems and the four stages; 0 freezes their parameters."
+        NOT_NEGATIVE,
+        "Learning rate of the stems and the four stages; 0 freezes their parameters, but not the "
+        "running statistics of their batch norms.",
     ),
     "optim.momentum": Key(BELOW_ONE, "Nesterov momentum."),
     "optim.weight_decay": Key(
@@ -351,8 +364,13 @@ KEYS: Mapping[str, Key] = {
         "number of device groups that share the pairs of a batch.",
     ),
     "eval.protocol": Key(
-        part("hitsz_vcm/v1", "buptcampus/full", "buptcampus/official-bs64"),
-        "Which tracklets are queries and gallery, and which scores are reported.",
+        part(
+            *("hitsz_vcm/v1", "buptcampus/full", "buptcampus/official-bs64"),
+            *("cross-modality", "cross-modality/other-cameras"),
+        ),
+        "Which tracklets are queries and gallery, and which scores are reported. "
+        "`cross-modality` is for footage of your own; with `/other-cameras`, gallery entries of "
+        "the query's identity and camera are removed.",
     ),
     "eval.batch_size": Key(integer(1, 2**16), "Clips that are embedded at once, over all devices."),
     "eval.clips": Key(
@@ -437,6 +455,11 @@ def check_together(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             "config.eval.flip is True: use False with config.model.keypoints 'pixels', which are "
             "pixels of the stored frame, so that they cannot be mirrored in the resized one"
+        )
+    if config.init.backbone and config.init.checkpoint:
+        raise InputError(
+            f"config.init.backbone is {shown(config.init.backbone)} and config.init.checkpoint is "
+            f"{shown(config.init.checkpoint)}: use one of them; a network has a backbone of its own"
         )
     identities, batch = config.model.num_identities, config.data.identities_per_batch
     if identities is not None and batch > identities:

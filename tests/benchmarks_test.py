@@ -27,6 +27,7 @@ def test_the_input_pipeline_is_measured(tmp_path):
         assert measured in result.stdout, result.stdout
 
 
+@pytest.mark.slow
 def test_a_large_gallery_is_ranked():
     command = [sys.executable, "-m", "benchmarks.large_gallery", "--queries=30", "--gallery=200"]
     result = subprocess.run(
@@ -37,6 +38,7 @@ def test_a_large_gallery_is_ranked():
     assert "100,000 x 1,000,000 at this rate" in result.stdout
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_measured(tmp_path):
     run = tiny.saved_run(tmp_path / "run", tiny.packed_dataset(tmp_path))
     command = [sys.executable, "-m", "benchmarks.evaluation", f"--workdir={run}"]

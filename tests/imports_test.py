@@ -28,6 +28,7 @@ LAYERS = (
     ("star_jax.network",),
     ("star_jax.evaluation",),
     ("star_jax.report",),
+    ("star_jax.training.initialization",),
     ("star_jax.training.loop", "star_jax.verify", "star_jax.embedder"),
     ("launch", "benchmarks"),
 )

@@ -3,20 +3,21 @@
 Pictures are `<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg` (.jpeg, .png), videos
 are `<identity>/<visible|infrared>/<camera>/<tracklet>.mp4` (.m4v, .mov, .avi, .mkv). A tracklet
 shows one person, cropped. Unknown people go under the identity `unknown`. Everything is one split,
-`test`.
+`test`, unless people are split into `train` and `test` for training.
 """
 
 import concurrent.futures
+import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
 from data_pipelines import schema
-from data_pipelines.datasets import checks
+from data_pipelines.datasets import checks, splits
 from data_pipelines.datasets.findings import RAISE_ERRORS, Findings
 from data_pipelines.errors import InputError
 from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames
@@ -122,18 +123,32 @@ class Folder(packing.TrackletBuilder):
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES = {"1.1.0": "Names of cameras, and conditions."}  # noqa: RUF012
 
-    def __init__(self, *, every: int = 1, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        every: int = 1,
+        split_of: Callable[[str], str] | None = None,
+        **kwargs: Any,
+    ):
         """Stores where the source is; nothing is read before `prepare`.
 
         Args:
           every: see `read_index`.
+          split_of: an identity to its split; None puts everything into `test`.
           **kwargs: of `packing.TrackletBuilder`.
         """
         self._every = every
+        self._split_of = split_of
         super().__init__(**kwargs)
 
     def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
-        return {SPLIT: read_index(self.source, self._every)}
+        return self.split(read_index(self.source, self._every))
+
+    def split(self, tracklets: list[schema.Tracklet]) -> dict[str, list[schema.Tracklet]]:
+        """Returns the tracklets of each split; raises as `splits.split_tracklets` does."""
+        if self._split_of is None:
+            return {SPLIT: tracklets}
+        return splits.split_tracklets(tracklets, self._split_of)
 
 
 def prepare(
@@ -143,6 +158,9 @@ def prepare(
     keypoints: str | os.PathLike[str] | None = None,
     without_skeletons: bool = False,
     every: int = 1,
+    split_file: str | os.PathLike[str] | None = None,
+    test_share: float | None = None,
+    split_seed: int = 0,
     num_workers: int | None = None,
 ) -> pathlib.Path:
     """Packs a folder into `<data_dir>/folder/1.1.0`, all of it or nothing.
@@ -156,15 +174,20 @@ def prepare(
         of `alice/visible/1/walk.mp4` is known as `alice/visible/1/walk/12`.
       without_skeletons: pack none, for a network without guidance.
       every: N takes every N-th frame.
+      split_file: a CSV file that says who is in `train` and who in `test` (see
+        `splits.read_split_file`).
+      test_share: the share of people in `test`, above 0 and below 1; the others are in `train`.
+        Without it and without a file, everything is in `test`.
+      split_seed: which people these are (see `splits.split_by_share`).
       num_workers: threads that read and check frames; None takes one a core.
 
     Returns:
       The directory of the packed dataset.
 
     Raises:
-      FileNotFoundError: the folder, a frame or the skeletons are missing.
-      ValueError: a file is broken or in the wrong place, or the directory holds another source or
-        lies within the folder.
+      FileNotFoundError: the folder, a frame, the skeletons or the split file are missing.
+      ValueError: a file is broken or in the wrong place, the directory holds another source or
+        lies within the folder, or a split has nobody with tracklets of both modalities.
     """
     folder, target = os.path.realpath(source), os.path.realpath(data_dir)
     if os.path.commonpath([folder, target]) == folder:
@@ -178,6 +201,7 @@ def prepare(
             keypoints=keypoints,
             without_skeletons=without_skeletons,
             every=every,
+            split_of=_split_of(split_file, test_share, split_seed),
             num_workers=num_workers,
             data_dir=data_dir,
         )
@@ -190,6 +214,9 @@ def check(
     keypoints: str | os.PathLike[str] | None = None,
     without_skeletons: bool = False,
     every: int = 1,
+    split_file: str | os.PathLike[str] | None = None,
+    test_share: float | None = None,
+    split_seed: int = 0,
     num_workers: int | None = None,
 ) -> Findings:
     """Reads all that packing would read and packs nothing; see `prepare` for the arguments."""
@@ -200,10 +227,11 @@ def check(
             source=source,
             keypoints=keypoints,
             without_skeletons=without_skeletons,
+            split_of=_split_of(split_file, test_share, split_seed),
             num_workers=num_workers,
         )
         checks.check_tracklets(
-            findings, builder, {SPLIT: tracklets}, both_modalities=False, own_cameras=False
+            findings, builder, builder.split(tracklets), both_modalities=False, own_cameras=False
         )
     return findings
 
@@ -217,6 +245,23 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     """Returns a key that sorts numbers within names by their value: `2` before `10`."""
     parts = re.split("([0-9]+)", name)  # text and numbers alternate
     return [int(part) if position % 2 else part for position, part in enumerate(parts)], name
+
+
+def _split_of(
+    split_file: str | os.PathLike[str] | None, test_share: float | None, split_seed: int
+) -> Callable[[str], str] | None:
+    """Returns the function of an identity to its split; None if there are no splits."""
+    if split_file is not None and test_share is not None:
+        raise InputError("split_file and test_share are both given: use one of them")
+    if split_seed and test_share is None:
+        raise InputError(f"split_seed is {split_seed}: it needs a test_share")
+    if split_file is not None:
+        return splits.read_split_file(split_file)
+    if test_share is None:
+        return None
+    if not 0 < test_share < 1:
+        raise InputError(f"test_share is {test_share}: use a number above 0 and below 1")
+    return functools.partial(splits.split_by_share, test_share=test_share, seed=split_seed)
 
 
 def _find(root: str | os.PathLike[str], skipped: list[str]) -> Iterator[_Found]:

@@ -204,7 +204,10 @@ def _held_out(index: schema.Index, count: int, dataset_dir: str | os.PathLike[st
 def _read_index(packed: Packed, dataset_dir: str | os.PathLike[str], split: str) -> schema.Index:
     splits = _splits(packed)
     if split not in splits:
-        raise InputError(f"split {split!r}: {dataset_dir} has {' and '.join(splits)}")
+        hint = "; to train on your own footage, pack it with --test_share or --split_file"
+        raise InputError(
+            f"split {split!r}: {dataset_dir} has {' and '.join(splits)}{hint * (split == 'train')}"
+        )
     path, columns = packed.directory / _METADATA, packed.metadata[split]
     names = {field.name for field in dataclasses.fields(schema.Index)}
     if not isinstance(columns, dict) or columns.keys() != names:

@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from data_pipelines.errors import InputError
 from data_pipelines.io.remote import locate
 from data_pipelines.io.tables import aligned
+from star_jax.config import complete
 from star_jax.evaluation import bootstrap
 from star_jax.evaluation.scores import DIRECTIONS, METRICS, title_of
 from star_jax.training import run_files
@@ -93,7 +94,8 @@ def read_evaluation(path: str | os.PathLike[str], **facts: Any) -> Evaluation:
     if not report_path.is_file():
         raise FileNotFoundError(f"{report_path}: no such evaluation; run launch/eval.py first")
     report = run_files.read_json(report_path)
-    config = run_files.flatten(run_files.read_json(report_path.parent.parent / "config.json"))
+    stored = run_files.read_json(report_path.parent.parent / "config.json")
+    config = run_files.flatten(run_files.as_json(complete(stored)))
     arrays_path = run_files.queries_path(report_path)
     try:
         with np.load(io.BytesIO(arrays_path.read_bytes()), allow_pickle=False) as file:
@@ -198,9 +200,16 @@ def methods_of(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]
 
 
 def _of_training(evaluation: Evaluation) -> dict[str, Any]:
-    """Returns the config without its seed and what does not affect the results of training."""
+    """Returns the config without its seed and what does not affect the results of training.
+
+    `init.backbone` is left out, since the same file may have another path on another machine.
+    """
     free = ("seed", *run_files.FREE_KEYS)
-    return {key: value for key, value in evaluation.config.items() if not key.startswith(free)}
+    return {
+        key: value
+        for key, value in evaluation.config.items()
+        if key == "init.checkpoint" or not key.startswith(free)
+    }
 
 
 def compare(

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float32, Int, Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.parts import find_part
-from data_pipelines.schema import INFRARED, VISIBLE
+from data_pipelines.schema import INFRARED, UNKNOWN, VISIBLE
 from star_jax.evaluation import scores
 from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from star_jax.evaluation.similarity import Similarity, dot_product
@@ -21,16 +21,21 @@ class Rules(NamedTuple):
       camera_rule: whether gallery entries of the query's identity and camera are removed.
       visible_batch: batch size; visible queries and gallery entries beyond the last full batch are
         dropped.
+      cameras_of_one_modality: whether a camera must show an identity in one modality only, so that
+        the camera rule removes nothing; otherwise the evaluation is refused.
     """
 
     camera_rule: bool = False
     visible_batch: int = 1
+    cameras_of_one_modality: bool = False
 
 
 PROTOCOLS: Mapping[str, Rules] = {
-    "hitsz_vcm/v1": Rules(camera_rule=True),
+    "hitsz_vcm/v1": Rules(camera_rule=True, cameras_of_one_modality=True),
     "buptcampus/full": Rules(),
     "buptcampus/official-bs64": Rules(visible_batch=64),
+    "cross-modality": Rules(),
+    "cross-modality/other-cameras": Rules(camera_rule=True),
 }
 
 _MODALITIES = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}  # query, gallery
@@ -108,6 +113,10 @@ def rank(
     `buptcampus/full`: cameras are ignored.
     `buptcampus/official-bs64`: cameras are ignored, and visible queries and gallery entries beyond
     the last full batch of 64 are dropped, as in the published loader; infrared ones are not.
+    `cross-modality`, for any other dataset: cameras are ignored.
+    `cross-modality/other-cameras`: gallery entries of the query's identity and camera are removed.
+
+    Tracklets of people whose identity is not known are neither queries nor in the gallery.
 
     Args:
       protocol: one of PROTOCOLS, or a path.
@@ -121,8 +130,8 @@ def rank(
 
     Raises:
       InputError: the protocol is unknown, the embeddings do not fit the index or are not
-        normalized, a direction has no queries or gallery, no query has a match, or, with the camera
-        rule, a camera shows an identity in both modalities.
+        normalized, a direction has no queries or gallery, no query has a match, or a camera shows
+        an identity in both modalities under `hitsz_vcm/v1`.
     """
     rules = find_protocol(protocol)
     embeddings = np.asarray(embeddings, np.float32)
@@ -139,11 +148,12 @@ def rank(
             f"({wrong.size} such rows)"
         )
 
+    known = index.identities != UNKNOWN
     rankings = {}
     for direction, (query_modality, gallery_modality) in _MODALITIES.items():
-        query = np.flatnonzero(index.queries & (index.modalities == query_modality))
+        query = np.flatnonzero(known & index.queries & (index.modalities == query_modality))
         query = query[np.argsort(index.rows[query], kind="stable")]
-        gallery = np.flatnonzero(index.galleries & (index.modalities == gallery_modality))
+        gallery = np.flatnonzero(known & index.galleries & (index.modalities == gallery_modality))
         if query_modality == VISIBLE:
             query = _whole_batches(query, rules.visible_batch)
         else:
@@ -153,9 +163,10 @@ def rank(
                 f"{protocol}: {direction} needs queries and a gallery, found {query.size} and "
                 f"{gallery.size}"
             )
+        if rules.cameras_of_one_modality:
+            _assert_cameras_of_one_modality(protocol, index, query, gallery)
         cameras = {}
         if rules.camera_rule:
-            _assert_cameras_of_one_modality(protocol, index, query, gallery)
             cameras = {
                 "query_cameras": index.cameras[query],
                 "gallery_cameras": index.cameras[gallery],

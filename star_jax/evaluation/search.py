@@ -8,9 +8,9 @@ import numpy as np
 from data_pipelines.errors import InputError
 from data_pipelines.io.tables import aligned
 from data_pipelines.io.terminal import printable
+from data_pipelines.schema import UNKNOWN
 from star_jax.evaluation.embeddings import Embeddings, csv_file
 
-UNKNOWN = "unknown"  # identity of tracklets without an annotation
 _HEADER = (
     *("query", "query_identity", "query_camera", "query_modality", "query_first_frame"),
     *("rank", "score", "identity", "camera", "modality", "first_frame", "same_identity"),

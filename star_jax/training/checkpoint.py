@@ -95,6 +95,14 @@ def open_manager(
         manager.close()
 
 
+def last_step(workdir: epath.Path) -> int:
+    """Returns the step of a run's last checkpoint, 0 if there is none; reads only its name."""
+    folder = workdir / "checkpoints"
+    with remote.naming_failures(workdir):
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
 def save(
     manager: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any], dataset: str
 ) -> None:

@@ -1,7 +1,6 @@
 """The training loop."""
 
 import contextlib
-import dataclasses
 import logging
 import math
 import os
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
@@ -22,25 +22,25 @@ from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import train_batches
 from data_pipelines.records.reading import fingerprint, open_index
 from data_pipelines.sampling import find_sampler, steps_per_epoch, trainable_labels
-from star_jax.config import check_config
+from star_jax.config import check_config, complete
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
 from star_jax.evaluation.embed import describe_evaluation, evaluate_split, evaluation_split
 from star_jax.evaluation.protocols import find_protocol, require_scorable
 from star_jax.evaluation.scores import format_table
 from star_jax.losses import build_losses
-from star_jax.models import Star, build_model
+from star_jax.models import build_model
+from star_jax.optim import learning_rate_factor
 from star_jax.training import checkpoint, run_files
+from star_jax.training.initialization import starting_state
 from star_jax.training.metrics import MetricsWriter
 from star_jax.training.pictures import draw_batch
 from star_jax.training.steps import (
     TrainState,
     abstract_state,
     check_style,
-    initial_state,
     make_train_step,
 )
-from star_jax.weights import from_imagenet, load_arrays
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,14 @@ def train(
         index, config.data.identities_per_batch, config.data.tracklets_per_identity
     )
     if not epoch:
-        raise InputError(f"{config.data.dir}: too few training tracklets for one batch per epoch")
+        infrared = int(np.sum(index.modalities == schema.INFRARED))
+        raise InputError(
+            f"{config.data.dir} has {len(index.rows) - infrared} visible and {infrared} infrared "
+            f"training tracklets, and a batch takes {pairs} of each; lower "
+            "config.data.identities_per_batch or tracklets_per_identity"
+        )
     num_steps = config.optim.epochs * epoch
+    require_steps_ahead(config, workdir, epoch)
     dataset = fingerprint(config.data.dir)
     model = build_model(config.model)
     train_step = make_train_step(config, model, epoch, mesh)
@@ -102,14 +108,12 @@ def train(
         compiled_before = keep_compiled_programs(workdir)
         restored = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
         if restored is None:
-            state = initial_state(config, model, epoch, mesh)
-            if config.init.backbone:
-                state = with_backbone(state, model, config)
+            state = starting_state(config, model, epoch, mesh)
         else:
             state, manifest = restored
             config = continued(config, manifest, manager.directory, dataset)
             run_files.write_config(workdir, config)
-            log.info("resuming from step %d of %d", state.step, num_steps)
+            log_resumption(config, manifest, int(state.step), epoch)
         start = int(state.step)
         batches = train_batches(
             config.data.dir,
@@ -211,8 +215,48 @@ def continued(
             "identities; use the dataset that the run was started with, or another --workdir"
         )
     config = config.copy_and_resolve_references()
-    config.init.update(manifest.config["init"])
+    config.init.update(complete(manifest.config).init)
     return config
+
+
+def require_steps_ahead(
+    config: ml_collections.ConfigDict, workdir: epath.Path, steps_per_epoch: int
+) -> None:
+    """Raises an InputError if the run has trained for more epochs than the config has."""
+    trained = checkpoint.last_step(workdir) / steps_per_epoch
+    if trained > config.optim.epochs:
+        raise InputError(
+            f"config.optim.epochs is {config.optim.epochs}: {workdir} has trained for {trained:g} "
+            f"epochs; use {math.ceil(trained)} or more, or another --workdir"
+        )
+
+
+def log_resumption(
+    config: ml_collections.ConfigDict,
+    manifest: checkpoint.Manifest,
+    step: int,
+    steps_per_epoch: int,
+) -> None:
+    """Logs where a run resumes, and with which learning rate if it has another number of epochs."""
+    before, epochs = manifest.config["optim"]["epochs"], config.optim.epochs
+    num_steps = epochs * steps_per_epoch
+    if step == num_steps:
+        log.info(
+            "finished: step %d of %d; a larger --config.optim.epochs trains longer", step, num_steps
+        )
+        return
+    log.info("resuming from step %d of %d", step, num_steps)
+    if epochs != before:
+        factor = learning_rate_factor(jnp.int32(step), config.optim, steps_per_epoch)
+        log.info(
+            "config.optim.epochs was %d, now %d; the schedule is the same (warm-up of %d epochs, "
+            "decay at %s), so that training continues at the learning rate %g",
+            before,
+            epochs,
+            config.optim.warmup_epochs,
+            ", ".join(map(str, config.optim.decay_epochs)) or "no epoch",
+            config.optim.lr * factor,
+        )
 
 
 def keep_compiled_programs(workdir: epath.Path) -> bool:
@@ -236,7 +280,7 @@ def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> Non
 
 
 def require_a_batch(config: ml_collections.ConfigDict, index: schema.Index) -> None:
-    """Raises an InputError if too few identities are left where some are held out."""
+    """Raises an InputError if too few training identities have tracklets of both modalities."""
     held_out, batch = config.data.validation_identities, config.data.identities_per_batch
     left = len(trainable_labels(index))
     if left < batch <= left + held_out:
@@ -244,6 +288,11 @@ def require_a_batch(config: ml_collections.ConfigDict, index: schema.Index) -> N
             f"config.data.validation_identities is {held_out}: it leaves {left} training "
             f"identities of {config.data.dir}, and config.data.identities_per_batch is {batch}; "
             f"use at most {left + held_out - batch}"
+        )
+    if left < batch:
+        raise InputError(
+            f"config.data.identities_per_batch is {batch}: {left} training identities of "
+            f"{config.data.dir} have tracklets of both modalities; use fewer per batch, or add some"
         )
 
 
@@ -266,14 +315,6 @@ def with_identities(
     config.model.num_identities = num_identities
     check_config(config)
     return config
-
-
-def with_backbone(state: TrainState, model: Star, config: ml_collections.ConfigDict) -> TrainState:
-    """Returns the state with the ImageNet weights of `config.init.backbone`."""
-    arrays = load_arrays(config.init.backbone)
-    variables = from_imagenet(arrays, model, state.variables)
-    shardings = jax.tree.map(lambda x: x.sharding, state.variables)
-    return dataclasses.replace(state, **jax.device_put(variables, shardings))
 
 
 class StepLog:

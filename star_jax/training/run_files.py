@@ -38,6 +38,9 @@ FREE_KEYS = (
     "log_every_steps",
 )
 
+# Keys that may differ when a run resumes: also how long it trains, which changes no step before.
+_MAY_DIFFER = (*FREE_KEYS, "optim.epochs")
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "grain", "numpy")
 
 
@@ -70,12 +73,15 @@ def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None
 def require_same(
     where: epath.Path, before: Mapping[str, Any], config: ml_collections.ConfigDict
 ) -> None:
-    """Raises an InputError that names the keys in which a config differs from an earlier one."""
+    """Raises an InputError that names the keys in which a config differs from an earlier one.
+
+    `FREE_KEYS` and `optim.epochs` may differ.
+    """
     old, new = flatten(as_json(complete(before))), flatten(as_json(config))
     differences = [
         f"{key} was {old.get(key, 'absent')}, now {new.get(key, 'absent')}"
         for key in sorted(set(old) | set(new))
-        if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
+        if old.get(key) != new.get(key) and not key.startswith(_MAY_DIFFER)
     ]
     if differences:
         raise InputError(

@@ -86,6 +86,7 @@ def trained(folder):
     return {path.parent.name: path.read_text() for path in folder.glob("runs/*/trained.txt")}
 
 
+@pytest.mark.slow
 def test_a_grid_is_run_resumed_and_compared(folder):
     first = run(folder, "--jobs=2")
     assert first.returncode == 1
@@ -130,6 +131,7 @@ def test_a_grid_is_run_resumed_and_compared(folder):
     assert "v2i mAP, percent" in plot and "occluded (30)" in plot and "padded more" in plot
 
 
+@pytest.mark.slow
 def test_a_changed_variant_is_run_again(folder):
     (folder / "grid.py").write_text(GRID.replace('"augment.padding": 3', '"augment.padding": 4'))
     assert run(folder).returncode == 0
@@ -139,6 +141,7 @@ def test_a_changed_variant_is_run_again(folder):
     assert trained(folder)["padded_more"] == "0101"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
@@ -166,6 +169,7 @@ def test_a_wrong_grid_is_one_line_and_runs_nothing(folder, grid, message):
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_runs_share_the_gpus(folder):
     program = (
         "import sys; sys.argv = ['x', '--jobs=3', '--grid=g', '--output=o', '--config=config.py']\n"

@@ -36,10 +36,11 @@ ROOT = Path(__file__).parents[2]
 def by_dots(config, section=""):
     """Returns the values of a config by the keys of its schema."""
     for name, value in config.items():
-        if name in SECTIONS:
-            yield from by_dots(value, f"{name}.")
+        key = f"{section}{name}"
+        if key in SECTIONS:
+            yield from by_dots(value, f"{key}.")
         else:
-            yield f"{section}{name}", value
+            yield key, value
 
 
 DEFAULTS = dict(by_dots(star_hitsz_vcm.get_config()))
@@ -179,6 +180,7 @@ NONSENSE = [
     ("model.dtype", jnp.float32, "use 'float32' or 'bfloat16'"),
     ("model.remat", 0, "use True or False"),
     ("init.backbone", None, "use printable text of 0 to 1000 characters"),
+    ("init.checkpoint", "a\nb", "use printable text of 0 to 1000 characters"),
     ("losses.identity", -1, "use a number of 0 or more"),
     ("losses.triplet", INFINITY, "use a number of 0 or more"),
     ("losses.defense", True, "use a number of 0 or more"),
@@ -209,7 +211,7 @@ NONSENSE = [
     (
         "eval.protocol",
         "mars",
-        "use 'hitsz_vcm/v1', 'buptcampus/full', 'buptcampus/official-bs64' or",
+        "use 'hitsz_vcm/v1', 'buptcampus/full', 'buptcampus/official-bs64', 'cross-modality', ",
     ),
     ("eval.batch_size", 0, "use an integer from 1 to 65536"),
     ("eval.clips", "all", "use 'first', 'chunk_first', 'linspace' or 'dense'"),
@@ -305,6 +307,13 @@ def test_an_unknown_section_is_refused(value, workdir):
 def test_mirror_images_need_keypoints_in_the_resized_frame(workdir):
     message = refused(changed(eval__flip=True, model__keypoints="pixels"), workdir)
     assert message.startswith("config.eval.flip is True: use False with config.model.keypoints")
+
+
+def test_training_starts_from_a_backbone_or_a_network(workdir):
+    message = refused(changed(init__backbone="r.pth", init__checkpoint="runs/a"), workdir)
+    assert message.startswith(
+        "config.init.backbone is 'r.pth' and config.init.checkpoint is 'runs/a': use one of them"
+    )
 
 
 def test_a_placeholder_that_nobody_filled_is_refused(workdir):
@@ -444,6 +453,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "flags", "message"),
     [

@@ -98,6 +98,16 @@ def leaf_at(tree, path):
     return tree
 
 
+def test_a_rate_of_0_freezes_the_backbone_alone():
+    optimizer = make_optimizer(optim_config(backbone_lr=0.0), steps_per_epoch=1)
+    start = {"backbone": jnp.array([3.0]), "head": jnp.array([3.0])}
+    state, params = optimizer.init(start), start
+    for _ in range(3):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, start), state, params)
+        params = optax.apply_updates(params, updates)
+    assert params["backbone"] == start["backbone"] and params["head"] < start["head"]
+
+
 @pytest.mark.parametrize("clip_norm", [0.0, 2.0, 100.0])
 def test_long_gradients_are_scaled_down_to_the_clip_norm(clip_norm):
     options = {"lr": 1.0, "backbone_lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}

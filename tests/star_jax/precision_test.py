@@ -64,6 +64,7 @@ def lowered_steps(dtype, platform):
     yield "embed", embed_step.lower(state.variables, frames, keypoints)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("dtype", CONFIGS)
 def test_float32_products_are_float32(dtype, platform, monkeypatch):

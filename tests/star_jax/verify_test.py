@@ -61,6 +61,7 @@ def test_a_broken_convolution_is_out(dtype, factor, tmp_path):
     assert line.startswith(dtype) and line.endswith("OUT")
 
 
+@pytest.mark.slow
 def test_a_table_a_file_and_an_exit_code(tmp_path):
     path = tmp_path / "verify.json"
     checks = "verify.Check('first', 1e-7, 1e-5), verify.Check('other', {}, 1e-5)"

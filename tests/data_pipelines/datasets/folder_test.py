@@ -12,7 +12,7 @@ import video_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import schema
+from data_pipelines import sampling, schema
 from data_pipelines.datasets import folder
 from data_pipelines.records import reading
 
@@ -154,6 +154,62 @@ def test_packs_without_skeletons(root, tmp_path):
     assert np.abs(clip[1, 24:].mean(axis=(0, 1)) - colour).max() < 10
 
 
+@pytest.fixture
+def people(tmp_path):
+    """Four people in both modalities; `split.csv`, beside them, tests on alice."""
+    root = tmp_path / "people"
+    for name in ("alice", "bob", "carol", "dave"):
+        for modality in schema.MODALITIES:
+            video_files.write_image(root / name / modality / "yard" / "walk" / "1.png")
+    video_files.write_image(root / "unknown/visible/yard/walk/1.png")
+    rows = "dave,train\nalice,test\nbob,train\ncarol,train\nzoe,test\n"
+    (tmp_path / "split.csv").write_text(f"identity,split\n{rows}")
+    return root
+
+
+def test_packs_people_to_train_on_and_to_test_on(people, tmp_path):
+    packed = folder.prepare(
+        people, tmp_path / "data", without_skeletons=True, split_file=tmp_path / "split.csv"
+    )
+    train, test = (reading.open_index(packed, split) for split in ("train", "test"))
+    assert train.identities.tolist() == ["bob", "bob", "carol", "carol", "dave", "dave"]
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert test.identities.tolist() == ["alice"] * 2 and test.labels.tolist() == [-1] * 2
+    assert sampling.trainable_labels(train).tolist() == [0, 1, 2]
+    unsplit = folder.prepare(people, tmp_path / "all", without_skeletons=True)
+    with pytest.raises(
+        ValueError, match=r"split 'train': .* has test; to train on your own footag"
+    ):
+        reading.open_index(unsplit, "train")
+    with pytest.raises(ValueError, match=r"already packed from another source \(its index differ"):
+        folder.prepare(people, tmp_path / "data", without_skeletons=True)
+
+
+def test_the_check_splits_people_as_packing_does(people):
+    findings = folder.check(people, without_skeletons=True, test_share=0.17)  # alice and dave
+    assert not findings.wrong
+    (table,) = findings.tables
+    assert table[0] == ("files", "train", "test") and ("identities", 2, 2) in table
+    findings = folder.check(people, without_skeletons=True, test_share=0.01)
+    assert findings.wrong[0].startswith("test: none of its 0 identities, of 4 in all, has visible")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split_file": "s.csv", "test_share": 0.3}, "split_file and test_share are both given"),
+        ({"split_seed": 3}, "split_seed is 3: it needs a test_share"),
+        ({"test_share": 0.0}, "test_share is 0.0: use a number above 0 and below 1"),
+        ({"test_share": 1.5}, "test_share is 1.5: use a number above 0 and below 1"),
+        ({"test_share": float("nan")}, "test_share is nan: use a number above 0 and below 1"),
+    ],
+)
+def test_splits_that_contradict_themselves_are_refused(people, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        folder.prepare(people, tmp_path / "data", without_skeletons=True, **options)
+    assert not (tmp_path / "data").exists()
+
+
 def test_packs_the_skeletons_of_videos_and_pictures(root, tmp_path):
     skeleton = np.random.default_rng(0).uniform(0.1, 30, (17, 3)).astype(np.float32)
     with h5py.File(root / "skeletons.h5", "w") as file:
@@ -237,6 +293,7 @@ def prepare_command(*flags):
         (["--size=demo", "--check"], "--size is for --dataset=synthetic_vcm, not for folder"),
         (["--seed=0"], "--seed is for --dataset=synthetic_vcm, not for folder"),
         (["--auxiliary"], "--auxiliary is for --dataset=bupt_campus, not for folder"),
+        (["--test_share=2"], "test_share is 2.0: use a number above 0 and below 1"),
     ],
 )
 def test_flags_of_another_dataset_are_refused(tmp_path, flags, message):

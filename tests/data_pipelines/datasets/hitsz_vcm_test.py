@@ -335,6 +335,7 @@ def golden_root(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_an_index_of_the_published_size_is_read_in_seconds(golden_root):
     start = time.process_time()
     index = hitsz_vcm.read_index(golden_root)
@@ -343,6 +344,7 @@ def test_an_index_of_the_published_size_is_read_in_seconds(golden_root):
     assert (len(index.train), len(index.test)) == (9751, 9683)
 
 
+@pytest.mark.slow
 def test_an_index_of_the_published_size_must_have_its_counts(golden_root, tmp_path):
     for path in golden_root.glob("*.txt"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -354,6 +356,7 @@ def test_an_index_of_the_published_size_must_have_its_counts(golden_root, tmp_pa
         hitsz_vcm.read_index(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "change", "message"),
     [

@@ -53,6 +53,21 @@ def test_methods_are_runs_that_differ_in_the_seed_alone(tmp_path):
         methods_of([read_evaluation(path) for path in (tmp_path / "star2", again)])
 
 
+def test_runs_that_start_from_other_weights_are_other_methods(tmp_path):
+    for name, init in {
+        "older": {"backbone": "a.pth"},  # from before the key existed
+        "scratch": {"backbone": "b.pth", "checkpoint": ""},
+        "tuned": {"backbone": "", "checkpoint": "runs/star"},
+    }.items():
+        path = write_run(tmp_path / name, seed=len(name)).parent.parent / "config.json"
+        run_files.write_json(path, run_files.read_json(path) | {"init": init})
+    methods = methods_of([read_evaluation(path) for path in sorted(tmp_path.iterdir())])
+    assert {name: len(runs) for name, runs in methods.items()} == {
+        "init.checkpoint=": 2,
+        "init.checkpoint=runs/star": 1,
+    }
+
+
 def test_scores_and_paired_differences(tmp_path):
     for seed, noise in enumerate((-3.0, 0.0, 3.0)):
         write_run(tmp_path / f"star{seed}", seed=seed, shift=noise)

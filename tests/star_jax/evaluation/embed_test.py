@@ -92,6 +92,7 @@ def test_any_split_can_be_embedded(workdir, tmp_path):
         embed.embed_dataset(network, dataset, "query")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_evaluated_in_several_ways(workdir, tmp_path):
     dataset = str(tiny.packed_dataset(tmp_path, test=(503, 504)))
     reports = {}

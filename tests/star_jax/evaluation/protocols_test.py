@@ -197,6 +197,55 @@ def test_buptcampus_keeps_gallery_entries_of_the_querys_camera():
         }
 
 
+def without_own_camera(embeddings, index, direction, camera_rule):
+    """Computes Rank-1 and mAP in percent in a plain loop over queries and their galleries."""
+    modality = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}[direction]
+    known = [p for p, identity in enumerate(index.identities) if identity != "unknown"]
+    first, precisions = [], []
+    for query in (p for p in known if index.modalities[p] == modality[0]):
+        own = (index.identities[query], index.cameras[query])
+        gallery = [
+            p
+            for p in known
+            if index.modalities[p] == modality[1]
+            and not (camera_rule and (index.identities[p], index.cameras[p]) == own)
+        ]
+        ranked = sorted(gallery, key=lambda entry: -(embeddings[query] @ embeddings[entry]))
+        hits = [n for n, p in enumerate(ranked, 1) if index.identities[p] == own[0]]
+        if hits:
+            first.append(hits[0] == 1)
+            precisions.append(np.mean([(n + 1) / rank for n, rank in enumerate(hits)]))
+    return 100 * np.mean(first), 100 * np.mean(precisions), len(first)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "camera_rule"),
+    [("cross-modality", False), ("cross-modality/other-cameras", True)],
+)
+def test_cross_modality_against_a_plain_loop(protocol, camera_rule):
+    rng = np.random.default_rng(3)
+    index = random_index(rng)
+    identities = index.identities.astype("<U8")
+    identities[identities == "0600"] = "unknown"
+    cameras = rng.integers(1, 4, 120)  # each of which films in both modalities
+    cameras[identities == "0937"] = 2  # who is left without a match by the camera rule
+    index = dataclasses.replace(index, identities=identities, cameras=cameras)
+    embeddings = random_embeddings(rng, 120)
+    report = evaluate(protocol, embeddings, index)
+    for direction in ("i2v", "v2i"):
+        scores = report[direction]
+        expected = without_own_camera(embeddings, index, direction, camera_rule)
+        found = (scores["rank1"], scores["map"], scores["queries"])
+        np.testing.assert_allclose(found, expected)
+        assert (scores["unmatched"] > 0) == (scores["removed"] > 0) == camera_rule
+        modality = {"i2v": VISIBLE, "v2i": INFRARED}[direction]
+        assert scores["gallery"] == np.sum(
+            (index.modalities == modality) & (identities != "unknown")
+        )
+    with pytest.raises(ValueError, match="in both modalities"):
+        evaluate("hitsz_vcm/v1", embeddings, index)
+
+
 def test_published_sizes_of_buptcampus():
     modalities = np.repeat([VISIBLE, INFRARED, VISIBLE, INFRARED], [540, 536, 2422, 2422])
     queries = np.arange(len(modalities)) < 540 + 536

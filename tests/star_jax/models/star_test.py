@@ -152,6 +152,7 @@ def test_undetected_joints_have_no_influence(garbage):
     assert_trees_equal(training()(changed), training()(keypoints))
 
 
+@pytest.mark.slow
 def test_detected_joints_have_influence():
     keypoints = partly_detected()
     moved = keypoints.copy()
@@ -177,6 +178,7 @@ def test_a_tracklet_without_a_skeleton_is_harmless():
     close(np.asarray(output.embedding)[others], np.asarray(complete)[others])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detected_rows", [ROWS, 1, 0])
 def test_losses_gradients_and_statistics_are_finite(detected_rows):
     keypoints = random_keypoints()
@@ -227,6 +229,7 @@ def test_guidance_and_pooling_have_the_parameters_and_outputs_that_they_need(gui
     assert output.disturbed is None and output.disturbed_logits is None
 
 
+@pytest.mark.slow
 def test_pairs_are_the_tracklets_of_the_two_modalities():
     keypoints = partly_detected()
     both = inference()(FRAMES, keypoints)
@@ -239,6 +242,7 @@ def test_pairs_are_the_tracklets_of_the_two_modalities():
     assert np.abs(wrong - both.embedding[1::2]).max() > 0.01, "the two stems are one"
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_and_outputs_in_float32():
     model = build_model(model_config(dtype="bfloat16"))
     variables = jax.eval_shape(

@@ -87,6 +87,7 @@ def test_bfloat16_differs_by_rounding():
     assert 0 < error.max() < 0.1 and error.mean() < 0.02  # features are about 1
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_the_same_with_remat():
     frames = random_frames(1, 2, 2, 40, 24)
     weights = np.random.default_rng(2).normal(size=(1, 2, 2, timm_vit.WIDTH)).astype(np.float32)

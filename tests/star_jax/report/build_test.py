@@ -12,6 +12,7 @@ import tiny
 from etils import epath
 
 from data_pipelines.records.reading import open_index
+from data_pipelines.skeletons.corruption import parse
 from star_jax import build_model
 from star_jax.distributed.parallel import make_mesh
 from star_jax.evaluation.embed import Options, evaluate_checkpoint
@@ -91,7 +92,12 @@ def look_at(page, folder):
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt install chromium)")
 def test_a_browser_shows_the_page_without_errors_and_overflow(tmp_path, dataset):
     workdir = save_run(tmp_path / "a run", dataset)
-    evaluate_checkpoint(workdir, None)
+    plain, _ = evaluate_checkpoint(workdir, None)
+    corrupted, path = evaluate_checkpoint(
+        workdir, None, options=Options(corruption=parse("swap_people"))
+    )
+    assert corrupted["options"] == {"corrupt": "swap_people"} and corrupted["i2v"] != plain["i2v"]
+    assert path.exists() and path.name.split("-")[3:-1] == ["first", "corrupt_swap_people"]
     path, folder = write_report(workdir, None, command="python launch/report.py")
     page = path.read_bytes()
     widths, console = look_at(page, tmp_path)
@@ -132,6 +138,7 @@ def test_a_browser_would_notice_errors_and_overflow(tmp_path):
     assert len(console) == 2 and "oh" in console[0]
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named(tmp_path, dataset, unevaluated):
     with pytest.raises(FileNotFoundError, match="not the folder of a run"):
         write_report(epath.Path(tmp_path), None)
@@ -141,6 +148,7 @@ def test_what_is_missing_is_named(tmp_path, dataset, unevaluated):
         write_report(unevaluated, None)
 
 
+@pytest.mark.slow
 def test_only_evaluations_with_options_are_not_enough(unevaluated):
     evaluate_checkpoint(unevaluated, None, options=Options(rerank=True))
     with pytest.raises(FileNotFoundError, match=r"all evaluations have options \(rerank\) or"):
@@ -148,6 +156,7 @@ def test_only_evaluations_with_options_are_not_enough(unevaluated):
     shutil.rmtree(unevaluated / "eval")
 
 
+@pytest.mark.slow
 def test_another_dataset_than_was_evaluated_is_refused(tmp_path, unevaluated, dataset):
     evaluate_checkpoint(unevaluated, None)
     other = tiny.packed_dataset(tmp_path, test=(601, 602, 603, 604))

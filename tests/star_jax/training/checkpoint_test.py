@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from etils import epath
 
 from star_jax.distributed import parallel
 from star_jax.models import build_model
@@ -49,6 +50,14 @@ def two_checkpoints(state, tmp_path_factory):
     return workdir
 
 
+def test_the_last_step_is_that_of_the_newest_folder(two_checkpoints, tmp_path):
+    assert checkpoint.last_step(epath.Path(two_checkpoints)) == 2
+    assert checkpoint.last_step(epath.Path(tmp_path)) == 0
+    for name in ("7", "12.damaged", "30.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert checkpoint.last_step(epath.Path(tmp_path)) == 7
+
+
 def increased(params, number):
     """Returns the sums of all parameters and a number, without compiling anything."""
     return jax.tree.map(lambda x: jax.device_put(np.asarray(x) + number, x.sharding), params)
@@ -76,6 +85,7 @@ def content(folder):
     return max(files, key=lambda path: path.stat().st_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 @pytest.mark.parametrize("item", ["variables", "optimizer", "manifest"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(

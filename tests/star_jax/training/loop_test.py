@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -18,13 +19,13 @@ import numpy as np
 import pytest
 import tiny
 
-from data_pipelines.skeletons.corruption import parse
+from data_pipelines.errors import InputError
 from star_jax.distributed import parallel, processes
 from star_jax.evaluation import embed
 from star_jax.evaluation.embed import embed_split, evaluate_checkpoint
 from star_jax.models import build_model
 from star_jax.network import load_weights
-from star_jax.training import checkpoint, loop
+from star_jax.training import checkpoint, initialization, loop
 from star_jax.training.steps import abstract_state, initial_state
 
 ROOT = Path(__file__).parents[3]
@@ -84,6 +85,7 @@ def killed_after(monkeypatch, num_batches):
         yield
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything_that_it_should(whole_run, dataset):
     table = rows(whole_run)
     assert [row["step"] for row in table] == list(range(1, 13))
@@ -128,10 +130,37 @@ def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, ke
     assert asked == [moved, moved]
 
 
-def test_a_finished_run_is_not_run_again(whole_run, dataset):
+@pytest.mark.slow
+def test_a_finished_run_is_not_run_again(whole_run, dataset, caplog):
     before = rows(whole_run)
+    caplog.set_level(logging.INFO, logger="star_jax")
     loop.train(tiny.baseline(dataset), whole_run)
     assert rows(whole_run) == before
+    assert caplog.messages == [
+        "finished: step 12 of 12; a larger --config.optim.epochs trains longer"
+    ]
+
+
+@pytest.mark.slow
+def test_a_finished_run_may_train_longer_but_not_shorter(whole_run, dataset, tmp_path, caplog):
+    config = tiny.baseline(dataset)
+    config.optim.epochs = 11  # one of them after the decay
+    loop.train(config, tmp_path)
+    files = {name: (tmp_path / name).read_text() for name in ("config.json", "run.json")}
+    config.optim.epochs = 10
+    with pytest.raises(InputError, match=r"^config\.optim\.epochs is 10: .* 11 epochs; use 11 or"):
+        loop.train(config, tmp_path)
+    assert files == {name: (tmp_path / name).read_text() for name in files}
+
+    caplog.set_level(logging.INFO, logger="star_jax")
+    loop.train(tiny.baseline(dataset), tmp_path)
+    assert losses(tmp_path) == losses(whole_run)
+    assert caplog.messages[:2] == [
+        "resuming from step 11 of 12",
+        "config.optim.epochs was 11, now 12; the schedule is the same (warm-up of 2 epochs, decay "
+        "at 10), so that training continues at the learning rate 0.005",
+    ]
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["epochs"] == 12
 
 
 @pytest.mark.slow
@@ -150,6 +179,7 @@ def test_the_command_survives_a_kill(whole_run, dataset, tmp_path):
     assert losses(tmp_path / "run") == losses(whole_run)
 
 
+@pytest.mark.slow
 def test_evaluation_writes_both_directions(whole_run):
     report, path = evaluate_checkpoint(whole_run, None)
     assert path.parent == whole_run / "eval" and path.name.startswith("12-hitsz_vcm-v1-first-")
@@ -167,20 +197,16 @@ def test_evaluation_writes_both_directions(whole_run):
         assert scores["queries"] == scores["gallery"] == 8
 
 
+@pytest.mark.slow
 def test_dense_clips_and_any_checkpoint_can_be_evaluated(whole_run):
     first = evaluate_checkpoint(whole_run, 9)[1]
     before = first.read_text()
     report, path = evaluate_checkpoint(whole_run, 9, clips="dense")
     assert report["step"] == 9 and report["clips"] == "dense"
     assert path != first and first.read_text() == before
-    report, path = evaluate_checkpoint(
-        whole_run, 9, options=embed.Options(corruption=parse("jitter:0.2"))
-    )
-    assert report["options"] == {"corrupt": "jitter:0.2"}
-    assert path.exists() and path.name.split("-")[3:-1] == ["first", "corrupt_jitter_0.2"]
-    assert path != first and first.read_text() == before
 
 
+@pytest.mark.slow
 def test_another_dataset_has_a_result_of_its_own(whole_run, tmp_path):
     own = evaluate_checkpoint(whole_run, 12)[1]
     before = own.read_text()
@@ -190,6 +216,7 @@ def test_another_dataset_has_a_result_of_its_own(whole_run, tmp_path):
     assert path != own and own.read_text() == before
 
 
+@pytest.mark.slow
 def test_evaluations_during_training_are_of_identities_that_are_held_out(dataset, tmp_path):
     config = tiny.config(dataset)
     config.model.guidance, config.model.pooling = "none", "gem"  # compiles faster
@@ -332,7 +359,7 @@ def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path,
     config = config_of(path)
     mesh = parallel.make_mesh(config)
     fresh = initial_state(config, build_model(config.model), 1, mesh)
-    state = loop.with_backbone(fresh, build_model(config.model), config)
+    state = initialization.with_backbone(fresh, build_model(config.model), config)
     stem, stage = state.params["backbone"]["stem_infrared"], state.params["backbone"]["stage3"]
     for o, i, y, x in [(0, 0, 0, 0), (3, 2, 6, 1)]:  # PyTorch orders the axes differently
         assert stem["conv"]["kernel"][y, x, i, o] == arrays["conv1.weight"][o, i, y, x]
@@ -355,6 +382,18 @@ def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path,
     assert written["init"]["backbone"] == str(path)  # the origin of the parameters
 
 
+def test_a_run_that_resumes_keeps_the_origin_of_its_weights(tmp_path):
+    before = tiny.baseline("data").to_dict()
+    before["init"] = {"backbone": "resnet.pth"}  # from before there was init.checkpoint
+    manifest = checkpoint.Manifest(before, "0123", {}, {})
+    config = tiny.baseline("data")
+    config.init.checkpoint = "runs/other"
+    found = loop.continued(config, manifest, tmp_path, "0123")
+    assert found.init.to_dict() == {"backbone": "resnet.pth", "checkpoint": ""}
+    assert config.init.checkpoint == "runs/other"
+
+
+@pytest.mark.slow
 def test_another_dataset_of_as_many_identities_is_refused(whole_run, tmp_path):
     other = tiny.packed_dataset(tmp_path, train=[11, 12, 13, 14, 15, 17])
     with pytest.raises(ValueError, match="belongs to a different dataset: its fingerprint was"):
@@ -397,6 +436,7 @@ def test_an_update_that_is_not_finite_is_not_saved(dataset, tmp_path, monkeypatc
     assert saved_steps(tmp_path) == [3]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_a_nonsense_config_is_refused(whole_run, monkeypatch):
     config = load_weights(whole_run).config
     config.model.backbone_options.width = 0
@@ -407,6 +447,7 @@ def test_a_checkpoint_with_a_nonsense_config_is_refused(whole_run, monkeypatch):
         load_weights(whole_run)
 
 
+@pytest.mark.slow
 def test_without_config_json_the_checkpoints_hold_the_config(whole_run, dataset, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)
@@ -418,6 +459,7 @@ def test_without_config_json_the_checkpoints_hold_the_config(whole_run, dataset,
     assert (workdir / "checkpoints" / "12").is_dir()
 
 
+@pytest.mark.slow
 def test_the_devices_need_not_divide_the_batch_of_an_evaluation(whole_run, dataset):
     network = load_weights(whole_run)
     expected = embed_split(*network[1:])
@@ -425,6 +467,7 @@ def test_the_devices_need_not_divide_the_batch_of_an_evaluation(whole_run, datas
     np.testing.assert_allclose(embed_split(*network[1:]), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_config_is_refused(whole_run, dataset):
     config = tiny.baseline(dataset)
     config.optim.lr = 0.001
@@ -432,6 +475,7 @@ def test_a_workdir_of_another_config_is_refused(whole_run, dataset):
         loop.train(config, whole_run)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused(whole_run, dataset):
     config = tiny.baseline(dataset)
     config.model.backbone_options.width = 8
@@ -443,6 +487,28 @@ def test_a_checkpoint_of_another_architecture_is_refused(whole_run, dataset):
         ),
     ):
         checkpoint.restore_state(manager, state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"identities_per_batch": 8},
+            r"^config\.data\.identities_per_batch is 8: 6 training identities of .* use fewer",
+        ),
+        (
+            {"tracklets_per_identity": 4},
+            r"has 12 visible and 12 infrared training tracklets, and a batch takes 16 of each; low",
+        ),
+    ],
+)
+def test_data_for_less_than_a_batch_is_refused(dataset, tmp_path, changes, message):
+    config = tiny.baseline(dataset)
+    config.model.num_identities = None
+    config.data.update(changes)
+    with pytest.raises(InputError, match=message):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_number_of_identities_is_refused(dataset, tmp_path):
@@ -467,6 +533,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         evaluate_checkpoint(tmp_path, None)
 
 
+@pytest.mark.slow
 def test_a_missing_checkpoint_is_named(whole_run):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint 5 \(there are: 9, 12\)"):
         evaluate_checkpoint(whole_run, 5)

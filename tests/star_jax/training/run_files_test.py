@@ -40,7 +40,7 @@ def test_claim_accepts_the_same_config_again(tmp_path):
     run_files.claim(tmp_path, demo_config())
 
 
-def test_claim_accepts_and_writes_what_does_not_change_training(tmp_path):
+def test_claim_accepts_and_writes_what_does_not_change_earlier_steps(tmp_path):
     run_files.claim(tmp_path, demo_config())
     changes = {
         "data.dir": "elsewhere",
@@ -50,6 +50,8 @@ def test_claim_accepts_and_writes_what_does_not_change_training(tmp_path):
         "checkpoint.keep": 9,
         "log_every_steps": 3,
         "init.backbone": "moved.safetensors",
+        "init.checkpoint": "runs/moved",
+        "optim.epochs": 99,
     }
     run_files.claim(tmp_path, demo_config(**changes))
     written = run_files.flatten(run_files.read_json(tmp_path / "config.json"))

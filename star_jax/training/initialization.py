@@ -1,0 +1,94 @@
+"""What training starts from: random weights, ImageNet weights, or those of another network."""
+
+import collections
+import dataclasses
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from data_pipelines.errors import InputError
+from star_jax.models import Star
+from star_jax.network import load_weights
+from star_jax.training.steps import TrainState, initial_state
+from star_jax.weights import from_imagenet, load_arrays
+
+log = logging.getLogger(__name__)
+
+
+def starting_state(
+    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
+) -> TrainState:
+    """Returns the state before the first step, with the weights that `config.init` names.
+
+    Raises:
+      FileNotFoundError: there are no weights at the path.
+      InputError: the weights are damaged, or do not fit the network.
+    """
+    state = initial_state(config, model, steps_per_epoch, mesh)
+    if config.init.backbone:
+        return with_backbone(state, model, config)
+    if config.init.checkpoint:
+        return with_network(state, config)
+    return state
+
+
+def with_backbone(state: TrainState, model: Star, config: ml_collections.ConfigDict) -> TrainState:
+    """Returns the state with the ImageNet weights of `config.init.backbone`."""
+    arrays = load_arrays(config.init.backbone)
+    return _with_variables(state, from_imagenet(arrays, model, state.variables))
+
+
+def with_network(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
+    """Returns the state with the arrays of the network at `config.init.checkpoint` that fit.
+
+    These are the parameters and statistics of the same name and shape. Logs which modules they are
+    of, which arrays of the state stay as they are, and which of the network are not used.
+
+    Raises:
+      FileNotFoundError: there is no network at the path.
+      InputError: no array fits, or the network is damaged.
+    """
+    path = config.init.checkpoint
+    network = load_weights(path)
+    found = _by_path(jax.device_get(network.variables))
+    needed = _by_path(state.variables)
+    taken = {name for name in found.keys() & needed if found[name].shape == needed[name].shape}
+    if not taken:
+        raise InputError(
+            f"config.init.checkpoint is {path}: none of its arrays has the name and shape of one "
+            "of this network; use a network with the same config.model"
+        )
+    log.info("starting from %s, step %d: took %s", path, network.step, _summary(taken))
+    log.info("initialized afresh: %s", _summary(needed.keys() - taken))
+    log.info("left over: %s", _summary(found.keys() - taken))
+    return _with_variables(
+        state,
+        jax.tree_util.tree_map_with_path(
+            lambda place, array: found[_name(place)] if _name(place) in taken else array,
+            state.variables,
+        ),
+    )
+
+
+def _with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
+    """Returns the state with other parameters and statistics, sharded as its own."""
+    shardings = jax.tree.map(lambda x: x.sharding, state.variables)
+    return dataclasses.replace(state, **jax.device_put(variables, shardings))
+
+
+def _by_path(variables: Any) -> dict[str, Any]:
+    return {_name(place): array for place, array in jax.tree_util.tree_leaves_with_path(variables)}
+
+
+def _name(place: Any) -> str:
+    return jax.tree_util.keystr(place, simple=True, separator="/")
+
+
+def _summary(names: Iterable[str]) -> str:
+    """Returns the modules of arrays and how many each has: `backbone (90), classifier (1)`."""
+    modules = collections.Counter(name.split("/")[1] for name in names)
+    return ", ".join(f"{module} ({count})" for module, count in sorted(modules.items())) or "none"
