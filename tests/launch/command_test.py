@@ -97,6 +97,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("as_module", [False, True])
 def test_a_command_is_a_file_and_a_module(path, as_module):

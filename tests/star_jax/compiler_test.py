@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytestmark = pytest.mark.usefixtures("optimized")
 
 ROOT = Path(__file__).parents[2]

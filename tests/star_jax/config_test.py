@@ -94,6 +94,7 @@ def test_lists_and_integers_are_valid_where_tuples_and_floats_are():
     check_config(changed(augment__flip_probability=0, augment__erasing_probability=1))
 
 
+@pytest.mark.slow
 def test_a_step_takes_integers_where_floats_belong():
     config = changed(
         **{
@@ -321,6 +322,7 @@ def test_a_placeholder_that_nobody_filled_is_refused(workdir):
     assert "config.optim.lr is None: use" in refused(at("optim.lr", empty), workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guidance", "pooling", "style"),
     [*itertools.product(("none", "frame"), ("guided", "gem"), (False, True))],

@@ -444,12 +444,14 @@ def golden_root(tmp_path_factory):
     return write_index(tmp_path_factory.mktemp("golden"), train, auxiliary, query, gallery)
 
 
+@pytest.mark.slow
 def test_an_index_of_the_published_size_has_its_counts(golden_root):
     index = bupt_lists.read_index(golden_root, auxiliary=True)
     assert index.counts == bupt_lists.GOLDEN_COUNTS
     assert [len(index.splits[split]) for split in index.splits] == [7148, 1860, 4844]
 
 
+@pytest.mark.slow
 def test_an_index_of_the_published_size_must_have_its_counts(golden_root, tmp_path):
     for name in FILES:
         (tmp_path / name).write_bytes((golden_root / name).read_bytes())
@@ -493,6 +495,7 @@ def read_clip(source, tracklet, chosen):
     return np.stack([simplejpeg.decode_jpeg((source / name).read_bytes()) for name in names])
 
 
+@pytest.mark.slow
 def test_what_is_packed_is_what_was_read(source, packed):
     index = bupt_lists.read_index(source, auxiliary=True)
     assert packed.parts[-2:] == ("bupt_campus", "1.1.0")
@@ -512,6 +515,7 @@ def test_what_is_packed_is_what_was_read(source, packed):
         assert columns.missing_skeletons.sum() < 0.1 * columns.num_frames.sum()
 
 
+@pytest.mark.slow
 def test_the_check_finds_what_is_wrong(source, tmp_path):
     findings = bupt_campus.check(source, auxiliary=True, published=False)
     assert findings.wrong == []
@@ -551,6 +555,7 @@ def test_the_check_reports_every_error_of_the_lists(tmp_path):
     assert ("frames", 10, 19) in findings.tables[1]
 
 
+@pytest.mark.slow
 def test_batches_are_aligned_pairs(source, packed):
     tracklets = bupt_lists.read_index(source).splits["train"]
     index = reading.open_index(packed, "train")
@@ -570,6 +575,7 @@ def test_batches_are_aligned_pairs(source, packed):
                 np.testing.assert_array_equal(batch["frames"][row, :, modality], expected)
 
 
+@pytest.mark.slow
 def test_test_clips_are_spread_evenly(source, packed):
     tracklets = bupt_lists.read_index(source).splits["test"]
     clips = loader.test_clips(
@@ -585,6 +591,7 @@ def test_test_clips_are_spread_evenly(source, packed):
         np.testing.assert_array_equal(frames, read_clip(source, tracklet, chosen))
 
 
+@pytest.mark.slow
 def test_fake_infrared_is_packed_with_the_skeletons_of_the_visible_frames(source, packed, tmp_path):
     fake = bupt_campus.prepare(source, tmp_path, fake_infrared=True)
     assert fake.parts[-2:] == ("bupt_campus_fake_infrared", "1.1.0")

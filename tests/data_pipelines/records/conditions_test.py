@@ -138,6 +138,7 @@ def drawn_conditions(root):
     return {split: sorted(rows) for split, rows in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["hitsz_vcm", "bupt_campus"])
 def test_drawn_conditions_are_packed(tmp_path, layout):
     root = tmp_path / "source"

@@ -447,6 +447,7 @@ def command(*arguments) -> list[str]:
     return [sys.executable, str(ROOT / "launch/extract_skeletons.py"), *arguments]
 
 
+@pytest.mark.slow
 def test_the_command_survives_a_kill(tmp_path):
     """Killed between two batches, it resumes and repeats nothing."""
     root = hitsz_files.write_dataset(tmp_path / "root", "nested")

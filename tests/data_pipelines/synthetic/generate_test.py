@@ -14,6 +14,8 @@ from data_pipelines.schema import INFRARED, VISIBLE
 from data_pipelines.synthetic import contact_sheet, generate, people, plan
 from data_pipelines.synthetic.plan import SIZES, PlannedTracklet
 
+pytestmark = pytest.mark.slow
+
 TINY = SIZES["tiny"]
 NAME = re.compile(r"(\d{4})M([12])D(\d+)T(\d+)F(\d+)\.jpg")
 # The smallest dataset with every part of the layout, for tests that draw more than one.
@@ -241,7 +243,6 @@ def test_garments_differ_from_their_pattern_in_infrared():
                 assert paint.shape == (3,) and (paint >= 0).all() and (paint <= 1).all()
 
 
-@pytest.mark.slow
 def test_the_number_of_processes_changes_nothing(tmp_path):
     generate.generate(tmp_path / "one", SPECK, seed=1, processes=1)
     generate.generate(tmp_path / "two", SPECK, seed=1, processes=2)
@@ -423,7 +424,6 @@ def test_skeletons_of_pairs_are_in_a_tree_by_the_file_names(bupt_root):
     assert len(skeletons) > 0.93 * len(keys)
 
 
-@pytest.mark.slow
 def test_the_people_are_the_same_in_both_layouts():
     studio = dataclasses.replace(TINY, difficulty=0.0, skeleton_variation=0.0)
 
@@ -443,7 +443,6 @@ def test_the_people_are_the_same_in_both_layouts():
     assert np.diag(distances).mean() < 0.3 * distances.mean()
 
 
-@pytest.mark.slow
 def test_pairs_do_not_depend_on_the_number_of_processes(tmp_path):
     for name, processes in (("one", 1), ("two", 2)):
         generate.generate(tmp_path / name, SPECK, seed=1, processes=processes, layout="bupt_campus")

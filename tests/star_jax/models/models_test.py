@@ -248,6 +248,7 @@ def test_backbone(block):
 # --- backbone -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "width", "size", "stride"),
     [(4, 2, 3, 1), (8, 4, 3, 2), (5, 3, 3, 2), (6, 7, 7, 2), (1, 1, 3, 1)],

@@ -166,6 +166,7 @@ def test_detected_joints_have_influence():
         assert changed == [True, False, False, False], name
 
 
+@pytest.mark.slow
 def test_a_tracklet_without_a_skeleton_is_harmless():
     keypoints = random_keypoints()
     keypoints[2, ..., 2] = 0

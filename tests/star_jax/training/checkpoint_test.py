@@ -26,6 +26,8 @@ from star_jax.models import build_model
 from star_jax.optim import make_optimizer
 from star_jax.training import checkpoint, loop, steps
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -85,7 +87,6 @@ def content(folder):
     return max(files, key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 @pytest.mark.parametrize("item", ["variables", "optimizer", "manifest"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
@@ -276,7 +277,6 @@ def rows(workdir):
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_saves_and_resumes(dataset, tmp_path, signum):
     config = tiny.config_file(
@@ -307,7 +307,6 @@ def test_an_interrupted_run_saves_and_resumes(dataset, tmp_path, signum):
     assert record["compilation_cache"] is True and record["seconds_to_first_step"] > 0
 
 
-@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_spares_the_checkpoints(dataset, tmp_path):
     config = tiny.config_file(tmp_path, dataset, base="baseline")
     workdir = tmp_path / "run"

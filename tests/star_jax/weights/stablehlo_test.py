@@ -14,6 +14,8 @@ from star_jax.models import build_model
 from star_jax.training.steps import initial_variables
 from star_jax.weights import to_stablehlo
 
+pytestmark = pytest.mark.slow
+
 SIZE, LENGTH = (64, 48), 2
 
 # All that a program needs; anything of this library or Flax fails to import.
@@ -66,7 +68,6 @@ def clips(number):
 WITHOUT_SKELETONS = {"guidance": "none", "pooling": "gem"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "modality"), [({}, "infrared"), (WITHOUT_SKELETONS, "visible")], ids=str
 )
