@@ -52,6 +52,7 @@ def dataset(tmp_path_factory):
     return tiny.packed_dataset(tmp_path_factory.mktemp("dataset"), train=(1,), test=(503, 504))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clips", ["first", "dense"])
 def test_whole_tracklets_give_the_rows_of_the_packed_dataset(dataset, clips):
     own = network(guided=True)
@@ -72,6 +73,7 @@ def test_whole_tracklets_give_the_rows_of_the_packed_dataset(dataset, clips):
     assert np.abs(other[0] - rows[-1]).max() > 1e-4  # so that wrong keypoints would show
 
 
+@pytest.mark.slow
 def test_flip_averages_clips_and_their_mirror_images():
     own = network(guided=True)
     config = own.config.copy_and_resolve_references()

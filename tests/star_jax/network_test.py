@@ -12,6 +12,8 @@ from star_jax.training import checkpoint
 from star_jax.training.steps import abstract_state
 from star_jax.weights import save_archive
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

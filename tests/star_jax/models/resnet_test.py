@@ -81,6 +81,7 @@ def test_inference_with_instance_norm_in_bfloat16():
     assert 0 < error.mean() < 0.02 and np.mean(expected) > 0.5
 
 
+@pytest.mark.slow
 def test_training_with_instance_norm_in_bfloat16():
     sizes = (1, 1, 1, 1)
     arrays = torch_resnet.state_dict("basic", sizes, 4, ibn=True)

@@ -204,6 +204,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "pooling"), PARTS)
 def test_guidance_and_pooling_have_the_parameters_and_outputs_that_they_need(guidance, pooling):
     _, variables = network(guidance=guidance, pooling=pooling)

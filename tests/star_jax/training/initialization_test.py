@@ -14,6 +14,8 @@ from star_jax.training import initialization, loop
 from star_jax.training.steps import abstract_state
 from star_jax.weights import save_archive
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

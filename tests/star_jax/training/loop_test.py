@@ -110,6 +110,7 @@ def test_a_killed_run_continues_bit_for_bit(whole_run, dataset, tmp_path, monkey
     assert losses(tmp_path) == losses(whole_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keypoints", "moved"), [("relative", True), ("pixels", False)])
 def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, keypoints, moved):
     """Checks training and evaluation; loader_test.py tests the loader itself."""

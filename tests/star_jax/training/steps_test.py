@@ -69,6 +69,7 @@ def test_style_gains_are_those_of_each_modality():
     assert np.abs(ratios - ratios[:, :, :1, :1, :1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_modalities_draw_apart_and_keys_decide():
     visible = batch()["frames"][:, :, :1]
     same = {**batch(), "frames": np.concatenate([visible, visible], axis=2)}
