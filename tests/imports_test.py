@@ -139,6 +139,7 @@ def test_nothing_imports_the_commands():
             assert not any(inside(module, "launch") for module in modules), name
 
 
+@pytest.mark.slow
 def test_training_imports_no_tensorflow(tmp_path):
     # A stand-in that raises on import, so that no import goes unnoticed.
     stand_in = tmp_path / "tensorflow.py"

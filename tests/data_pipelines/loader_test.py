@@ -264,6 +264,7 @@ def test_only_the_sampled_frames_are_decoded(packed, monkeypatch):
     assert len(decoded) == 2 * 2 * 6 * 4  # steps, modalities, rows, frames
 
 
+@pytest.mark.slow
 def test_loading_imports_no_tensorflow_and_starts_no_jax(packed):
     # Grain itself imports JAX where it is installed; no device may be taken by it.
     program = f"""

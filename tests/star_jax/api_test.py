@@ -23,6 +23,7 @@ def run(code):
     return ended.stdout.strip()
 
 
+@pytest.mark.slow
 def test_importing_it_is_quick_and_starts_no_backend():
     code = """
 import time, jax
@@ -38,6 +39,7 @@ print(seconds, xla_bridge.backends_are_initialized())
     assert {started for _, started in runs} == {"False"}
 
 
+@pytest.mark.slow
 def test_loading_every_name_starts_no_backend():
     code = """
 import star_jax

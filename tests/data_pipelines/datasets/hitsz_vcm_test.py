@@ -242,6 +242,7 @@ def plain_reading(root: pathlib.Path, split: str) -> list[schema.Tracklet]:
     return [tracklet for tracklet in tracklets if len(tracklet.frames) >= 12]
 
 
+@pytest.mark.slow
 @hypothesis.settings(deadline=None, max_examples=200)
 @hypothesis.given(file=st.sampled_from(hitsz_vcm.INDEX_FILES), place=st.integers(0, 12), line=LINES)
 def test_any_line_is_read_or_refused_by_name(file, place, line):

@@ -81,6 +81,7 @@ def test_each_tracklet_is_embedded(embedded, packed):
     assert embedded.first_frames[0] == reading.open_records(packed, "test")[0]["frame_ids"][0]
 
 
+@pytest.mark.slow
 def test_any_split_can_be_embedded(workdir, tmp_path):
     dataset = tiny.packed_dataset(tmp_path)
     network = load_weights(workdir)

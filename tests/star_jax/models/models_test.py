@@ -355,6 +355,7 @@ def test_bidirectional_lstm():
     assert (np.asarray(output[3]) == 0).all()
 
 
+@pytest.mark.slow
 def test_derivatives_of_lstm_states_in_both_modes():
     units, steps, rows = 3, 4, 2
     valid = np.random.default_rng(2).uniform(size=(steps, 2, rows, 1)) < 0.7

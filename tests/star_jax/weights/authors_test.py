@@ -146,6 +146,7 @@ NEVER_USED = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_the_authors_state_dict_comes_back():
     arrays, config = state_dict(), model_config()
     found = to_authors(from_authors(arrays, config), config)

@@ -30,6 +30,7 @@ def fresh_variables():
     return jax.tree.map(fill, needed(config))
 
 
+@pytest.mark.slow
 def test_a_torchvision_resnet_fills_both_stems_and_keeps_the_rest():
     arrays, before = torchvision_state_dict(), fresh_variables()
     variables = from_torchvision_resnet(arrays, before)
