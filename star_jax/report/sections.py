@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_pipelines.errors import InputError
 from data_pipelines.schema import MODALITIES, Index
+from star_jax.evaluation.embed import evaluation_split
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.match_sheet import THUMBNAIL, matches_png
 from star_jax.evaluation.protocols import Ranking
@@ -109,8 +110,8 @@ def training(metrics: Sequence[Mapping[str, float]], config: Any) -> Section:
     for metric in dict.fromkeys(name.split("/", 1)[1] for name in evaluated):
         columns = {f"{direction}/{metric}": figures.NAMES[direction] for direction in DIRECTIONS}
         columns = {name: shown for name, shown in columns.items() if name in evaluated}
-        title = f"{_METRIC_NAMES.get(metric, metric)} on the test split"
-        drawn.append(_curve(f"test_{metric}", title, metrics, columns, "%"))
+        title = f"{_METRIC_NAMES.get(metric, metric)}, {evaluation_split(config)} split"
+        drawn.append(_curve(f"evaluated_{metric}", title, metrics, columns, "%"))
     caption = (
         "As logged in metrics.jsonl: thin lines the logged values, thick lines their running "
         "medians. Losses are shown before they are weighted; scales are logarithmic where values "

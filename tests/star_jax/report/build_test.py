@@ -107,7 +107,7 @@ def test_a_browser_shows_the_page_without_errors_and_overflow(tmp_path, dataset)
     assert (path, folder) == (workdir / "report.html", workdir / "report")
     names = {path.stem for path in folder.iterdir()}
     assert {"cmc", "joints", "map", "pooling_weights", "ranked_i2v", "training_loss_total"} <= names
-    assert {"test_map", "attention_joints", "cameras_i2v"} <= {
+    assert {"evaluated_map", "attention_joints", "cameras_i2v"} <= {
         n.removeprefix("training_") for n in names
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())

@@ -4,6 +4,8 @@ import html.parser
 import re
 
 import numpy as np
+import pytest
+import tiny
 
 from star_jax.report import figures, sections
 from star_jax.report.analysis import Curve, Details
@@ -133,3 +135,13 @@ def test_corruptions_are_ordered_by_their_amount():
     lines = figure.axes[0].lines
     assert [line.get_xdata().tolist() for line in lines] == [[0.0, 0.1, 0.5]] * 2
     assert sorted(line.get_ydata().tolist() for line in lines) == [[50, 30, 10], [51, 31, 11]]
+
+
+@pytest.mark.parametrize(("held_out", "split"), [(0, "test"), (3, "validation")])
+def test_curves_name_the_split_that_was_evaluated(held_out, split):
+    config = tiny.config("data")
+    config.data.validation_identities = held_out
+    metrics = [{"step": step, "loss/total": 1.0, "i2v/map": 20.0} for step in (1.0, 2.0)]
+    (panels,) = sections.training(metrics, config).blocks
+    (curve,) = [figure for figure in panels.figures if figure.name == "training_evaluated_map"]
+    assert f"mAP, {split} split" in curve.svg
