@@ -159,7 +159,7 @@ def other_people(
                 # one, since the person has half of the places and skeletons at most, and this
                 # place counts among both.
                 fits = np.flatnonzero((names != name) & (identities[drawn] != name))
-                other = rng.choice(fits)
+                other = int(rng.choice(fits))
                 drawn[[place, other]] = drawn[[other, place]]
         sources[own] = drawn
     return sources
