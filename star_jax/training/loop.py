@@ -153,7 +153,8 @@ def train(
                 step_log.pending = (step, metrics)
                 if step == start + 1:
                     jax.block_until_ready(metrics)
-                    writer.write_pictures(step, draw_batch(batch))
+                    if step == 1:
+                        writer.write_pictures(step, draw_batch(batch))
                     log_start(workdir, time.monotonic() - started, compiled_before)
                 stop_now = stop_requested() and step < num_steps
                 evaluate_now = evaluated_every and step % evaluated_every == 0

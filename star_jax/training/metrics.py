@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import image
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.files import naming_full_disk, write_file
@@ -61,10 +65,13 @@ class MetricsWriter:
             path.copy(self._folder / path.name)
         self._path = self._folder / path.name
         self._file = self._path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(
-            str(self._folder / "tensorboard"),
-            purge_step=None if resume_step is None else resume_step + 1,
-        )
+        folder = self._folder / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # Not SummaryWriter, whose thread ends on a full disk; then the run would wait for it.
+        self._tensorboard = EventsWriter(str(folder / "events"))
+        if resume_step is not None:  # TensorBoard hides later events of an interrupted run
+            started = SessionLog(status=SessionLog.START)
+            self._add_event(Event(step=resume_step + 1, session_log=started))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the metrics of a step: numbers or arrays of rank 0, as floats.
@@ -82,14 +89,20 @@ class MetricsWriter:
         with naming_full_disk(self._path):
             self._file.write(json.dumps({"step": int(step), **row}) + "\n")
             self._file.flush()
-        for name, value in row.items():
-            self._tensorboard.add_scalar(name, value, step)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
+        self._add_event(Event(step=int(step), summary=Summary(value=values)))
 
     def write_pictures(self, step: int, pictures: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
         """Adds RGB pictures of a step to TensorBoard, by name."""
         if self._enabled:
             for name, picture in pictures.items():
-                self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+                self._add_event(Event(step=step, summary=image(name, picture, dataformats="HWC")))
+
+    def _add_event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with naming_full_disk(self._folder / "tensorboard"):
+            self._tensorboard.write_event(event)
+            self._tensorboard.flush()
 
     def upload(self) -> None:
         """Copies the files to the workdir if that is at an address.
@@ -97,7 +110,6 @@ class MetricsWriter:
         Calling it before each checkpoint suffices: resuming drops later rows anyway.
         """
         if self._enabled and self._address:
-            self._tensorboard.flush()
             for path in self._folder.rglob("*"):
                 if path.is_file():
                     write_file(self._address / path.relative_to(self._folder), path.read_bytes())

@@ -1,5 +1,7 @@
 import json
 import struct
+import subprocess
+import sys
 
 import cv2
 import jax.numpy as jnp
@@ -67,6 +69,27 @@ def test_pictures_are_in_tensorboard(tmp_path):
     assert image[:2] == (3, "first_batch/visible")
     decoded = cv2.imdecode(np.frombuffer(image[2], np.uint8), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(decoded, picture)
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_named(tmp_path):
+    """In a process of its own, whose files may not grow; it must end, and not wait."""
+    code = f"""
+import resource, signal
+import numpy as np
+from star_jax.training.metrics import MetricsWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with MetricsWriter({str(tmp_path)!r}) as writer:
+    writer.write(1, {{"loss": 1.0}})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
+    writer.write_pictures(1, {{"noise": noise}})
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    error = result.stderr.splitlines()[-1]
+    assert error == f"OSError: {tmp_path}/tensorboard: cannot be written (File too large)"
+    assert read_rows(tmp_path) == [{"step": 1, "loss": 1.0}]
 
 
 def test_a_batch_is_drawn_a_row_per_tracklet():
