@@ -13,9 +13,8 @@ import time
 
 import numpy as np
 
-from data_pipelines.loader import test_clips
 from data_pipelines.records.reading import open_index
-from star_jax.evaluation.embed import embed_split, whole_batch
+from star_jax.evaluation.embed import embed_split, split_batches, whole_batch
 from star_jax.evaluation.protocols import evaluate
 from star_jax.network import locate_checkpoint, restore_network
 
@@ -35,17 +34,16 @@ def main() -> None:
     start = time.perf_counter()
     embeddings = embed_split(config, model, variables, mesh)
     embedded = time.perf_counter()
-    batches = test_clips(
-        config.data.dir,
-        positions=np.arange(len(index.rows)),
-        clip_length=config.data.clip_length,
-        frame_size=tuple(config.data.frame_size),
+    batches = split_batches(
+        config,
+        mesh,
+        "test",
+        index,
+        np.arange(len(index.rows)),
         batch_size=whole_batch(config.eval.batch_size, mesh),
-        mode=config.eval.clips,
-        sampling=config.data.sampling,
-        num_threads=config.data.num_threads,
+        clips=config.eval.clips,
     )
-    loaded = sum(int((batch["position"] >= 0).sum()) for batch in batches)
+    loaded = sum(int((batch["position"] >= 0).sum()) for _, batch in batches)
     loaded_at = time.perf_counter()
     evaluate(config.eval.protocol, embeddings, index)
     scored = time.perf_counter()

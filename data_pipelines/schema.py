@@ -1,10 +1,10 @@
 """What the data pipelines exchange: the tracklet in an index, the packed record and the batches."""
 
 import dataclasses
-from typing import TypedDict
+from typing import Self, TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Shaped, UInt8
+from jaxtyping import Bool, Float32, Int, Int32, Shaped, UInt8
 
 VISIBLE = 0
 INFRARED = 1
@@ -131,3 +131,8 @@ class Index:
     queries: Bool[np.ndarray, " n"]
     galleries: Bool[np.ndarray, " n"]
     conditions: Shaped[np.ndarray, " n"]
+
+    def of(self, positions: Int[np.ndarray, " m"]) -> Self:
+        """Returns the index of some tracklets alone, in the order of their positions."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return dataclasses.replace(self, **{name: getattr(self, name)[positions] for name in names})

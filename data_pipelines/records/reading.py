@@ -170,12 +170,7 @@ def _read_part(
     index = _read_index(packed, dataset_dir, "train")
     names = _held_out(index, validation_identities, dataset_dir)
     positions = np.flatnonzero(np.isin(index.identities, names) == (split == VALIDATION))
-    part = schema.Index(
-        **{
-            field.name: getattr(index, field.name)[positions]
-            for field in dataclasses.fields(schema.Index)
-        }
-    )
+    part = index.of(positions)
     if split == VALIDATION:
         everyone = np.ones(len(positions), bool)
         labels = np.full(len(positions), -1, np.int32)

@@ -12,14 +12,14 @@ import ml_collections
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import is_remote
 from data_pipelines.loader import TestBatch, test_clips
 from data_pipelines.records.reading import VALIDATION, fingerprint, open_index, open_records
-from data_pipelines.schema import MODALITIES
+from data_pipelines.schema import MODALITIES, Index
 from data_pipelines.skeletons.corruption import Corruption
 from star_jax.config import check_config
 from star_jax.distributed import processes
@@ -65,35 +65,69 @@ def embed_split(
     if not len(index.modalities):
         raise InputError(f"{config.data.dir}: split {split} has no tracklets")
 
-    def batches() -> Iterator[tuple[str, TestBatch]]:
-        for number, modality in enumerate(MODALITIES):
-            for batch in test_clips(
-                config.data.dir,
-                positions=np.flatnonzero(index.modalities == number),
-                clip_length=config.data.clip_length,
-                frame_size=tuple(config.data.frame_size),
-                batch_size=batch_size,
-                split=split,
-                validation_identities=config.data.validation_identities,
-                mode=config.eval.clips,
-                sampling=config.data.sampling,
-                corruption=corruption,
-                move_keypoints=config.model.keypoints == "relative",
-                rows=local_rows(split_rows(mesh), (batch_size,)),
-                num_threads=config.data.num_threads,
-            ):
-                yield modality, batch
-
+    positions = np.arange(len(index.modalities))
+    batches = split_batches(
+        config,
+        mesh,
+        split,
+        index,
+        positions,
+        batch_size=batch_size,
+        clips=config.eval.clips,
+        corruption=corruption,
+    )
     return embed_batches(
         model,
         variables,
         mesh,
-        batches(),
+        batches,
         batch_size=batch_size,
         num_tracklets=len(index.modalities),
         flip=config.eval.flip,
         stop_requested=stop_requested,
     )
+
+
+def split_batches(
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    split: str,
+    index: Index,
+    positions: Int[np.ndarray, " n"],
+    *,
+    batch_size: int,
+    clips: str,
+    corruption: Corruption | None = None,
+) -> Iterator[tuple[str, TestBatch]]:
+    """Yields the clips of tracklets in batches of one modality, with its name.
+
+    Args:
+      config: the experiment; `data` and `model.keypoints` are read.
+      mesh: the device mesh; each process loads its rows.
+      split: of the packed dataset `config.data.dir`.
+      index: of the split.
+      positions: int[n], of the tracklets in the index.
+      batch_size: over all processes, a multiple of the devices.
+      clips: see `sampling.clips_to_embed`.
+      corruption: what is done to the skeletons.
+    """
+    for number, modality in enumerate(MODALITIES):
+        for batch in test_clips(
+            config.data.dir,
+            positions=positions[index.modalities[positions] == number],
+            clip_length=config.data.clip_length,
+            frame_size=tuple(config.data.frame_size),
+            batch_size=batch_size,
+            split=split,
+            validation_identities=config.data.validation_identities,
+            mode=clips,
+            sampling=config.data.sampling,
+            corruption=corruption,
+            move_keypoints=config.model.keypoints == "relative",
+            rows=local_rows(split_rows(mesh), (batch_size,)),
+            num_threads=config.data.num_threads,
+        ):
+            yield modality, batch
 
 
 def whole_batch(batch_size: int, mesh: Mesh) -> int:

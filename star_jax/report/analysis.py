@@ -1,6 +1,7 @@
 """What the report shows of a trained network: rankings, distances, weights and attention."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,12 +14,11 @@ from sklearn.manifold import TSNE
 
 from data_pipelines.coco17 import JOINTS, is_detected
 from data_pipelines.io.progress import Progress
-from data_pipelines.loader import test_clips
-from data_pipelines.schema import INFRARED, MODALITIES, VISIBLE, Index
+from data_pipelines.schema import INFRARED, VISIBLE, Index
 from star_jax import augment
-from star_jax.distributed.parallel import local_rows, put, split_rows
+from star_jax.distributed.parallel import put, split_rows
 from star_jax.evaluation import bootstrap
-from star_jax.evaluation.embed import whole_batch
+from star_jax.evaluation.embed import split_batches, whole_batch
 from star_jax.evaluation.protocols import Ranking, rank
 from star_jax.evaluation.search import Match, Result
 from star_jax.models.guidance import FrameGuidance
@@ -216,14 +216,7 @@ def whole_identities(identities: Shaped[np.ndarray, " N"], limit: int) -> Int[np
     return np.sort(np.concatenate(chosen))
 
 
-def index_of(index: Index, positions: Int[np.ndarray, " n"]) -> Index:
-    """Returns the index of some tracklets alone."""
-    columns = {
-        field.name: getattr(index, field.name)[positions] for field in dataclasses.fields(index)
-    }
-    return dataclasses.replace(index, **columns)
-
-
+@functools.cache
 def make_details_step(
     model: Any, modality: str, mesh: jax.sharding.Mesh
 ) -> Callable[..., dict[str, Array]]:
@@ -301,34 +294,24 @@ def read_details(
       index: of its test split.
       positions: int[n], of the tracklets in the index, ascending.
     """
-    config, mesh = network.config, network.mesh
+    mesh = network.mesh
+    config = network.config.copy_and_resolve_references()
+    config.data.dir = dataset_dir
     batch_size = whole_batch(min(config.eval.batch_size, len(positions)), mesh)
-    rows = split_rows(mesh)
+    batches = split_batches(
+        config, mesh, "test", index, positions, batch_size=batch_size, clips="first"
+    )
     parts: list[dict[str, np.ndarray]] = []
     order: list[np.ndarray] = []
     with Progress(len(positions), "looking into the network", unit="tracklet") as progress:
-        for number, modality in enumerate(MODALITIES):
-            own = positions[index.modalities[positions] == number]
-            if not len(own):
-                continue
+        for modality, batch in batches:
             step = make_details_step(network.model, modality, mesh)
-            for batch in test_clips(
-                dataset_dir,
-                positions=own,
-                clip_length=config.data.clip_length,
-                frame_size=tuple(config.data.frame_size),
-                batch_size=batch_size,
-                sampling=config.data.sampling,
-                move_keypoints=config.model.keypoints == "relative",
-                rows=local_rows(rows, (batch_size,)),
-                num_threads=config.data.num_threads,
-            ):
-                inputs = put((batch["frames"], batch["keypoints"]), rows, batch_size)
-                found = step(network.variables, *inputs)
-                real = batch["position"] >= 0
-                parts.append({name: np.asarray(value)[real] for name, value in found.items()})
-                order.append(batch["position"][real])
-                progress.update(sum(map(len, order)))
+            inputs = put((batch["frames"], batch["keypoints"]), split_rows(mesh), batch_size)
+            found = step(network.variables, *inputs)
+            real = batch["position"] >= 0
+            parts.append({name: np.asarray(value)[real] for name, value in found.items()})
+            order.append(batch["position"][real])
+            progress.update(sum(map(len, order)))
     back = np.argsort(np.concatenate(order))
     arrays: dict[str, Any] = {
         name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]

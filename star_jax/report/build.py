@@ -93,13 +93,13 @@ def _write_sections(run: Run, folder: epath.Path, command: str) -> list[sections
     looked_into = analysis.whole_identities(index.identities, LOOKED_INTO)
     compared = analysis.whole_identities(index.identities, COMPARED)
     details = analysis.read_details(network, run.dataset_dir, index, looked_into)
-    few = analysis.index_of(index, looked_into)
+    few = index.of(looked_into)
     frames = open_frames(network.config, run.dataset_dir, report["split"])
     makers = [
         lambda: sections.scores(report, run.others, rankings, index),
         lambda: sections.training(run.metrics, network.config),
         lambda: sections.ranked_lists(rankings, index, frames),
-        lambda: sections.distances(embeddings[compared], analysis.index_of(index, compared)),
+        lambda: sections.distances(embeddings[compared], index.of(compared)),
         lambda: sections.embedding_map(embeddings[looked_into], few),
         lambda: sections.pooling(details, few, network.model),
         lambda: sections.attention(details, looked_into, few, frames, network.model),
