@@ -130,10 +130,8 @@ def read_grid(path: str) -> dict[str, dict[str, Any]]:
 def with_changes(changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Returns the config of `--config` with changed values, by key."""
     config = CONFIG.value.copy_and_resolve_references()
-    with config.unlocked(), config.ignore_type():  # check_config names what is wrong
-        for key, value in changes.items():
-            section, _, name = key.rpartition(".")
-            (config[section] if section else config)[name] = value
+    with config.ignore_type():  # check_config names what is wrong
+        config.update_from_flattened_dict(changes)
     return config
 
 

@@ -113,16 +113,9 @@ def read_evaluation(path: str | os.PathLike[str], **facts: Any) -> Evaluation:
 
 
 def _last_report(workdir: epath.Path, facts: Mapping[str, Any]) -> epath.Path:
-    folder = workdir / "eval"
-    reports = (
-        [path for path in folder.iterdir() if path.suffix == ".json"] if folder.is_dir() else []
-    )
-    if not reports:
-        raise FileNotFoundError(
-            f"{workdir}: has no evaluation; run launch/eval.py --workdir={workdir} first"
-        )
+    reports = run_files.report_paths(workdir)
     steps = {path: int(path.name.split("-")[0]) for path in reports}
-    last = sorted(path for path in reports if steps[path] == max(steps.values()))
+    last = [path for path in reports if steps[path] == max(steps.values())]
     if facts:
         last = [path for path in last if facts.items() <= run_files.read_json(path).items()]
         if not last:

@@ -11,6 +11,7 @@ from data_pipelines.records.reading import fingerprint
 from star_jax.evaluation.scores import DIRECTIONS
 from star_jax.network import Network, restore_network
 from star_jax.training import run_files
+from star_jax.training.metrics import parse_rows
 
 
 class Run(NamedTuple):
@@ -82,14 +83,8 @@ def read_reports(workdir: epath.Path) -> list[Mapping[str, Any]]:
       FileNotFoundError: there are none.
       InputError: a file is damaged or of another version.
     """
-    folder = workdir / "eval"
-    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    if not paths:
-        raise FileNotFoundError(
-            f"{workdir}: has no evaluation; run launch/eval.py --workdir={workdir} first"
-        )
     reports: list[Mapping[str, Any]] = []
-    for path in paths:
+    for path in run_files.report_paths(workdir):
         report = run_files.read_json(path)
         known = all("intervals" in report.get(direction, {}) for direction in DIRECTIONS)
         if (
@@ -168,17 +163,10 @@ def read_metrics(path: epath.Path) -> list[Mapping[str, float]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines()
-    rows: list[Mapping[str, float]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = {str(name): float(value) for name, value in json.loads(line).items()}
-            row["step"]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number == len(lines):
-                break
-            raise InputError(
-                f"{path}, line {number}: not a row of metrics: {line[:80]!r}"
-            ) from error
-        rows.append(row)
-    return rows
+
+    def parse(line: bytes) -> Mapping[str, float]:
+        row = {str(name): float(value) for name, value in json.loads(line).items()}
+        row["step"]
+        return row
+
+    return [row for _, row in parse_rows(path, parse)]

@@ -27,7 +27,7 @@ from star_jax.distributed import processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
 from star_jax.evaluation.embed import describe_evaluation, evaluate_split, evaluation_split
 from star_jax.evaluation.protocols import find_protocol, require_scorable
-from star_jax.evaluation.scores import format_table
+from star_jax.evaluation.scores import DIRECTIONS, format_table
 from star_jax.losses import build_losses
 from star_jax.models import build_model
 from star_jax.optim import learning_rate_factor
@@ -391,7 +391,7 @@ def evaluate(
         step,
         {
             f"{direction}/{name}": report[direction][name]
-            for direction in ("i2v", "v2i")
+            for direction in DIRECTIONS
             for name in ("rank1", "map")
         },
     )

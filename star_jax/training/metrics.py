@@ -6,9 +6,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,8 @@ from tensorboardX.summary import image
 from data_pipelines.errors import InputError
 from data_pipelines.io.files import naming_full_disk, write_file
 from data_pipelines.io.remote import is_remote, locate
+
+Row = TypeVar("Row")
 
 
 class MetricsWriter:
@@ -146,19 +148,30 @@ def _as_float(name: str, value: Any) -> float:
     return float(array)
 
 
-def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
-    """Drops a half-written last line and the rows after `resume_step`, atomically."""
+def parse_rows(path: epath.Path, parse: Callable[[bytes], Row]) -> list[tuple[bytes, Row]]:
+    """Returns the lines of a file of metrics with what `parse` makes of each.
+
+    A half-written last line is left out.
+
+    Raises:
+      InputError: `parse` failed on another line.
+    """
     lines = path.read_bytes().splitlines()
-    kept = []
+    rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            step = int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError) as error:
+            rows.append((line, parse(line)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             if number == len(lines):
                 break
             raise InputError(
                 f"{path}, line {number}: not a row of metrics: {line[:80]!r}"
             ) from error
-        if resume_step is None or step <= resume_step:
-            kept.append(line + b"\n")
+    return rows
+
+
+def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
+    """Drops a half-written last line and the rows after `resume_step`, atomically."""
+    steps = parse_rows(path, lambda line: int(json.loads(line)["step"]))
+    kept = [line + b"\n" for line, step in steps if resume_step is None or step <= resume_step]
     write_file(path, b"".join(kept))

@@ -187,6 +187,17 @@ def queries_path(report: epath.Path) -> epath.Path:
     return report.with_suffix(".queries.npz")
 
 
+def report_paths(workdir: epath.Path) -> list[epath.Path]:
+    """Returns the paths of a run's reports, sorted; raises a FileNotFoundError without any."""
+    folder = workdir / "eval"
+    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    if not paths:
+        raise FileNotFoundError(
+            f"{workdir}: has no evaluation; run launch/eval.py --workdir={workdir} first"
+        )
+    return paths
+
+
 def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
     """Returns the path of a report; each kind of evaluation of a step has its own file.
 
