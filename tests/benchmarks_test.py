@@ -40,7 +40,7 @@ def test_a_large_gallery_is_ranked():
 
 @pytest.mark.slow
 def test_an_evaluation_is_measured(tmp_path):
-    run = tiny.saved_run(tmp_path / "run", tiny.packed_dataset(tmp_path))
+    run = tiny.saved_run(tmp_path / "run", tiny.baseline(tiny.packed_dataset(tmp_path)))
     command = [sys.executable, "-m", "benchmarks.evaluation", f"--workdir={run}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -95,13 +95,11 @@ def random_state(shapes: TrainState, seed: int = 0) -> TrainState:
     return random_weights(shapes, seed).replace(step=step, opt_state=opt_state)
 
 
-def saved_run(workdir: pathlib.Path, dataset_dir: pathlib.Path) -> pathlib.Path:
-    """Returns the workdir of a run of `baseline` that has saved its first state."""
-    run = baseline(dataset_dir)
-    mesh = parallel.make_mesh()
-    state = random_state(abstract_state(run, build_model(run.model), 1, mesh))
+def saved_run(workdir: pathlib.Path, run: ml_collections.ConfigDict, step: int = 0) -> pathlib.Path:
+    """Returns the workdir of a run that has saved random weights as the state of a step."""
+    state = random_state(abstract_state(run, build_model(run.model), 1, parallel.make_mesh()))
     with checkpoint.open_manager(workdir, 1) as manager:
-        checkpoint.save(manager, state, run.to_dict(), dataset="")
+        checkpoint.save(manager, state.replace(step=np.int32(step)), run.to_dict(), dataset="")
         manager.wait_until_finished()
     return workdir
 

@@ -1,5 +1,7 @@
 """Training identities that are held out: who they are, and that training never sees them."""
 
+import functools
+
 import hitsz_files
 import numpy as np
 import pytest
@@ -90,7 +92,8 @@ def test_training_never_sees_them(packed):
     left -= set(held_out(packed, 2))
     seen = set()
     records = reading.open_records(packed, "train", 2)
-    for batch in loader.train_batches(
+    batches = functools.partial(
+        loader.train_batches,
         packed,
         clip_length=2,
         frame_size=SIZE,
@@ -99,8 +102,8 @@ def test_training_never_sees_them(packed):
         seed=0,
         start_step=0,
         num_steps=3,
-        validation_identities=2,
-    ):
+    )
+    for batch in batches(validation_identities=2):
         assert set(batch["labels"].tolist()) == {0, 1, 2, 3}
         for positions, label in zip(batch["positions"], batch["labels"], strict=True):
             for modality, position in enumerate(positions.tolist()):
@@ -109,17 +112,7 @@ def test_training_never_sees_them(packed):
                 seen.add(record["identity"])
     assert seen == left
     with pytest.raises(ValueError, match="a batch of 4 identities: only 3 have"):
-        loader.train_batches(
-            packed,
-            clip_length=2,
-            frame_size=SIZE,
-            identities_per_batch=4,
-            tracklets_per_identity=2,
-            seed=0,
-            start_step=0,
-            num_steps=1,
-            validation_identities=3,
-        )
+        batches(validation_identities=3)
 
 
 def test_clips_of_the_validation_split(packed):

@@ -46,7 +46,7 @@ def packed(footage):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """Returns the workdir of a run that has saved its first state."""
-    return tiny.saved_run(tmp_path_factory.mktemp("run"), Path("elsewhere"))
+    return tiny.saved_run(tmp_path_factory.mktemp("run"), tiny.baseline("elsewhere"))
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,11 @@ from etils import epath
 
 from data_pipelines.records.reading import open_index
 from data_pipelines.skeletons.corruption import parse
-from star_jax import build_model
-from star_jax.distributed.parallel import make_mesh
 from star_jax.evaluation.embed import Options, evaluate_checkpoint
 from star_jax.network import restore_network
 from star_jax.report import analysis
 from star_jax.report.build import write_report
 from star_jax.report.run import choose, read_metrics
-from star_jax.training import checkpoint
-from star_jax.training.steps import abstract_state
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -30,11 +26,7 @@ def save_run(workdir, dataset, **model):
     """Saves random weights of a tiny network as step 12 of a run, and a few metrics."""
     config = tiny.config(dataset)
     config.model.update(model)
-    shapes = abstract_state(config, build_model(config.model), 1, make_mesh())
-    with checkpoint.open_manager(workdir, keep=None) as manager:
-        state = tiny.random_weights(shapes).replace(step=np.int32(12))
-        checkpoint.save(manager, state, config.to_dict(), dataset="")
-        manager.wait_until_finished()
+    tiny.saved_run(workdir, config, step=12)
     rows = [{"step": step, "loss/total": 3.0 / step, "i2v/map": 20.0 + step} for step in (1, 6, 12)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return epath.Path(workdir)

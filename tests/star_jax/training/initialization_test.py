@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Returns the folder of a run without skeletons, on six identities."""
-    return tiny.saved_run(tmp_path_factory.mktemp("run"), "elsewhere")
+    return tiny.saved_run(tmp_path_factory.mktemp("run"), tiny.baseline("elsewhere"))
 
 
 def started(path, base=tiny.baseline, **model):
