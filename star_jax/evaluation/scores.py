@@ -131,10 +131,11 @@ def format_details(report: Mapping[str, Any]) -> str:
 
 
 def title_of(report: Mapping[str, Any]) -> str:
-    """Returns the protocol of an evaluation and the options that are not at their default."""
+    """Returns the protocol of an evaluation, and its split and options if not the default ones."""
+    split = report.get("split", "test")
     options = report.get("options", {})
     named = (name if value is True else f"{name} {value}" for name, value in options.items())
-    return ", ".join([report["protocol"], *named])
+    return ", ".join([report["protocol"], *([split] if split != "test" else []), *named])
 
 
 def _rows(name: str, scores: Mapping[str, Any], columns: tuple[str, ...]) -> list[list[str]]:

@@ -408,7 +408,7 @@ def corruption(
         other
         for other in others
         if other["options"].keys() == {"corrupt"}
-        and all(other[key] == report[key] for key in ("protocol", "clips"))
+        and all(other.get(key) == report.get(key) for key in ("protocol", "clips", "split"))
     ]
     if not alike:
         missing = (

@@ -101,6 +101,9 @@ def test_tables():
         "occluded 69.44 5.13 4584",
         "95 % 1.3 to 99.0 1.3 to 99.0",
     ]
+    held_out = scores.format_table(report | {"split": "validation"}).split()
+    assert held_out[:4] == ["hitsz_vcm/v1,", "validation,", "rerank,", "expansion"]
+    assert scores.format_table(report | {"split": "test"}) == whole
     assert [" ".join(line.split()) for line in cameras.splitlines()] == [
         "v2i map, query camera by gallery camera 2",
         "9 7.00",  # by number, before 10

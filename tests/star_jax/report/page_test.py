@@ -127,6 +127,7 @@ def report(i2v, v2i, corrupt=None):
 
 def test_corruptions_are_ordered_by_their_amount():
     others = [report(10, 11, "drop:0.5"), report(30, 31, "drop:0.1"), report(5, 6, "swap_people")]
+    others.append(report(90, 91, "swap_people") | {"split": "validation"})  # cannot be compared
     section = sections.corruption(report(50, 51), others, "runs/a")
     panels, table = section.blocks
     assert [figure.name for figure in panels.figures] == ["corruption_drop"]
