@@ -18,7 +18,7 @@ class Progress:
     Both show the step, the rate, the time left and a few metrics. Use as a context manager.
 
     Args:
-      total: steps of the whole run.
+      total: steps of the whole run; 0 if unknown.
       label: what is being done.
       start: steps done before this loop; the rate does not count them.
       unit: what is counted.
@@ -53,7 +53,7 @@ class Progress:
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Shows that `step` steps of the run are done, and the metrics."""
         now = time.monotonic()
-        due = now >= self._next_line or step >= self._total
+        due = now >= self._next_line or step == self._total
         if not self._enabled or (self._bar is None and not due):
             return
         postfix = ", ".join(f"{name}={value:.4g}" for name, value in (metrics or {}).items())
