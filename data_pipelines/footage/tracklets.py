@@ -13,7 +13,9 @@ hidden folder until it is complete, and is then moved:
 Tracks and frames have their numbers as names.
 """
 
+import contextlib
 import csv
+import functools
 import hashlib
 import io
 import itertools
@@ -22,7 +24,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,6 +120,8 @@ def extract(
       OSError: a file cannot be written.
     """
     _check_options(modality, camera, min_score, min_frames, margin, every)
+    if remote.is_remote(output):
+        raise InputError(f"{output}: the output must be a local folder")
     places = _Places(output, modality, camera)
     path = _find_video(video, places)
     source = {"video": _fingerprint(path), "detector": detector.sha256, "every": str(every)}
@@ -126,20 +130,14 @@ def extract(
         return _finished(places, facts)
     if not places.partial_record.exists():
         _require_free(places)
-    places.partial.mkdir(parents=True, exist_ok=True)
 
-    def require_same(found: Mapping[str, Any]) -> None:
-        if changed := [name for name in source if found.get(name) != source[name]]:
-            raise InputError(
-                f"{places.partial}: holds unfinished tracklets of other work ({_listed(changed)} "
-                "changed); choose another camera name, or remove that folder"
-            )
-
-    with naming_full_disk(places.partial):
+    require_same = functools.partial(_require_same, places, source)
+    with open_video(path.parent, path.name, every) as (announced, frames):
+        places.partial.mkdir(parents=True, exist_ok=True)
         with open_journal(places.partial / "detections", source, require_same) as journal:
             if not places.partial_record.exists():
-                with open_video(path.parent, path.name, every) as (announced, frames):
-                    detected = _detected(frames, -(-announced // every), detector, journal)
+                detected = _detected(frames, -(-announced // every), detector, journal)
+                with _explaining_interruptions(), contextlib.closing(detected):
                     writer = _write(detected, places, Tracker(min_score), min_frames, margin)
                 counts = {"tracklets": writer.tracks, "frames": writer.frames}
                 write_json(places.partial_record, {"name": path.name, **facts, **counts})
@@ -169,8 +167,6 @@ def _check_options(
 
 def _find_video(video: str | os.PathLike[str], places: _Places) -> pathlib.Path:
     """Returns the path of the video, without links; checks it and the output."""
-    if remote.is_remote(places.output) or remote.is_remote(video):
-        raise InputError(f"{video}, {places.output}: video and output must be local")
     if not os.path.exists(video):
         raise FileNotFoundError(f"{video}: no such video")
     require_regular(video)
@@ -224,6 +220,23 @@ def _finished(places: _Places, facts: Mapping[str, Any]) -> Summary:
     return summary
 
 
+def _require_same(places: _Places, source: Mapping[str, str], found: Mapping[str, Any]) -> None:
+    if changed := [name for name in source if found.get(name) != source[name]]:
+        raise InputError(
+            f"{places.partial}: holds unfinished tracklets of other work ({_listed(changed)} "
+            "changed); choose another camera name, or remove that folder"
+        )
+
+
+@contextlib.contextmanager
+def _explaining_interruptions() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        log("detections so far are kept: the same command continues there")
+        raise
+
+
 def _listed(names: list[str]) -> str:
     return " and ".join(names)
 
@@ -244,33 +257,27 @@ def _require_free(places: _Places) -> None:
 
 def _detected(
     frames: Iterator[tuple[int, np.ndarray]], total: int, detector: Detector, journal: Journal
-) -> Iterator[tuple[int, np.ndarray, Detections]]:
+) -> Generator[tuple[int, np.ndarray, Detections], None, None]:
     """Yields frames and the people in them, as far as possible from the journal."""
     recorded = sum(1 for _ in journal.entries())
     if recorded:
         log(f"detections of {recorded} frames are taken from the interrupted run")
     entries = journal.entries()
-    done = 0
     with Progress(total, "tracking", unit="frames") as progress:
-        try:
-            for number, image in frames:
-                entry = next(entries, None)
-                if entry is None:
-                    found = detector.detect(image)
-                    # The same numbers whether they come from here or from the journal.
-                    entry = np.column_stack([found.boxes, found.scores]).round(4).tolist()
-                    journal.append(entry)
-                numbers = np.array(entry, np.float64).reshape(-1, 5)
-                yield number, image, Detections(numbers[:, :4], numbers[:, 4])
-                done += 1
-                progress.update(done)
-        except KeyboardInterrupt:
-            log("detections so far are kept: the same command continues there")
-            raise
+        for done, (number, image) in enumerate(frames, start=1):
+            entry = next(entries, None)
+            if entry is None:
+                found = detector.detect(image)
+                # The same numbers whether they come from here or from the journal.
+                entry = np.column_stack([found.boxes, found.scores]).round(4).tolist()
+                journal.append(entry)
+            numbers = np.array(entry, np.float64).reshape(-1, 5)
+            yield number, image, Detections(numbers[:, :4], numbers[:, 4])
+            progress.update(done)
 
 
 def _write(
-    detected: Iterator[tuple[int, np.ndarray, Detections]],
+    detected: Iterable[tuple[int, np.ndarray, Detections]],
     places: _Places,
     tracker: Tracker,
     min_frames: int,
@@ -283,7 +290,10 @@ def _write(
         folder.mkdir()
     people = 0
     camera = places.record.stem
-    with CropWriter(crops, tracks / f"{camera}.csv", min_frames, margin) as writer:
+    with (
+        naming_full_disk(places.partial),
+        CropWriter(crops, tracks / f"{camera}.csv", min_frames, margin) as writer,
+    ):
         for number, image, detections in detected:
             people += len(detections.scores)
             writer.write(number, image, tracker.update(detections), tracker.tracklets())
