@@ -268,8 +268,8 @@ def _detected(
             entry = next(entries, None)
             if entry is None:
                 found = detector.detect(image)
-                # The same numbers whether they come from here or from the journal.
-                entry = np.column_stack([found.boxes, found.scores]).round(4).tolist()
+                # Rounded for a shorter journal, and used as they are there.
+                entry = np.column_stack([found.boxes, found.scores]).round(3).tolist()
                 journal.append(entry)
             numbers = np.array(entry, np.float64).reshape(-1, 5)
             yield number, image, Detections(numbers[:, :4], numbers[:, 4])

@@ -129,6 +129,8 @@ def test_low_scores_continue_a_track_and_begin_none():
     assert frames_of(track(frames)) == [list(range(20))]
     frames = [[(box(50), 0.9 if n < 5 else lowest)] for n in range(20)]
     assert frames_of(track(frames)) == [list(range(5))]
+    frames = [[(box(50), 0.9 if n < 5 else low)] if n != 7 else [] for n in range(20)]
+    assert frames_of(track(frames)) == [list(range(7))]  # after a gap it takes a high score
 
 
 def test_no_frames_without_people_are_a_problem():

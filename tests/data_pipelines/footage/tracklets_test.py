@@ -155,6 +155,8 @@ def test_identities_have_a_row_for_each_tracklet(tmp_path, video, model):
 
 
 def test_short_fragments_are_left_out(tmp_path, video, model):
+    """Blue is seen for six frames."""
+    assert extract(video, tmp_path / "six", model, min_frames=6).tracklets == 5
     summary = extract(video, tmp_path, model, min_frames=7)
     assert summary.tracklets == 4
     tracks = [row["track"] for row in table_of(tmp_path)]
@@ -205,7 +207,7 @@ def test_an_interrupted_run_continues_and_ends_alike(tmp_path, video, model, sto
     assert files_of(output) == files_of(whole)
 
 
-@pytest.mark.parametrize("broken", ["write_json", "write_file", "read_rows", "Path.replace"])
+@pytest.mark.parametrize("broken", ["write_json", "write_file", "read_rows", "boxes", "record"])
 def test_a_kill_while_files_are_moved_or_written(tmp_path, video, model, monkeypatch, broken):
     """Whatever fails at the end, the next call detects nothing again and ends alike."""
     whole, output = tmp_path / "whole", tmp_path / "people"
@@ -224,8 +226,13 @@ def test_a_kill_while_files_are_moved_or_written(tmp_path, video, model, monkeyp
         real = tracklets.read_rows
         calls = iter([real, kill])
         monkeypatch.setattr(tracklets, "read_rows", lambda *args: next(calls)(*args))
-    elif broken == "Path.replace":
-        monkeypatch.setattr(pathlib.Path, "replace", kill)
+    elif broken in ("boxes", "record"):  # before the first file is moved, or the last one
+        real_replace, suffix = pathlib.Path.replace, ".csv" if broken == "boxes" else ".json"
+
+        def replace(path, target):
+            return kill() if target.suffix == suffix else real_replace(path, target)
+
+        monkeypatch.setattr(pathlib.Path, "replace", replace)
     else:
         monkeypatch.setattr(tracklets, broken, kill)
     with pytest.raises(Killed):
