@@ -1,4 +1,4 @@
-"""Estimates the skeletons of a dataset with your pose model, for launch/prepare.py.
+r"""Estimates the skeletons of a dataset with your pose model, for launch/prepare.py.
 
   python launch/extract_skeletons.py --model=rtmpose.onnx --dataset=hitsz_vcm \
     --source=/datasets/HITSZ-VCM

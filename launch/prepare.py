@@ -28,13 +28,13 @@ from data_pipelines.datasets import DATASETS, find_dataset
 from data_pipelines.errors import InputError
 from launch import command
 
-DATASET = flags.DEFINE_string(
+DATASET = command.define_required(
     "dataset",
-    None,
     f"{', '.join(DATASETS)}, synthetic_vcm, or package.module:object for one of your own.",
-    required=True,
 )
-SOURCE = flags.DEFINE_string("source", None, "Root of the dataset; not for synthetic_vcm.")
+SOURCE = flags.DEFINE_string(
+    "source", None, "Root of the dataset. Required, except for synthetic_vcm."
+)
 KEYPOINTS = flags.DEFINE_string(
     "keypoints",
     None,

@@ -1,4 +1,4 @@
-"""Finds the tracklets that match others best, by the embeddings of launch/embed.py.
+r"""Finds the tracklets that match others best, by the embeddings of launch/embed.py.
 
   python launch/search.py --query=mine.npz --gallery=mine.npz --query_modality=infrared \
     --gallery_modality=visible --output=matches

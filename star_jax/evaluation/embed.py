@@ -171,6 +171,7 @@ def embed_batches(
     positions: list[np.ndarray] = []
     embeddings: list[np.ndarray] = []
     done = 0
+    compiled = set()
     enabled = show_progress and processes.is_first()
     with Progress(num_tracklets, "embedding", unit="tracklet", enabled=enabled) as progress:
         for modality, batch in batches:
@@ -180,7 +181,8 @@ def embed_batches(
             positions.append(batch["position"])
             found = np.unique(batch["position"][batch["position"] >= 0])
             done += len(found) * jax.process_count()  # approximate with several processes
-            progress.update(min(done, num_tracklets))
+            progress.update(min(done, num_tracklets), timed=modality in compiled)
+            compiled.add(modality)
             if stop_requested():
                 raise processes.Preempted
     position, embedding = gather((np.concatenate(positions), np.concatenate(embeddings)))

@@ -303,6 +303,7 @@ def read_details(
     )
     parts: list[dict[str, np.ndarray]] = []
     order: list[np.ndarray] = []
+    compiled = set()
     with Progress(len(positions), "looking into the network", unit="tracklet") as progress:
         for modality, batch in batches:
             step = make_details_step(network.model, modality, mesh)
@@ -311,7 +312,8 @@ def read_details(
             real = batch["position"] >= 0
             parts.append({name: np.asarray(value)[real] for name, value in found.items()})
             order.append(batch["position"][real])
-            progress.update(sum(map(len, order)))
+            progress.update(sum(map(len, order)), timed=modality in compiled)
+            compiled.add(modality)
     back = np.argsort(np.concatenate(order))
     arrays: dict[str, Any] = {
         name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]

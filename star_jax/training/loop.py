@@ -350,7 +350,7 @@ class StepLog:
         if step > since:
             speed = (step - since) * self.frames_per_step / (now - then)
             shown["frames/s"] = metrics["frames_per_second"] = speed
-        progress.update(step, shown)
+        progress.update(step, shown, timed=self.measured_from is not None)  # not to compile it
         written = step == 1 or step % self.every_steps == 0
         if written:
             writer.write(step, metrics)
