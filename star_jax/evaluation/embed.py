@@ -241,7 +241,7 @@ def describe_evaluation(
         described["expansion"] = options.expansion
     if options.rerank:
         described["rerank"] = True
-    dataset = {"dir": config.data.dir, "fingerprint": fingerprint(config.data.dir)}
+    dataset = {"dir": resolve(config.data.dir), "fingerprint": fingerprint(config.data.dir)}
     return {
         "protocol": config.eval.protocol,
         "step": step,
@@ -358,7 +358,7 @@ def embed_dataset(
     config = network.config.copy_and_resolve_references()
     remote = is_remote(dataset_dir)
     config.data.validation_identities = 0  # of the dataset that the network was trained on
-    config.data.dir = os.fspath(dataset_dir) if remote else os.path.realpath(dataset_dir)
+    config.data.dir = os.fspath(dataset_dir) if remote else os.path.realpath(resolve(dataset_dir))
     if clips is not None:
         config.eval.clips = clips
     try:
