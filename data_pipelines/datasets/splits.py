@@ -3,14 +3,13 @@
 A split is by identity: all tracklets of a person are in the same one.
 """
 
-import csv
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
-from data_pipelines.io.files import require_regular
+from data_pipelines.io.tables import read_rows
 from data_pipelines.io.terminal import log
 
 SPLITS = ("train", "test")
@@ -84,7 +83,7 @@ def read_split_file(path: str | os.PathLike[str]) -> Callable[[str], str]:
       InputError: the file is not as described above, or names an identity twice.
     """
     found: dict[str, str] = {}
-    for place, row in _rows(path):
+    for place, row in read_rows(path, _COLUMNS):
         identity, split = row["identity"], row["split"]
         if identity == schema.UNKNOWN:
             raise InputError(
@@ -106,19 +105,3 @@ def read_split_file(path: str | os.PathLike[str]) -> Callable[[str], str]:
         return found[identity]
 
     return split_of
-
-
-def _rows(path: str | os.PathLike[str]) -> list[tuple[str, dict[str, str]]]:
-    """Returns the rows of a CSV file, each with the file and the line for messages."""
-    require_regular(path)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            columns = reader.fieldnames or ()
-            rows = [(f"{path}:{reader.line_num}", row) for row in reader]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable CSV file ({error})") from error
-    missing = [name for name in _COLUMNS if name not in columns]
-    if missing:
-        raise InputError(f"{path}: the column {missing[0]} is missing; use {','.join(_COLUMNS)}")
-    return rows

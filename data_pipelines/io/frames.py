@@ -127,16 +127,40 @@ def count_frames(root: str | os.PathLike[str], video: str) -> int:
         count = 0
         while capture.grab():
             count += 1
-        announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    if not count:
-        raise InputError(f"{video}: no frame of the video can be decoded; replace it")
-    if lists_frames and count < _LEAST_SHARE * announced:
-        raise InputError(
-            f"{video}: the video ends early, {count} of {announced} frames can be decoded; replace "
-            "it with a good copy or, if it was trimmed, encode it again "
-            f"(ffmpeg -i {video} new.mp4)"
-        )
+        _require_end(capture, video, count, lists_frames)
     return count
+
+
+@contextlib.contextmanager
+def open_video(
+    root: str | os.PathLike[str], video: str, every: int = 1
+) -> Iterator[tuple[int, Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]]]:
+    """Opens a video of any length, of which one frame at a time is in memory.
+
+    Args:
+      root: a folder.
+      video: its path below the folder.
+      every: N takes every N-th frame, the first one included; the others are not converted.
+
+    Yields:
+      The number of all frames by the video's header, which may be wrong, and the frames: number,
+      counted from 0, and uint8[H, W, 3], RGB. They raise a ValueError if the video ends early.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not a video, or its path leads out of the root.
+    """
+    with _open_video(root, video) as (capture, lists_frames):
+
+        def frames() -> Iterator[tuple[int, np.ndarray]]:
+            count = 0
+            while capture.grab():
+                if count % every == 0:
+                    yield count, _retrieve(capture, video, count)
+                count += 1
+            _require_end(capture, video, count, lists_frames)
+
+        yield max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), frames()
 
 
 def hash_sizes(root: str | os.PathLike[str], tracklets: Iterable[schema.Tracklet]) -> str:
@@ -258,10 +282,28 @@ def _read_video(
                         "was it changed? Prepare the dataset again"
                     )
                 grabbed += 1
-            decoded, pixels = capture.retrieve()
-            if not decoded:
-                raise InputError(f"{video}: frame {number} cannot be decoded; replace the video")
-            yield cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+            yield _retrieve(capture, video, number)
+
+
+def _retrieve(capture: cv2.VideoCapture, video: str, number: int) -> np.ndarray:
+    """Returns the frame that was grabbed last, uint8[H, W, 3], RGB."""
+    decoded, pixels = capture.retrieve()
+    if not decoded:
+        raise InputError(f"{video}: frame {number} cannot be decoded; replace the video")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _require_end(capture: cv2.VideoCapture, video: str, count: int, lists_frames: bool) -> None:
+    """Raises an error if a video has no frames, or fewer than its header lists."""
+    announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if not count:
+        raise InputError(f"{video}: no frame of the video can be decoded; replace it")
+    if lists_frames and count < _LEAST_SHARE * announced:
+        raise InputError(
+            f"{video}: the video ends early, {count} of {announced} frames can be decoded; replace "
+            "it with a good copy or, if it was trimmed, encode it again "
+            f"(ffmpeg -i {video} new.mp4)"
+        )
 
 
 @contextlib.contextmanager

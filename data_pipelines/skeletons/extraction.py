@@ -1,21 +1,20 @@
 """Estimates the skeletons of a whole dataset with a pose model, into one HDF5 file.
 
-Estimates go to a journal, `<output>.partial`, one line for each batch; a kill leaves at worst an
-incomplete last line. The HDF5 file, which a kill could corrupt, is written from the journal at the
-end, under another name until it is complete.
+Estimates go to a journal, `<output>.partial`, one line for each batch. The HDF5 file, which a kill
+could corrupt, is written from the journal at the end, under another name until it is complete.
 """
 
 import base64
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -23,7 +22,8 @@ import numpy as np
 from data_pipelines import schema
 from data_pipelines.errors import InputError
 from data_pipelines.io import frames as frames_lib
-from data_pipelines.io.files import hold, naming_full_disk, require_regular
+from data_pipelines.io.files import require_regular
+from data_pipelines.io.journal import Journal, open_journal
 from data_pipelines.io.progress import with_progress
 from data_pipelines.skeletons import pose, sources
 from data_pipelines.skeletons.formats import new_hdf5
@@ -82,8 +82,9 @@ def extract(
         return len(frames)
     output.parent.mkdir(parents=True, exist_ok=True)
     journal_path = output.with_name(f"{output.name}.partial")
-    with naming_full_disk(journal_path), open(journal_path, "a+b") as journal:
-        done = _take_up(journal, journal_path, origin)
+    require_same = functools.partial(_require_same_origin, journal_path, expected=origin)
+    with open_journal(journal_path, origin, require_same) as journal:
+        done = {frame for frames, _ in _entries(journal) for frame in frames}
         _estimate(model, source, _remaining(tracklets, done), journal, num_workers)
         _write_hdf5(journal, output, origin)
         journal_path.unlink()
@@ -122,40 +123,11 @@ def _require_same_origin(
         )
 
 
-def _take_up(journal: BinaryIO, path: pathlib.Path, origin: Mapping[str, str]) -> set[str]:
-    """Locks a journal for this process; returns the frames that it holds."""
-    hold(journal, f"{path}: another process is writing it; let it finish")
-    journal.seek(0)
-    header = journal.readline()
-    if header.endswith(b"\n"):
-        try:
-            found = json.loads(header)
-        except ValueError:
-            found = None
-        _require_same_origin(path, found if isinstance(found, dict) else {}, origin)
-    else:
-        journal.truncate(0)
-        journal.write(json.dumps(origin).encode() + b"\n")
-        journal.flush()
-    done = set()
-    whole = journal.tell()
-    for frames, _ in _entries(journal):
-        done.update(frames)
-        whole = journal.tell()
-    journal.truncate(whole)  # an incomplete line may follow
-    return done
-
-
-def _entries(journal: BinaryIO) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Yields frames and float32[n, 17, 3] from here to the end, or to the first broken line."""
-    while (line := journal.readline()).endswith(b"\n"):
-        try:
-            frames, content = json.loads(line)
-            numbers = np.frombuffer(base64.b64decode(content), "<f4")
-            skeletons = numbers.reshape(len(frames), schema.NUM_JOINTS, 3)
-        except (ValueError, TypeError):
-            return
-        yield frames, skeletons
+def _entries(journal: Journal) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yields frames and their skeletons, float32[n, 17, 3]."""
+    for frames, content in journal.entries():
+        numbers = np.frombuffer(base64.b64decode(content), "<f4")
+        yield frames, numbers.reshape(len(frames), schema.NUM_JOINTS, 3)
 
 
 def _remaining(tracklets: Sequence[schema.Tracklet], done: set[str]) -> list[schema.Tracklet]:
@@ -174,7 +146,7 @@ def _estimate(
     model: pose.PoseModel,
     source: str | os.PathLike[str],
     tracklets: Sequence[schema.Tracklet],
-    journal: BinaryIO,
+    journal: Journal,
     num_workers: int | None,
 ) -> None:
     workers = num_workers or os.cpu_count() or 1
@@ -190,9 +162,7 @@ def _estimate(
                     raise InputError(f"{crop.frame}: the pose model returns non-finite numbers")
                 skeleton[:] = pose.to_crop(skeleton, crop.matrix)
             content = base64.b64encode(skeletons.astype("<f4").tobytes()).decode()
-            line = json.dumps([[crop.frame for crop in batch], content])
-            journal.write(line.encode() + b"\n")
-            journal.flush()
+            journal.append([[crop.frame for crop in batch], content])
 
 
 def _read_ahead(
@@ -227,9 +197,7 @@ def _crops(
         yield _Crop(frame, pose.warp(image, matrix, model.input_size), matrix)
 
 
-def _write_hdf5(journal: BinaryIO, output: pathlib.Path, origin: Mapping[str, str]) -> None:
-    journal.seek(0)
-    journal.readline()
+def _write_hdf5(journal: Journal, output: pathlib.Path, origin: Mapping[str, str]) -> None:
     with new_hdf5(output) as file:
         file.attrs.update(origin)
         for frames, skeletons in _entries(journal):
