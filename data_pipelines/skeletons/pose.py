@@ -24,7 +24,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,8 +32,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from data_pipelines import schema
-from data_pipelines.errors import InputError, MissingPackageError
+from data_pipelines.errors import InputError
 from data_pipelines.io import files
+from data_pipelines.io.onnx_runtime import open_session
 
 PADDING = 1.25
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # of ImageNet, RGB, 0 to 255
@@ -43,7 +43,6 @@ _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(u
 _EXPECTED = (
     "expected heatmaps [B, 17, h, w], or SimCC scores [B, 17, s * width] and [B, 17, s * height]"
 )
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +140,7 @@ def load_model(
     """
     files.require_regular(path)
     content = pathlib.Path(path).read_bytes()
-    session = _open_session(path, content, device)
+    session = open_session(path, content, device)
     inputs = session.get_inputs()
     found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
     if len(inputs) != 1 or inputs[0].type not in _DTYPES or len(inputs[0].shape) != 4:
@@ -171,39 +170,6 @@ def load_model(
     except Exception as error:  # onnxruntime's errors have no common base below Exception
         raise InputError(f"{path}: {error}") from error
     return model
-
-
-def _open_session(path: str | os.PathLike[str], content: bytes, device: str) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError(
-            'pose models need onnxruntime: pip install -e ".[pose]", or onnxruntime-gpu for cuda'
-        ) from error
-    provider = _PROVIDERS[device]
-    if provider not in onnxruntime.get_available_providers():
-        raise MissingPackageError(
-            f"this onnxruntime has no {provider}; install onnxruntime-gpu in place of onnxruntime"
-        )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised instead
-    with tempfile.TemporaryDirectory() as nothing:
-        # A model may name any files as its weights; in an empty folder it finds none.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", nothing
-        )
-        try:
-            session = onnxruntime.InferenceSession(content, options, providers=[provider])
-        except Exception as error:
-            raise InputError(
-                f"{path}: onnxruntime cannot load it ({error}); weights in other files must be "
-                "put into this one: onnx.save(onnx.load(path), other_path)"
-            ) from error
-    if session.get_providers()[0] != provider:
-        raise MissingPackageError(
-            f"onnxruntime cannot start {provider}; see its log for what is missing"
-        )
-    return session
 
 
 def input_matrix(
