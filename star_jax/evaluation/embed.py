@@ -18,7 +18,13 @@ from data_pipelines.errors import InputError
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import is_remote
 from data_pipelines.loader import TestBatch, test_clips
-from data_pipelines.records.reading import VALIDATION, fingerprint, open_index, open_records
+from data_pipelines.records.reading import (
+    VALIDATION,
+    fingerprint,
+    open_index,
+    open_records,
+    resolve,
+)
 from data_pipelines.schema import MODALITIES, Index
 from data_pipelines.skeletons.corruption import Corruption
 from star_jax.config import check_config
