@@ -27,6 +27,7 @@ from data_pipelines.records import copies, origin
 
 VALIDATION = "validation"  # the split of the training identities that are held out
 _METADATA = "metadata.json"
+_ABOUT_ALL = ("fingerprint", "footage")  # entries of the metadata that are no splits
 _DTYPES = {  # of columns; others are int32
     **dict.fromkeys(("identities", "camera_names", "conditions"), str),
     **dict.fromkeys(("queries", "galleries"), bool),
@@ -177,7 +178,7 @@ def open_index(
 
 
 def _splits(packed: Packed) -> list[str]:
-    return [name for name in packed.metadata if name != "fingerprint"]
+    return [name for name in packed.metadata if name not in _ABOUT_ALL]
 
 
 def _read_part(
