@@ -60,12 +60,12 @@ def main() -> None:
     from star_jax.evaluation import embeddings
     from star_jax.evaluation.embed import embed_once
     from star_jax.evaluation.search import (
+        evenly_spread,
         format_counts,
         format_results,
         format_scores,
         matches_csv,
         search,
-        spread,
     )
     from star_jax.network import load_weights, locate_checkpoint
     from star_jax.report.run import name_of_run
@@ -92,7 +92,7 @@ def main() -> None:
         gallery_modality=GALLERY_MODALITY.value,
         top=TOP.value,
     )
-    shown = spread(found.results, MAX_QUERIES.value)
+    shown = [found.results[i] for i in evenly_spread(len(found.results), MAX_QUERIES.value)]
     print(format_results(found, shown), end="\n\n")
     print(f"{format_counts(found)}\n{format_scores(found)}")
 

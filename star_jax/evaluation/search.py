@@ -168,10 +168,10 @@ def _of_modality(embeddings: Embeddings, modality: str, role: str) -> np.ndarray
     return chosen
 
 
-def spread(results: Sequence[Result], count: int) -> list[Result]:
-    """Returns at most `count` of the results, spread evenly, in their order."""
-    places = np.linspace(0, len(results) - 1, min(count, len(results))).round().astype(int)
-    return [results[place] for place in places]
+def evenly_spread(total: int, count: int) -> Int[np.ndarray, " n"]:
+    """Returns `count` of `total` positions, or all if fewer: the middles of equal parts."""
+    count = min(count, total)
+    return ((2 * np.arange(count) + 1) * total) // (2 * count)
 
 
 def format_results(found: Found, results: Sequence[Result]) -> str:

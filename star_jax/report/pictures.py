@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 import simplejpeg
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, UInt8
 
 from data_pipelines.errors import InputError, UserError
 from data_pipelines.io import remote
@@ -17,6 +17,7 @@ from data_pipelines.records.reading import decode_clip, fingerprint, open_record
 from data_pipelines.sampling import clips_to_embed
 from data_pipelines.skeletons.drawing import draw_skeleton
 from star_jax.evaluation.embeddings import Embeddings
+from star_jax.evaluation.search import evenly_spread
 
 FRAME_HEIGHT = 160  # of drawn frames, pixels
 _GAP = 4
@@ -101,15 +102,6 @@ def open_spread_frames(
         return pictures
 
     return drawn
-
-
-def evenly_spread(total: int, count: int) -> Int[np.ndarray, " n"]:
-    """Returns `count` of `total` positions, or all if there are fewer, from the middles of chunks.
-
-    One of them is the middle one.
-    """
-    count = min(count, total)
-    return ((2 * np.arange(count) + 1) * total) // (2 * count)
 
 
 def with_skeletons(

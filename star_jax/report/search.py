@@ -67,7 +67,7 @@ def search_page(
     """
     query, gallery = found.query, found.gallery
     facts = {"Run": run} if run else {}
-    facts |= {"Step": f"{query.step:,}", "Config": query.config_hash[:8]}
+    facts |= {"Step": f"{query.step:,}", "Config": printable(query.config_hash[:8])}
     if same_split(query, gallery):
         facts["Dataset"] = _dataset(query)
     else:
@@ -92,9 +92,10 @@ def search_page(
 
 
 def _dataset(embeddings: Embeddings) -> str:
-    name = printable(name_of_dataset(embeddings.dataset_dir))
-    split = "" if embeddings.split == "test" else f", {printable(embeddings.split)}"
-    return f"{name}{split}, {embeddings.dataset_fingerprint[:8]}"
+    """Returns name, version and split of a dataset, and the start of its fingerprint."""
+    split = "" if embeddings.split == "test" else f", {embeddings.split}"
+    name = f"{name_of_dataset(embeddings.dataset_dir)}{split}"
+    return printable(f"{name}, {embeddings.dataset_fingerprint[:8]}")
 
 
 def _scores(found: Found) -> Section:

@@ -193,23 +193,20 @@ def _card(position: int, kind: str, title: str, index: Index, frames: DrawnFrame
 
 def ranked_picture(ranking: Ranking, index: Index, frames: DrawnFrames) -> bytes:
     """Returns the ranked lists of one direction as the content of a PNG file."""
+
+    def captioned(position: int, title: str, kind: str) -> figures.Captioned:
+        caption = f"{title}, {index.identities[position]}"
+        return figures.Captioned(sheet(frames(position)), caption, kind)
+
     rows = []
-    for chosen in analysis.chosen_queries(
-        ranking, index.identities[ranking.queries], QUERIES
-    ).values():
-        for row in chosen:
-            query, matches, _ = analysis.first_matches(ranking, row, index.identities, MATCHES)
-            title = f"query: {index.identities[query]}"
-            pictures = [figures.Captioned(sheet(frames(query)), title, "query")]
-            for place, match in enumerate(matches, start=1):
-                pictures.append(
-                    figures.Captioned(
-                        sheet(frames(match.position)),
-                        f"{place}: {match.score:.3f}, {index.identities[match.position]}",
-                        kind_of(match.same),
-                    )
-                )
-            rows.append(pictures)
+    chosen = analysis.chosen_queries(ranking, index.identities[ranking.queries], QUERIES)
+    for row in [row for rows_of_kind in chosen.values() for row in rows_of_kind]:
+        result = analysis.first_matches(ranking, row, index.identities, MATCHES)
+        pictures = [captioned(result.query, "query", "query")]
+        for place, match in enumerate(result.matches, start=1):
+            title = f"{place}: {match.score:.3f}"
+            pictures.append(captioned(match.position, title, kind_of(match.same)))
+        rows.append(pictures)
     return render("ranked", figures.ranked_lists(rows)).png
 
 

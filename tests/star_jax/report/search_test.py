@@ -11,12 +11,13 @@ import pytest
 import simplejpeg
 import tiny
 import video_files
+from browser import CHROMIUM, look_at
 
 from data_pipelines.coco17 import JOINTS
 from data_pipelines.datasets import folder
 from data_pipelines.io import remote
 from data_pipelines.records import copies, reading
-from star_jax.evaluation.search import search, spread
+from star_jax.evaluation.search import evenly_spread, search
 from star_jax.report import pictures
 from star_jax.report.search import MATCH_HEIGHT, STRIP, search_page
 
@@ -76,7 +77,8 @@ def painted(tmp_path_factory):
 def page_of(query, gallery=None, *, warnings=None, count=20, **options):
     found = search(query, gallery or query, **(options.pop("kinds", ANY)))
     warn = [].append if warnings is None else warnings.append
-    return search_page(found, spread(found.results, count), warn=warn, **options).decode()
+    shown = [found.results[place] for place in evenly_spread(len(found.results), count)]
+    return search_page(found, shown, warn=warn, **options).decode()
 
 
 def pictures_of(page, kind):
@@ -108,6 +110,15 @@ def test_a_query_is_a_strip_of_frames_with_their_skeletons(painted):
     assert int(match[y, x, 1]) > int(match[y, x, 0]) + 60
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt install chromium)")
+def test_a_browser_shows_the_page_without_errors_and_overflow(painted, hostile, tmp_path):
+    for page in (page_of(painted), page_of(hostile, kinds=ANY), page_of(tiny.embeddings(40))):
+        widths, console = look_at(page.encode(), tmp_path)
+        assert not console and [window for _, window in widths] == [390, 1400]
+        assert all(content <= window for content, window in widths), widths
+
+
 def test_frames_of_other_sizes_are_not_distorted(tmp_path):
     for number, size in enumerate([(64, 32), (30, 30), (64, 16)]):
         video_files.write_image(
@@ -117,17 +128,6 @@ def test_frames_of_other_sizes_are_not_distorted(tmp_path):
     frames = pictures.open_spread_frames(found, lambda message: None)(0, 6, 160)
     assert [frame.shape for frame in frames] == [(160, 80, 3), (160, 160, 3), (160, 40, 3)]
     assert all(np.abs(frame.astype(int) - 99).max() < 4 for frame in frames)
-
-
-def test_positions_are_spread_evenly():
-    for total in range(1, 12):
-        for count in range(1, 8):
-            chosen = pictures.evenly_spread(total, count).tolist()
-            assert len(chosen) == min(count, total) and chosen == sorted(set(chosen))
-            assert chosen[0] >= 0 and chosen[-1] < total
-            gaps = np.diff(chosen)
-            assert not len(gaps) or gaps.max() - gaps.min() <= 1
-    assert pictures.evenly_spread(9, 1).tolist() == [4]
 
 
 def test_the_page_says_what_was_searched(painted):
