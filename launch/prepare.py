@@ -126,7 +126,7 @@ def main() -> None:
     packed = dataset.prepare(source, data_dir, **options)
     print(f"packed dataset: {packed}")
     if name == "folder" and SPLIT_FILE.value is None and TEST_SHARE.value is None:
-        print(f"embed it with launch/embed.py --source={packed}")
+        print(f"search it with launch/search.py --source={packed}")
     else:
         print(f"train on it with --config.data.dir={packed}")
 

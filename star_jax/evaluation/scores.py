@@ -14,6 +14,10 @@ RANKS = (1, 5, 10, 20)
 METRICS = (*(f"rank{k}" for k in RANKS), "map", "minp")
 COUNTS = ("queries", "gallery", "unmatched", "removed")
 DIRECTIONS = ("i2v", "v2i")
+METRIC_NAMES = {
+    **{f"rank{k}": f"Rank-{k}" for k in RANKS},
+    **{"map": "mAP", "minp": "mINP"},
+}
 
 
 def scores_of_queries(result: RetrievalResult) -> Float64[np.ndarray, "Q 6"]:
