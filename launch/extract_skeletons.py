@@ -1,13 +1,16 @@
-r"""Estimates the skeletons of a dataset with your pose model, for launch/prepare.py.
+r"""Estimates the skeletons of a dataset with a pose model, for launch/prepare.py.
 
-  python launch/extract_skeletons.py --model=rtmpose.onnx --dataset=hitsz_vcm \
-    --source=/datasets/HITSZ-VCM
-  python launch/extract_skeletons.py --model=vitpose.onnx --udp --device=cuda \
-    --dataset=hitsz_vcm --source=/datasets/HITSZ-VCM --output=skeletons.h5
+  python launch/extract_skeletons.py --model=rtmpose-m --dataset=folder --source=people
+  python launch/extract_skeletons.py --model=vitpose-b --device=cuda --dataset=hitsz_vcm \
+    --source=/datasets/HITSZ-VCM --output=skeletons.h5 --overlay=pictures
+  python launch/extract_skeletons.py --model=mine.onnx --udp --dataset=folder --source=people
 
-The model is a top-down one for the 17 joints of COCO, in ONNX: RTMPose or another with SimCC
-outputs, HRNet, ViTPose or another with heatmaps. Each frame is treated as the box of one person.
-After an interruption the same command resumes. Needs onnxruntime: pip install -e ".[pose]".
+A model is given by name, rtmpose-m, rtmpose-l, rtmpose-x, vitpose-b or blazepose, and is downloaded
+once, or as a file: top-down models for the 17 joints of COCO in ONNX (RTMPose or another with SimCC
+outputs, HRNet, ViTPose or another with heatmaps), BlazePose or MoveNet in TFLite. Each frame is
+treated as the box of one person. The skeletons go to one HDF5 file; --overlay draws some of them.
+After an interruption the same command resumes. Needs pip install -e ".[pose]", for TFLite models
+and blazepose ".[pose,pose-tflite]".
 """
 
 from pathlib import Path
@@ -18,7 +21,13 @@ from data_pipelines.datasets import DATASETS, find_dataset
 from data_pipelines.errors import InputError
 from launch import command
 
-MODEL = flags.DEFINE_string("model", None, "The pose model, an .onnx file.", required=True)
+MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "The pose model: rtmpose-m, rtmpose-l, rtmpose-x, vitpose-b or blazepose, or a file, .onnx or "
+    ".tflite.",
+    required=True,
+)
 DATASET = flags.DEFINE_string(
     "dataset",
     None,
@@ -31,18 +40,20 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 32, "Frames at a time, for a model that leaves it open.", lower_bound=1
 )
 INPUT_SIZE = flags.DEFINE_string(
-    "input_size", None, "HEIGHTxWIDTH such as 256x192, for a model that leaves it open."
+    "input_size", None, "HEIGHTxWIDTH such as 256x192, for an .onnx file that leaves it open."
 )
-UDP = flags.DEFINE_bool("udp", False, "The model uses unbiased data processing, as ViTPose does.")
+UDP = flags.DEFINE_bool(
+    "udp", None, "The .onnx file uses unbiased data processing, as ViTPose does."
+)
 DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "cuda"], "Where the model runs.")
 
 
 def main() -> None:
     """Extracts the skeletons of the dataset that the flags name."""
-    from data_pipelines.skeletons import extraction, pose
+    from data_pipelines.skeletons import extraction, models
 
     dataset = find_dataset(DATASET.value, needs="all_tracklets")
-    model = pose.load_model(
+    model = models.load_model(
         MODEL.value,
         batch_size=BATCH_SIZE.value,
         input_size=parse_size(INPUT_SIZE.value),

@@ -17,7 +17,7 @@ LAYERS = (
     ("data_pipelines.parts",),
     ("data_pipelines.schema",),
     ("data_pipelines.io",),
-    ("data_pipelines.skeletons",),
+    ("data_pipelines.skeletons", "data_pipelines.footage"),
     ("data_pipelines.records",),
     ("data_pipelines.datasets", "data_pipelines.sampling"),
     ("data_pipelines.synthetic", "data_pipelines.loader"),

@@ -83,14 +83,14 @@ def read_lines(root: str | os.PathLike[str], relative: str) -> list[str]:
     return lines
 
 
-def hold(file: IO[Any], refusal: str) -> None:
+def hold(file: IO[Any], refusal: str | None) -> None:
     """Locks an open local file for this process until it is closed.
 
     Raises:
-      ValueError: another process holds the lock; `refusal` is the message.
+      ValueError: another process holds the lock; `refusal` is the message. None waits instead.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if refusal is None else fcntl.LOCK_NB))
     except BlockingIOError as error:
         raise InputError(refusal) from error
 

@@ -79,7 +79,7 @@ def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Fram
     sizes = []
     for jpeg, pixels in _decoded(root, tracklet.frames):
         if jpeg is None:
-            jpeg = simplejpeg.encode_jpeg(pixels, _QUALITY, "RGB", "444")
+            jpeg = encode(pixels)
         jpegs.append(jpeg)
         sizes.append(pixels.shape[:2])
     heights, widths = np.array(sizes, np.int32).T
@@ -98,6 +98,11 @@ def iterate_images(
 ) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
     """Decodes a tracklet's frames one after the other; see `read_images`."""
     return (pixels for _, pixels in _decoded(root, tracklet.frames))
+
+
+def encode(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """Returns a JPEG file of uint8[H, W, 3], RGB, with hardly any loss."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _QUALITY, "RGB", "444")
 
 
 def frame_errors(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> list[str]:

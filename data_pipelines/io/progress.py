@@ -18,7 +18,7 @@ class Progress:
     Both show the step, the rate, the time left and a few metrics. Use as a context manager.
 
     Args:
-      total: steps of the whole run.
+      total: steps of the whole run; 0 if unknown.
       label: what is being done.
       start: steps done before this loop; the rate does not count them.
       unit: what is counted.
@@ -68,7 +68,7 @@ class Progress:
             self._start += step - self._step
         self._updated, done = now, step - self._step
         self._step = step
-        due = now >= self._next_line or step >= self._total
+        due = now >= self._next_line or step == self._total
         if not self._enabled or (self._bar is None and not due):
             return
         postfix = ", ".join(f"{name}={value:.4g}" for name, value in (metrics or {}).items())

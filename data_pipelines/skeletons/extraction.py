@@ -14,10 +14,11 @@ import itertools
 import os
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
@@ -31,6 +32,35 @@ from data_pipelines.skeletons.formats import new_hdf5
 _FRAMES_AT_ONCE = 64  # frames of a tracklet that are read and warped ahead
 
 
+class Model(Protocol):
+    """What extraction needs of a pose model: `pose.PoseModel` or `landmarks.LandmarkModel`."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of its file."""
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of its input."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images at a time, at most."""
+
+    @property
+    def udp(self) -> bool:
+        """Whether it counts intervals rather than pixels."""
+
+    @property
+    def border(self) -> int:
+        """How OpenCV fills what lies outside a crop."""
+
+    def predict(
+        self, images: Sequence[UInt8[np.ndarray, "H W 3"]]
+    ) -> Float32[np.ndarray, "n 17 3"]:
+        """Returns the joints of warped crops, in pixels of the input."""
+
+
 class _Crop(NamedTuple):
     frame: str
     image: np.ndarray  # uint8[H, W, 3], the input of the model
@@ -38,7 +68,7 @@ class _Crop(NamedTuple):
 
 
 def extract(
-    model: pose.PoseModel,
+    model: Model,
     source: str | os.PathLike[str],
     tracklets: Sequence[schema.Tracklet],
     output: str | os.PathLike[str],
@@ -143,7 +173,7 @@ def _remaining(tracklets: Sequence[schema.Tracklet], done: set[str]) -> list[sch
 
 
 def _estimate(
-    model: pose.PoseModel,
+    model: Model,
     source: str | os.PathLike[str],
     tracklets: Sequence[schema.Tracklet],
     journal: Journal,
@@ -189,12 +219,13 @@ def _read_ahead(
 
 
 def _crops(
-    model: pose.PoseModel, source: str | os.PathLike[str], tracklet: schema.Tracklet
+    model: Model, source: str | os.PathLike[str], tracklet: schema.Tracklet
 ) -> Iterator[_Crop]:
     images = frames_lib.iterate_images(source, tracklet)
     for frame, image in zip(tracklet.frames, images, strict=True):
         matrix = pose.input_matrix(image.shape[:2], model.input_size, udp=model.udp)
-        yield _Crop(frame, pose.warp(image, matrix, model.input_size), matrix)
+        warped = pose.warp(image, matrix, model.input_size, model.border)
+        yield _Crop(frame, warped, matrix)
 
 
 def _write_hdf5(journal: Journal, output: pathlib.Path, origin: Mapping[str, str]) -> None:

@@ -64,6 +64,8 @@ class PoseModel:
     udp: bool
     _session: Any
 
+    border = cv2.BORDER_CONSTANT  # black outside the crop
+
     def predict(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]]
     ) -> Float32[np.ndarray, "n 17 3"]:
@@ -194,9 +196,18 @@ def warp(
     image: UInt8[np.ndarray, "h w 3"],
     matrix: Float64[np.ndarray, "2 3"],
     input_size: tuple[int, int],
+    border: int = cv2.BORDER_CONSTANT,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns uint8[H, W, 3], the model's view of a crop uint8[h, w, 3]."""
-    return cv2.warpAffine(image, matrix, input_size[::-1], flags=cv2.INTER_LINEAR)
+    """Returns uint8[H, W, 3], the model's view of a crop uint8[h, w, 3].
+
+    Args:
+      image: the crop.
+      matrix: that of `input_matrix`.
+      input_size: H and W.
+      border: how OpenCV fills what lies outside the crop; black by default.
+    """
+    size = input_size[::-1]
+    return cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=border)
 
 
 def to_crop(

@@ -1,0 +1,1 @@
+"""Raw videos to tracklets: people are detected, tracked and cropped."""
