@@ -123,14 +123,15 @@ class TrackletBuilder(FileReaderBuilder):
         return itertools.chain.from_iterable(self.tracklets.values())
 
     @functools.cached_property
-    def _keypoints_path(self) -> pathlib.Path:
+    def keypoints_path(self) -> pathlib.Path:
+        """The file or directory of skeletons; raises as `sources.find_keypoints` does."""
         return pathlib.Path(self._keypoints or sources.find_keypoints(self.source))
 
     def open_keypoints(self) -> sources.Keypoints:
         """Opens the skeletons, for a `with` statement."""
         if self.without_skeletons:
             return _NoSkeletons()
-        return sources.open_keypoints(self._keypoints_path)
+        return sources.open_keypoints(self.keypoints_path)
 
     def read(self, tracklets: Sequence[schema.Tracklet]) -> Iterator[schema.Record]:
         """Yields tracklets as they would be packed, with label -1, without packing them.
@@ -177,7 +178,7 @@ class TrackletBuilder(FileReaderBuilder):
             "index": digest.hexdigest(),
             "keypoints": "none"
             if self.without_skeletons
-            else sources.fingerprint(self._keypoints_path),
+            else sources.fingerprint(self.keypoints_path),
             "files": frames_lib.hash_sizes(self.source, self._all_tracklets()),
         }
 
@@ -243,7 +244,7 @@ class TrackletBuilder(FileReaderBuilder):
             if not sources.without_skeleton(source.read(tracklet)).all():
                 return
         raise InputError(
-            f"{self._keypoints_path}: no frame of the dataset has a skeleton in it, not even "
+            f"{self.keypoints_path}: no frame of the dataset has a skeleton in it, not even "
             f"{tracklet.frames[0]}; make skeletons of exactly these frames with "
             "launch/extract_skeletons.py"
         )
@@ -329,7 +330,7 @@ class TrackletBuilder(FileReaderBuilder):
             "dataset": self.name,
             "version": str(self.version),
             "source": str(self.source.absolute()),
-            "keypoints": "none" if self.without_skeletons else str(self._keypoints_path.absolute()),
+            "keypoints": "none" if self.without_skeletons else str(self.keypoints_path.absolute()),
             "packed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "fingerprint": self.fingerprint,
             "splits": splits,

@@ -12,10 +12,10 @@ from jaxtyping import Float32, UInt8
 from data_pipelines.errors import InputError, UserError
 from data_pipelines.io import remote
 from data_pipelines.io.terminal import printable
-from data_pipelines.pixels import resize_frame, resize_keypoints
 from data_pipelines.records.reading import decode_clip, fingerprint, open_records
 from data_pipelines.sampling import clips_to_embed
-from data_pipelines.skeletons.drawing import draw_skeleton
+from data_pipelines.skeletons.drawing import resized_with_skeleton
+from data_pipelines.skeletons.sheets import evenly_spaced
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.search import evenly_spread
 
@@ -112,18 +112,13 @@ def with_skeletons(
     """Returns the frames with their skeletons drawn on, resized to a height in pixels."""
     size = frames.shape[1:3]
     width = min(max(1, round(size[1] * height / size[0])), _WIDEST * height)
-    new = (height, width)
-    drawn = np.zeros((len(frames), *new, 3), np.uint8)
-    moved = resize_keypoints(keypoints, size, new)
-    for frame, picture, skeleton in zip(frames, drawn, moved, strict=True):
-        resize_frame(frame, picture)
-        draw_skeleton(picture, skeleton, radius=FRAME_HEIGHT / 100)
-    return drawn
+    pairs = zip(frames, keypoints, strict=True)
+    return np.stack([resized_with_skeleton(*pair, (height, width)) for pair in pairs])
 
 
 def sheet(frames: UInt8[np.ndarray, "T h w 3"], count: int = 4) -> UInt8[np.ndarray, "H W 3"]:
     """Returns some of the frames, spread evenly, in two columns in order of time."""
-    chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
+    chosen = evenly_spaced(len(frames), min(count, len(frames)))
     columns = min(2, len(chosen))
     rows = []
     for start in range(0, len(chosen), columns):
