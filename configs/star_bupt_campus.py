@@ -1,4 +1,4 @@
-"""STAR on BUPTCampus: ResNet-50, 256x128 frames, 10 per tracklet, aligned pairs.
+r"""STAR on BUPTCampus: ResNet-50, 256x128 frames, 10 per tracklet, aligned pairs.
 
 Command:
   python launch/train.py --config=configs/star_bupt_campus.py --workdir=runs/star_bupt_campus \

@@ -1,4 +1,4 @@
-"""STAR on a folder of your own footage, packed with a split of its people.
+r"""STAR on a folder of your own footage, packed with a split of its people.
 
 Command:
   python launch/prepare.py --dataset=folder --source=people --data_dir=data/people_split \

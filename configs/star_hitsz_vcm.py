@@ -1,4 +1,4 @@
-"""STAR on HITSZ-VCM: ResNet-50, 288x144 frames, 12 per tracklet, the published recipe.
+r"""STAR on HITSZ-VCM: ResNet-50, 288x144 frames, 12 per tracklet, the published recipe.
 
 Command:
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/star_hitsz_vcm \

@@ -1,4 +1,4 @@
-"""STAR on HITSZ-VCM exactly as the authors' code computes it, for numerical comparison.
+r"""STAR on HITSZ-VCM exactly as the authors' code computes it, for numerical comparison.
 
 Command:
   python launch/train.py --config=configs/star_hitsz_vcm_reference.py --workdir=runs/reference \

@@ -1,4 +1,4 @@
-"""Trains and evaluates the variants of a grid over several seeds, and compares them.
+r"""Trains and evaluates the variants of a grid over several seeds, and compares them.
 
   python launch/ablate.py --config=configs/star_synthetic_demo.py \
     --grid=configs/ablations/star.py --seeds=5 --output=runs/ablation
@@ -38,11 +38,9 @@ from star_jax.config import KEYS, check_config, unknown
 
 FOLDER = Path(__file__).parent
 CONFIG = command.define_config()
-GRID = flags.DEFINE_string(
-    "grid", None, "File of the variants, such as configs/ablations/star.py.", required=True
-)
+GRID = command.define_required("grid", "File of the variants, such as configs/ablations/star.py.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Training seeds of each variant: 0, 1, ...", lower_bound=1)
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs and of the result.", required=True)
+OUTPUT = command.define_required("output", "Folder of the runs and of the result.")
 JOBS = flags.DEFINE_integer(
     "jobs", None, "Runs at a time; default: one on each GPU, one without GPUs.", lower_bound=1
 )

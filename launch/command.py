@@ -63,6 +63,13 @@ def parse_flags(arguments: list[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except flags.Error as error:
         fail(explain(str(error).partition("\n")[0]), 2)
+    except SystemExit as ended:  # absl ends with 1 after --help
+        sys.exit(0 if ended.code == 1 else ended.code)
+
+
+def define_required(name: str, description: str) -> flags.FlagHolder[str]:
+    """Defines a text flag that must be given, and says so in its help."""
+    return flags.DEFINE_string(name, None, f"{description} Required.", required=True)
 
 
 def either(first: flags.FlagHolder, second: flags.FlagHolder) -> Any:
@@ -83,7 +90,9 @@ def define_checkpoint(alternative: str = "") -> tuple[flags.FlagHolder, flags.Fl
     Args:
       alternative: what else `--checkpoint` may name, for its help, such as `, or a file`.
     """
-    workdir = flags.DEFINE_string("workdir", None, "Folder of a run; its last checkpoint is used.")
+    workdir = flags.DEFINE_string(
+        "workdir", None, "Folder of a run; its last checkpoint is used. This or --checkpoint."
+    )
     checkpoint = flags.DEFINE_string(
         "checkpoint", None, f"One checkpoint, <workdir>/checkpoints/<step>{alternative}."
     )
@@ -102,7 +111,7 @@ def define_config() -> flags.FlagHolder[ml_collections.ConfigDict]:
         "config",
         None,
         "A file in configs/; override a value with --config.KEY=VALUE. docs/config.md lists all "
-        "keys.",
+        "keys. Required.",
     )
     flags.FLAGS["config"].parser = ConfigFileParser()
     flags.mark_flag_as_required("config")

@@ -1,4 +1,4 @@
-"""Embeds a packed dataset with a trained STAR, for launch/search.py.
+r"""Embeds a packed dataset with a trained STAR, for launch/search.py.
 
   python launch/embed.py --workdir=runs/star --source=data/folder/1.1.0 --output=mine
   python launch/embed.py --checkpoint=runs/star/checkpoints/34840 --source=data/folder/1.1.0 \
@@ -16,7 +16,7 @@ from data_pipelines import sampling
 from launch import command
 
 WORKDIR, CHECKPOINT = command.define_checkpoint(", or a .safetensors file of launch/export.py")
-SOURCE = flags.DEFINE_string("source", None, "The packed dataset.", required=True)
+SOURCE = command.define_required("source", "The packed dataset.")
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
 CLIPS = flags.DEFINE_enum(
     "clips",
@@ -24,7 +24,7 @@ CLIPS = flags.DEFINE_enum(
     sampling.CLIPS,
     "Frames of a tracklet: see config.eval.clips; default: the config's.",
 )
-OUTPUT = flags.DEFINE_string("output", None, "Path to write, without an extension.", required=True)
+OUTPUT = command.define_required("output", "Path to write, without an extension.")
 
 
 def main() -> None:

@@ -43,8 +43,9 @@ CORRUPT = flags.DEFINE_string(
 PROTOCOL = flags.DEFINE_string(
     "protocol",
     None,
-    "hitsz_vcm/v1, buptcampus/full, buptcampus/official-bs64, cross-modality, "
-    "cross-modality/other-cameras or package.module:object; default: the config's.",
+    "hitsz_vcm/v1, buptcampus/full, buptcampus/official-bs64, cross-modality, any (modality is "
+    "searched), either of the two with /other-cameras (without gallery entries of the query's "
+    "identity and camera), or package.module:object; default: the config's.",
 )
 EXPANSION = flags.DEFINE_integer(
     "query_expansion",

@@ -1,4 +1,4 @@
-"""Estimates the skeletons of a dataset with a pose model, for launch/prepare.py.
+r"""Estimates the skeletons of a dataset with a pose model, for launch/prepare.py.
 
   python launch/extract_skeletons.py --model=rtmpose-m --dataset=folder --source=people
   python launch/extract_skeletons.py --model=vitpose-b --device=cuda --dataset=hitsz_vcm \
@@ -36,6 +36,9 @@ DATASET = flags.DEFINE_string(
 )
 SOURCE = flags.DEFINE_string("source", None, "Root of the dataset.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "File to write; <source>/skeletons.h5 if not given.")
+OVERLAY = flags.DEFINE_string(
+    "overlay", None, "Folder for pictures of some frames with their skeletons, to look at."
+)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 32, "Frames at a time, for a model that leaves it open.", lower_bound=1
 )
@@ -50,7 +53,7 @@ DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "cuda"], "Where the model ru
 
 def main() -> None:
     """Extracts the skeletons of the dataset that the flags name."""
-    from data_pipelines.skeletons import extraction, models
+    from data_pipelines.skeletons import extraction, models, sheets, sources
 
     dataset = find_dataset(DATASET.value, needs="all_tracklets")
     model = models.load_model(
@@ -62,8 +65,19 @@ def main() -> None:
     )
     source = Path(SOURCE.value)
     output = Path(OUTPUT.value or source / "skeletons.h5")
-    num_frames = extraction.extract(model, source, dataset.all_tracklets(source), output)
+    tracklets = dataset.all_tracklets(source)
+    try:
+        num_frames = extraction.extract(model, source, tracklets, output)
+    except KeyboardInterrupt:
+        command.fail(f"interrupted; the same command resumes ({output}.partial)", 130)
     print(f"skeletons of {num_frames} frames: {output}")
+    if OVERLAY.value is not None:
+        with sources.open_keypoints(output) as keypoints:
+            drawn = sheets.write_sheets(source, tracklets, keypoints, OVERLAY.value)
+        print(
+            f"pictures of {min(sheets.TRACKLETS, len(tracklets))} of {len(tracklets)} tracklets, "
+            f"{sheets.FRAMES} frames of each: {drawn[0]} to {drawn[-1].name}"
+        )
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

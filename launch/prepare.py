@@ -5,12 +5,13 @@
   python launch/prepare.py --dataset=bupt_campus --source=/datasets/BUPTCampus
   python launch/prepare.py --dataset=folder --source=/footage --every=5
   python launch/prepare.py --dataset=folder --source=/footage --test_share=0.3
+  python launch/prepare.py --dataset=folder --source=/footage --test_share=0.3 --update
   python launch/prepare.py --dataset=synthetic_vcm --size=demo
   python launch/prepare.py --dataset=my_package.my_module:MY_DATASET --source=/datasets/mine
 
 The records go to <data_dir>/<dataset>/<version>. Of a folder of your own footage, images or videos
-are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>; to train on it, split its people with
---test_share or --split_file. The generated dataset is drawn to
+are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>, as launch/tracklets.py writes them; to
+train on it, split its people with --test_share or --split_file. The generated dataset is drawn to
 <data_dir>/synthetic_vcm_<size>/source, with a contact sheet to look at, and packed beside it;
 --layout gives it the files of another dataset. docs/how_to/dataset.md describes what a dataset of
 your own package needs. What is already drawn or packed is not done again, and interrupted packing
@@ -28,13 +29,13 @@ from data_pipelines.datasets import DATASETS, find_dataset
 from data_pipelines.errors import InputError
 from launch import command
 
-DATASET = flags.DEFINE_string(
+DATASET = command.define_required(
     "dataset",
-    None,
     f"{', '.join(DATASETS)}, synthetic_vcm, or package.module:object for one of your own.",
-    required=True,
 )
-SOURCE = flags.DEFINE_string("source", None, "Root of the dataset; not for synthetic_vcm.")
+SOURCE = flags.DEFINE_string(
+    "source", None, "Root of the dataset. Required, except for synthetic_vcm."
+)
 KEYPOINTS = flags.DEFINE_string(
     "keypoints",
     None,
@@ -56,6 +57,13 @@ SPLIT_FILE = flags.DEFINE_string(
 TEST_SHARE = flags.DEFINE_float(
     "test_share", None, "folder: share of the people in test, for instance 0.3; the others train."
 )
+ALLOW_WHOLE_VIDEOS = flags.DEFINE_bool(
+    "allow_whole_videos", False, "folder: also pack videos that are wider than high."
+)
+UPDATE = flags.DEFINE_bool(
+    "update", False, "folder: add to what is packed already, reading only what is new or changed."
+)
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "folder: replace what is packed already.")
 SPLIT_SEED = flags.DEFINE_integer("split_seed", 0, "folder: seed of --test_share.", lower_bound=0)
 SIZE = flags.DEFINE_enum("size", "demo", ["tiny", "demo", "full"], "Size of synthetic_vcm.")
 LAYOUT = flags.DEFINE_enum(
@@ -77,6 +85,9 @@ OPTIONS: dict[str, dict[str, Any]] = {  # flags that belong to one dataset
         "split_file": SPLIT_FILE,
         "test_share": TEST_SHARE,
         "split_seed": SPLIT_SEED,
+        "allow_whole_videos": ALLOW_WHOLE_VIDEOS,
+        "update": UPDATE,
+        "overwrite": OVERWRITE,
     },
     "synthetic_vcm": {"size": SIZE, "layout": LAYOUT, "seed": SEED},
 }
@@ -115,7 +126,7 @@ def main() -> None:
     packed = dataset.prepare(source, data_dir, **options)
     print(f"packed dataset: {packed}")
     if name == "folder" and SPLIT_FILE.value is None and TEST_SHARE.value is None:
-        print(f"embed it with launch/embed.py --source={packed}")
+        print(f"search it with launch/search.py --source={packed}")
     else:
         print(f"train on it with --config.data.dir={packed}")
 

@@ -1,59 +1,129 @@
-"""Finds the tracklets that match others best, by the embeddings of launch/embed.py.
+r"""Searches a dataset for the people of its queries, and shows the best matches on a web page.
 
-  python launch/search.py --query=mine.npz --gallery=mine.npz --query_modality=infrared \
-    --gallery_modality=visible --output=matches
+  python launch/search.py --workdir=runs/star --source=data/folder/1.1.0 --output=matches
+  python launch/search.py --checkpoint=star.safetensors --source=data/folder/1.1.0 \
+    --query_modality=visible --gallery_modality=infrared --output=matches
+  python launch/search.py --query=monday.npz --gallery=tuesday.npz --output=matches
 
-Prints the best matches of the first queries and writes <output>/matches.png and
-<output>/matches.html, pictures of them, and <output>/matches.csv. The PNG file shows the first
-50 queries only. A frame is green if query and match have the same identity, red if they do not,
-grey if one of them is "unknown". A tracklet never matches itself.
+Embeds the dataset as launch/embed.py does, once: <output>/embeddings-*.npz is used again as long as
+weights, dataset, split and clips are the same. Or searches files of launch/embed.py. Prints a line
+for each query and the scores, and writes <output>/matches.html, one file that needs no network, and
+<output>/matches.csv, the matches of all queries. A tracklet never matches itself. Where several
+processes make up a machine (Cloud TPU, SLURM, Open MPI), each of them runs this command.
 """
 
+import dataclasses
+import os
+import shlex
+import sys
 from pathlib import Path
 
 from absl import flags
 
+from data_pipelines import sampling
+from data_pipelines.errors import InputError
 from launch import command
 
-QUERY = flags.DEFINE_string("query", None, "Embeddings to search with, .npz.", required=True)
-GALLERY = flags.DEFINE_string("gallery", None, "Embeddings to search in, .npz.", required=True)
-MODALITIES = ["any", "visible", "infrared"]
-QUERY_MODALITY = flags.DEFINE_enum("query_modality", "any", MODALITIES, "Which queries.")
-GALLERY_MODALITY = flags.DEFINE_enum("gallery_modality", "any", MODALITIES, "Which of the gallery.")
+WORKDIR, CHECKPOINT = command.define_checkpoint(", or a .safetensors file of launch/export.py")
+SOURCE = flags.DEFINE_string("source", None, "The packed dataset to embed and search.")
+SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
+CLIPS = flags.DEFINE_enum(
+    "clips",
+    None,
+    sampling.CLIPS,
+    "Frames of a tracklet: see config.eval.clips; default: the config's.",
+)
+QUERY = flags.DEFINE_string("query", None, "Instead: embeddings to search with, .npz.")
+GALLERY = flags.DEFINE_string("gallery", None, "Embeddings to search in, .npz.")
+MODALITIES = ["infrared", "visible", "any"]
+QUERY_MODALITY = flags.DEFINE_enum("query_modality", "infrared", MODALITIES, "Which queries.")
+GALLERY_MODALITY = flags.DEFINE_enum(
+    "gallery_modality", "visible", MODALITIES, "Which of the gallery."
+)
 TOP = flags.DEFINE_integer("top", 10, "Number of matches per query.", lower_bound=1)
 MAX_QUERIES = flags.DEFINE_integer(
-    "max_queries", 20, "Number of queries, the first ones.", lower_bound=1
+    "max_queries",
+    20,
+    "Number of queries that are printed and shown, spread evenly; scores are of all.",
+    lower_bound=1,
 )
-OUTPUT = flags.DEFINE_string("output", None, "Folder for pictures and table.", required=True)
+OUTPUT = command.define_required("output", "Folder for page and table.")
 
 
 def main() -> None:
-    """Searches with the embeddings that the flags name."""
+    """Searches as the flags say."""
+    require_one_source()
     from data_pipelines.io.files import write_file
+    from data_pipelines.io.remote import absolute
     from data_pipelines.io.terminal import log
-    from star_jax.evaluation import embeddings, match_sheet
-    from star_jax.evaluation.search import format_result, matches_csv, search
+    from data_pipelines.records.reading import resolve
+    from star_jax.distributed import processes
+    from star_jax.evaluation import embeddings
+    from star_jax.evaluation.embed import embed_once
+    from star_jax.evaluation.search import (
+        evenly_spread,
+        format_counts,
+        format_results,
+        format_scores,
+        matches_csv,
+        search,
+    )
+    from star_jax.network import load_weights, locate_checkpoint
+    from star_jax.report.run import name_of_run
+    from star_jax.report.search import search_page
 
-    query, gallery = embeddings.load(QUERY.value), embeddings.load(GALLERY.value)
-    results = search(
+    output, run = Path(OUTPUT.value), ""
+    if QUERY.value and GALLERY.value:
+        query, gallery = embeddings.load(QUERY.value), embeddings.load(GALLERY.value)
+    elif SOURCE.value:
+        processes.start()
+        weights = command.either(WORKDIR, CHECKPOINT)
+        run = name_of_run(locate_checkpoint(weights)[0])
+        network = load_weights(weights)
+        path = embed_once(network, SOURCE.value, output, SPLIT.value, clips=CLIPS.value)
+        if not processes.is_first():
+            return
+        # The dataset may have been elsewhere when it was embedded.
+        source = os.fspath(absolute(resolve(SOURCE.value)))
+        query = gallery = dataclasses.replace(embeddings.load(path), dataset_dir=source)
+    found = search(
         query,
         gallery,
         query_modality=QUERY_MODALITY.value,
         gallery_modality=GALLERY_MODALITY.value,
         top=TOP.value,
-        max_queries=MAX_QUERIES.value,
     )
-    for result in results:
-        print(format_result(query, gallery, result), end="\n\n")
+    shown = [found.results[i] for i in evenly_spread(len(found.results), MAX_QUERIES.value)]
+    print(format_results(found, shown), end="\n\n")
+    print(f"{format_counts(found)}\n{format_scores(found)}")
 
-    pictures = (match_sheet.thumbnails(query, log), match_sheet.thumbnails(gallery, log))
-    output = Path(OUTPUT.value)
-    found = (query, gallery, results)
-    write_file(output / "matches.csv", matches_csv(*found))
-    write_file(output / "matches.png", match_sheet.matches_png(*found, pictures))
-    write_file(output / "matches.html", match_sheet.matches_html(*found, pictures))
-    queries = sum(QUERY_MODALITY.value in ("any", modality) for modality in query.modalities)
-    print(f"{len(results)} of {queries} queries (--max_queries); pictures and table in {output}")
+    write_file(output / "matches.csv", matches_csv(found))
+    page = search_page(
+        found,
+        shown,
+        run=run,
+        command=shlex.join(["python", *sys.argv]),
+        follow=bool(SOURCE.value),
+        warn=log,
+    )
+    write_file(output / "matches.html", page)
+    print(
+        f"{len(shown):,} of {len(found.results):,} queries (--max_queries) on the page "
+        f"{output / 'matches.html'}; all of them in {output / 'matches.csv'}"
+    )
+
+
+def require_one_source() -> None:
+    """Raises an InputError unless the flags name either a network and a dataset, or two files."""
+    network, files = (WORKDIR, CHECKPOINT, SOURCE), (QUERY, GALLERY)
+    given = [{flag.name for flag in group if flag.value} for group in (network, files)]
+    complete = [{"workdir", "source"}, {"checkpoint", "source"}, {"query", "gallery"}]
+    if given[0] | given[1] not in complete:
+        found = ", ".join(f"--{name}" for name in sorted(given[0] | given[1])) or "none of them"
+        raise InputError(
+            "give a network (--workdir or --checkpoint) and a packed dataset (--source), or two "
+            f"files of launch/embed.py (--query and --gallery); found {found}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Finds the people in a raw video and writes them as footage, for --dataset=folder.
+r"""Finds the people in a raw video and writes them as footage, for --dataset=folder.
 
   python launch/tracklets.py --video=cam1.mp4 --modality=visible --camera=door --output=people
   python launch/tracklets.py --video=cam2.mp4 --modality=infrared --camera=yard --output=people \

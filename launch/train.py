@@ -1,4 +1,4 @@
-"""Trains STAR, or resumes a run that was interrupted.
+r"""Trains STAR, or resumes a run that was interrupted.
 
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/star
   python launch/train.py --config=configs/star_hitsz_vcm.py --workdir=runs/low_rate \
@@ -23,8 +23,8 @@ from absl import flags
 from launch import command
 
 CONFIG = command.define_config()
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run, created if missing, or gs://bucket/folder.", required=True
+WORKDIR = command.define_required(
+    "workdir", "Folder of the run, created if missing, or gs://bucket/folder."
 )
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0, host:port.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")

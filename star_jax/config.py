@@ -366,11 +366,12 @@ KEYS: Mapping[str, Key] = {
     "eval.protocol": Key(
         part(
             *("hitsz_vcm/v1", "buptcampus/full", "buptcampus/official-bs64"),
-            *("cross-modality", "cross-modality/other-cameras"),
+            *("cross-modality", "cross-modality/other-cameras", "any", "any/other-cameras"),
         ),
         "Which tracklets are queries and gallery, and which scores are reported. "
-        "`cross-modality` is for footage of your own; with `/other-cameras`, gallery entries of "
-        "the query's identity and camera are removed.",
+        "`cross-modality` is for footage of your own, and so is `any`, in which queries search "
+        "both modalities; with `/other-cameras`, gallery entries of the query's identity and "
+        "camera are removed.",
     ),
     "eval.batch_size": Key(integer(1, 2**16), "Clips that are embedded at once, over all devices."),
     "eval.clips": Key(

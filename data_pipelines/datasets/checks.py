@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import schema
+from data_pipelines.datasets import skeleton_checks
 from data_pipelines.datasets.findings import Findings
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.progress import with_progress
 from data_pipelines.io.terminal import log
 from data_pipelines.records import conditions, packing
 from data_pipelines.skeletons import sources
+from data_pipelines.skeletons.sheets import evenly_spaced
 
-_SAMPLE = 200  # tracklets of a split; one skeleton of each is compared with its frame
-_CORNER = 1.5  # pixels; coordinates that are shares of width and height hardly exceed 1
+_SAMPLE = 200  # tracklets of a split, some of whose skeletons are compared with their frames
+_SKELETONS = 3  # of each
 
 
 def check_tracklets(
@@ -140,7 +142,7 @@ def _check_skeletons_of_split(
 ) -> int:
     """Reads a split's skeletons, compares some with their frames; returns how many are missing."""
     missing = 0
-    sample: list[tuple[schema.Tracklet, np.ndarray]] = []  # one frame of a tracklet, its skeleton
+    sample: list[tuple[schema.Tracklet, np.ndarray]] = []  # some frames, and their skeletons
     step = -(-len(tracklets) // _SAMPLE) | 1  # odd, since modalities may alternate
     passing = with_progress(tracklets, len(tracklets), f"{split}: skeletons")
     for number, tracklet in enumerate(passing):
@@ -149,40 +151,29 @@ def _check_skeletons_of_split(
             empty = sources.without_skeleton(keypoints)
             missing += int(empty.sum())
             if number % step == 0 and not empty.all():
-                first = int(empty.argmin())
-                frame = dataclasses.replace(tracklet, frames=tracklet.frames[first : first + 1])
-                sample.append((frame, keypoints[first]))
-    _check_coordinates(findings, builder, split, sample)
+                present = np.flatnonzero(~empty)
+                chosen = present[evenly_spaced(len(present), min(_SKELETONS, len(present)))]
+                frames = tuple(tracklet.frames[frame] for frame in chosen)
+                sample.append((dataclasses.replace(tracklet, frames=frames), keypoints[chosen]))
+    for modality, name in enumerate(schema.MODALITIES):
+        parts = [part for part in sample if part[0].modality == modality]
+        if fault := skeleton_checks.find_fault(_with_sizes(builder, parts)):
+            findings.report(f"{builder.keypoints_path}: {split}, {name}: {fault}", "the skeletons")
     return missing
 
 
-def _check_coordinates(
-    findings: Findings,
-    builder: packing.TrackletBuilder,
-    split: str,
-    sample: Sequence[tuple[schema.Tracklet, np.ndarray]],
-) -> None:
-    """Reports skeletons whose coordinates are not pixels of their frames, if there are many."""
-    misplaced = []
-    for tracklet, skeleton in sample:
+def _with_sizes(
+    builder: packing.TrackletBuilder, parts: Sequence[tuple[schema.Tracklet, np.ndarray]]
+) -> list[skeleton_checks.Sample]:
+    """Returns skeletons with the sizes of their frames."""
+    samples = []
+    for tracklet, skeletons in parts:
         with contextlib.suppress(ValueError, OSError):  # broken frames are reported elsewhere
-            (pixels,) = frames_lib.read_images(builder.source, tracklet)
-            height, width = pixels.shape[:2]
-            joints = skeleton[skeleton[:, 2] >= skeleton[:, 2].max() / 2, :2]
-            outside = ((joints < -1) | (joints > (width, height))).any(axis=1)
-            in_corner = (abs(joints) <= _CORNER).all() and min(width, height) > 2 * _CORNER
-            if outside.mean() > 0.5 or in_corner:
-                (left, top), (right, bottom) = joints.min(axis=0), joints.max(axis=0)
-                misplaced.append(
-                    f"that of {tracklet.frames[0]} ({width} x {height} pixels), where x is "
-                    f"{left:g} to {right:g} and y {top:g} to {bottom:g}"
-                )
-    if 3 * len(misplaced) > len(sample):  # half of them, if one modality is wrong
-        findings.report(
-            f"{split}: {len(misplaced)} of {len(sample)} skeletons of a sample do not lie in their "
-            f"frames, such as {misplaced[0]}; give x and y in pixels of the frame",
-            "the skeletons",
-        )
+            pictures = frames_lib.read_images(builder.source, tracklet)
+            for frame, picture, skeleton in zip(tracklet.frames, pictures, skeletons, strict=True):
+                height, width = picture.shape[:2]
+                samples.append(skeleton_checks.Sample(frame, (width, height), skeleton))
+    return samples
 
 
 def _identities_short_of_tracklets(

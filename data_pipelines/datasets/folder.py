@@ -2,8 +2,9 @@
 
 Pictures are `<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg` (.jpeg, .png), videos
 are `<identity>/<visible|infrared>/<camera>/<tracklet>.mp4` (.m4v, .mov, .avi, .mkv). A tracklet
-shows one person, cropped. Unknown people go under the identity `unknown`. Everything is one split,
-`test`, unless people are split into `train` and `test` for training.
+shows one person, cropped. Unknown people go under the identity `unknown`. A file `identities.csv`
+in the root may name people instead, as rows of a tracklet's path and an identity. Everything is
+one split, `test`, unless people are split into `train` and `test` for training.
 """
 
 import concurrent.futures
@@ -20,17 +21,21 @@ from data_pipelines import schema
 from data_pipelines.datasets import checks, splits
 from data_pipelines.datasets.findings import RAISE_ERRORS, Findings
 from data_pipelines.errors import InputError
-from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames
+from data_pipelines.io.files import resolve_inside
+from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames, open_video
 from data_pipelines.io.progress import with_progress
+from data_pipelines.io.tables import read_rows
 from data_pipelines.io.terminal import log
-from data_pipelines.records import conditions, packing
+from data_pipelines.records import conditions, packing, replacing
 
 SPLIT = "test"
 LAYOUT = (
     "<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg (.jpeg, .png) or "
     "<identity>/<visible|infrared>/<camera>/<tracklet>.mp4 (.m4v, .mov, .avi, .mkv)"
 )
-SKELETONS = "skeletons"  # a folder in the root, not an identity (see sources.find_keypoints)
+IDENTITIES = "identities.csv"
+# Folders in the root that are no identities: see sources.find_keypoints and footage.tracklets.
+RESERVED = ("skeletons", "tracks")
 _UNREAD_SUFFIXES = (  # footage that is not read
     *(".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
     *(".3gp", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
@@ -57,6 +62,7 @@ def read_index(
     root: str | os.PathLike[str],
     every: int = 1,
     *,
+    allow_whole_videos: bool = True,
     findings: Findings = RAISE_ERRORS,
 ) -> list[schema.Tracklet]:
     """Finds the tracklets of a folder.
@@ -69,6 +75,8 @@ def read_index(
     Args:
       root: of the dataset.
       every: N takes every N-th frame of a tracklet, the first one included.
+      allow_whole_videos: False refuses videos that are wider than high, which hardly show one
+        person, cropped.
       findings: collects the broken videos, which are left out; by default the first one is raised.
         Footage in formats that are not read is a warning.
 
@@ -82,7 +90,7 @@ def read_index(
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{root}: no such folder; expected {LAYOUT} below it")
     skipped: list[str] = []
-    found = list(_find(root, skipped))
+    found = _named(root, list(_find(root, skipped)))
     unread = [path for path in skipped if _is_unread_footage(path)]
     if unread:
         findings.warn(
@@ -95,7 +103,7 @@ def read_index(
         raise InputError(f"{root}: no tracklet; expected {LAYOUT}")
     cameras = _number_cameras({tracklet.camera for tracklet in found})
     videos = [tracklet.path for tracklet in found if not tracklet.images]
-    counts = _count_frames(root, videos, findings)
+    counts = _count_frames(root, videos, findings, allow_whole_videos)
     tracklets = []
     for row, (identity, modality, camera, path, images) in enumerate(found, start=1):
         if images:
@@ -127,6 +135,7 @@ class Folder(packing.TrackletBuilder):
         self,
         *,
         every: int = 1,
+        allow_whole_videos: bool = False,
         split_of: Callable[[str], str] | None = None,
         **kwargs: Any,
     ):
@@ -134,15 +143,18 @@ class Folder(packing.TrackletBuilder):
 
         Args:
           every: see `read_index`.
+          allow_whole_videos: likewise.
           split_of: an identity to its split; None puts everything into `test`.
           **kwargs: of `packing.TrackletBuilder`.
         """
         self._every = every
+        self._allow_whole_videos = allow_whole_videos
         self._split_of = split_of
         super().__init__(**kwargs)
 
     def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
-        return self.split(read_index(self.source, self._every))
+        allow = self._allow_whole_videos
+        return self.split(read_index(self.source, self._every, allow_whole_videos=allow))
 
     def split(self, tracklets: list[schema.Tracklet]) -> dict[str, list[schema.Tracklet]]:
         """Returns the tracklets of each split; raises as `splits.split_tracklets` does."""
@@ -161,6 +173,9 @@ def prepare(
     split_file: str | os.PathLike[str] | None = None,
     test_share: float | None = None,
     split_seed: int = 0,
+    allow_whole_videos: bool = False,
+    update: bool = False,
+    overwrite: bool = False,
     num_workers: int | None = None,
 ) -> pathlib.Path:
     """Packs a folder into `<data_dir>/folder/1.1.0`, all of it or nothing.
@@ -179,6 +194,10 @@ def prepare(
       test_share: the share of people in `test`, above 0 and below 1; the others are in `train`.
         Without it and without a file, everything is in `test`.
       split_seed: which people these are (see `splits.split_by_share`).
+      allow_whole_videos: also pack videos that are wider than high.
+      update: if another state of the folder is packed there, read only the footage that is new or
+        changed, and take the rest from there.
+      overwrite: replace what is packed there.
       num_workers: threads that read and check frames; None takes one a core.
 
     Returns:
@@ -186,25 +205,33 @@ def prepare(
 
     Raises:
       FileNotFoundError: the folder, a frame, the skeletons or the split file are missing.
-      ValueError: a file is broken or in the wrong place, the directory holds another source or
-        lies within the folder, or a split has nobody with tracklets of both modalities.
+      ValueError: a file is broken or in the wrong place, the directory holds another source (and
+        neither `update` nor `overwrite` is given) or lies within the folder, or a split has nobody
+        with tracklets of both modalities.
     """
+    if update and overwrite:
+        raise InputError("update and overwrite are both given: use one of them")
     folder, target = os.path.realpath(source), os.path.realpath(data_dir)
     if os.path.commonpath([folder, target]) == folder:
         raise InputError(
             f"{data_dir}: lies within {source}, where it would be taken for footage; choose a "
             "data_dir elsewhere"
         )
+    make_builder = functools.partial(
+        Folder,
+        source=source,
+        keypoints=keypoints,
+        without_skeletons=without_skeletons,
+        every=every,
+        allow_whole_videos=allow_whole_videos,
+        split_of=_split_of(split_file, test_share, split_seed),
+        num_workers=num_workers,
+    )
+    if update or overwrite:
+        return replacing.replace(make_builder, pathlib.Path(data_dir), update=update)
     return packing.prepare(
-        Folder(
-            source=source,
-            keypoints=keypoints,
-            without_skeletons=without_skeletons,
-            every=every,
-            split_of=_split_of(split_file, test_share, split_seed),
-            num_workers=num_workers,
-            data_dir=data_dir,
-        )
+        make_builder(data_dir=data_dir),
+        hint="add what is new to it with --update, replace it with --overwrite",
     )
 
 
@@ -217,12 +244,18 @@ def check(
     split_file: str | os.PathLike[str] | None = None,
     test_share: float | None = None,
     split_seed: int = 0,
+    allow_whole_videos: bool = False,
+    update: bool = False,
+    overwrite: bool = False,
     num_workers: int | None = None,
 ) -> Findings:
     """Reads all that packing would read and packs nothing; see `prepare` for the arguments."""
+    del update, overwrite  # nothing is written
     findings = Findings()
     with findings.catch():
-        tracklets = read_index(source, every, findings=findings)
+        tracklets = read_index(
+            source, every, allow_whole_videos=allow_whole_videos, findings=findings
+        )
         builder = Folder(
             source=source,
             keypoints=keypoints,
@@ -267,7 +300,7 @@ def _split_of(
 def _find(root: str | os.PathLike[str], skipped: list[str]) -> Iterator[_Found]:
     """Yields the tracklets in the order of their paths; appends skipped files to `skipped`."""
     for identity in _folders(root, "", skipped):
-        if identity == SKELETONS:
+        if identity in RESERVED:
             continue
         for modality in _folders(root, identity, skipped):
             if modality not in schema.MODALITIES:
@@ -280,6 +313,27 @@ def _find(root: str | os.PathLike[str], skipped: list[str]) -> Iterator[_Found]:
                 number = schema.MODALITIES.index(modality)
                 for name, images in _tracklets(root, place, skipped):
                     yield _Found(identity, number, camera, f"{place}/{name}", images)
+
+
+def _named(root: str | os.PathLike[str], found: list[_Found]) -> list[_Found]:
+    """Returns the tracklets with the identities that `identities.csv` gives them, if it exists."""
+    if not os.path.lexists(os.path.join(root, IDENTITIES)):
+        return found
+    paths = {tracklet.path for tracklet in found}
+    names: dict[str, str] = {}
+    absent = []
+    for place, row in read_rows(resolve_inside(root, IDENTITIES), ("tracklet", "identity")):
+        path, identity = row["tracklet"], row["identity"].strip()
+        if path in names:
+            raise InputError(f"{place}: names the tracklet {path} again; delete one of the rows")
+        if not identity:
+            raise InputError(f"{place}: the identity is empty; use {schema.UNKNOWN} or a name")
+        names[path] = identity
+        if path not in paths:
+            absent.append(path)
+    if absent:
+        log(f"{IDENTITIES}: {len(absent)} of its tracklets do not exist ({_examples(absent)})")
+    return [t._replace(identity=names.get(t.path, t.identity)) for t in found]
 
 
 def _folders(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> list[str]:
@@ -358,7 +412,7 @@ def _list(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> _Ent
                 entries.images.append(entry.name)
             elif suffix in VIDEO_SUFFIXES:
                 entries.videos.append(entry.name)
-            elif suffix not in _SKELETON_SUFFIXES and path != conditions.NAME:
+            elif suffix not in _SKELETON_SUFFIXES and path not in (conditions.NAME, IDENTITIES):
                 skipped.append(path)
     return entries
 
@@ -373,12 +427,17 @@ def _number_cameras(names: Iterable[str]) -> dict[str, int]:
 
 
 def _count_frames(
-    root: str | os.PathLike[str], videos: Sequence[str], findings: Findings
+    root: str | os.PathLike[str],
+    videos: Sequence[str],
+    findings: Findings,
+    allow_whole_videos: bool,
 ) -> dict[str, int]:
     """Counts the frames of videos; leaves broken ones out if their errors are collected."""
 
     def count(video: str) -> int | Exception:
         try:
+            if not allow_whole_videos:
+                _require_one_person(root, video)
             return count_frames(root, video)
         except (ValueError, OSError) as error:
             return error
@@ -394,6 +453,20 @@ def _count_frames(
                     raise frames
                 counts[video] = frames
     return counts
+
+
+def _require_one_person(root: str | os.PathLike[str], video: str) -> None:
+    """Raises an error if a video is wider than high, as those of whole scenes are."""
+    with open_video(root, video) as (_, frames):
+        for _, frame in frames:
+            height, width = frame.shape[:2]
+            if width > height:
+                raise InputError(
+                    f"{video}: {width} x {height} pixels, wider than high, as a video of a whole "
+                    "scene; a tracklet shows one person, cropped. Find the people in it with "
+                    "launch/tracklets.py, or pack it as it is with --allow_whole_videos"
+                )
+            return
 
 
 def _is_unread_footage(path: str) -> bool:

@@ -42,7 +42,8 @@ class Progress:
         self._every_seconds = every_seconds
         self._stream = sys.stderr if stream is None else stream
         self._enabled = enabled
-        self._started = time.monotonic()
+        self._started = self._updated = time.monotonic()
+        self._step = start
         self._next_line = self._started  # the first step is shown at once: the loop runs
         self._bar = None
         if enabled and self._stream.isatty():
@@ -50,16 +51,36 @@ class Progress:
                 total=total, initial=start, desc=self._label, unit=unit, file=self._stream
             )
 
-    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Shows that `step` steps of the run are done, and the metrics."""
+    def update(
+        self, step: int, metrics: Mapping[str, float] | None = None, *, timed: bool = True
+    ) -> None:
+        """Shows that `step` steps of the run are done, and the metrics.
+
+        Args:
+          step: steps done.
+          metrics: shown behind the rate, by name.
+          timed: False leaves the steps since the last update, and their time, out of the rate and
+            so of the time left, for instance because a program was compiled.
+        """
         now = time.monotonic()
+        if not timed:
+            self._started += now - self._updated
+            self._start += step - self._step
+        self._updated, done = now, step - self._step
+        self._step = step
         due = now >= self._next_line or step == self._total
         if not self._enabled or (self._bar is None and not due):
             return
         postfix = ", ".join(f"{name}={value:.4g}" for name, value in (metrics or {}).items())
         if self._bar is not None:
             self._bar.set_postfix_str(postfix, refresh=False)
-            self._bar.update(step - self._bar.n)
+            if timed:
+                self._bar.update(done)
+            else:
+                self._bar.unpause()
+                self._bar.initial += done
+                self._bar.n = self._bar.last_print_n = step
+                self._bar.refresh()
             return
         self._next_line = now + self._every_seconds
         line = tqdm.format_meter(

@@ -13,7 +13,6 @@ of tracklets that are not packed are ignored, and every packed tracklet needs a 
 | `motion_blur` | 0 if nothing is smeared |
 """
 
-import csv
 import dataclasses
 import math
 import os
@@ -22,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from data_pipelines import schema
 from data_pipelines.errors import InputError
 from data_pipelines.io import files
+from data_pipelines.io.tables import read_rows
 
 NAME = "attributes.csv"
 _KEY = ("split", "row", "identity", "modality")
@@ -75,20 +75,12 @@ def with_conditions(
 
 def _read(root: str | os.PathLike[str]) -> dict[_Key, tuple[str, ...]]:
     """Returns the conditions of each row of the file."""
-    reader = csv.DictReader(files.read_lines(root, NAME), restval="", strict=True)
     found: dict[_Key, tuple[str, ...]] = {}
-    try:
-        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"{NAME}: the column {missing[0]} is missing; {_AGAIN}")
-        for row in reader:
-            place = f"{NAME}:{reader.line_num}"
-            key = _key(place, row)
-            if key in found:
-                raise InputError(f"{place}: describes a tracklet again; delete one of the rows")
-            found[key] = _conditions(place, row)
-    except csv.Error as error:
-        raise InputError(f"{NAME}: not a readable CSV file ({error}); {_AGAIN}") from error
+    for place, row in read_rows(files.resolve_inside(root, NAME), _COLUMNS):
+        key = _key(place, row)
+        if key in found:
+            raise InputError(f"{place}: describes a tracklet again; delete one of the rows")
+        found[key] = _conditions(place, row)
     return found
 
 

@@ -55,6 +55,10 @@ class _LocalDatasetInfo(tfds.core.DatasetInfo):
         self._write_origin(pathlib.Path(dataset_info_dir))
 
 
+# From `TrackletBuilder.footage_of` a tracklet to its frames, if they are packed already.
+PackedFrames = Callable[[str], frames_lib.Frames | None]
+
+
 class _Shard(NamedTuple):
     name: str
     split: str
@@ -92,6 +96,7 @@ class TrackletBuilder(FileReaderBuilder):
         self.without_skeletons = without_skeletons
         self.num_workers = num_workers or os.cpu_count() or 1
         self._shards: dict[str, dict[str, Any]] = {}  # as `origin.json` lists them
+        self.packed_frames: PackedFrames = lambda footage: None
         super().__init__(file_format="array_record", **kwargs)
         directory = pathlib.Path(self.data_dir)
         self.staging = directory.with_name(f".{directory.name}.packing")
@@ -118,14 +123,15 @@ class TrackletBuilder(FileReaderBuilder):
         return itertools.chain.from_iterable(self.tracklets.values())
 
     @functools.cached_property
-    def _keypoints_path(self) -> pathlib.Path:
+    def keypoints_path(self) -> pathlib.Path:
+        """The file or directory of skeletons; raises as `sources.find_keypoints` does."""
         return pathlib.Path(self._keypoints or sources.find_keypoints(self.source))
 
     def open_keypoints(self) -> sources.Keypoints:
         """Opens the skeletons, for a `with` statement."""
         if self.without_skeletons:
             return _NoSkeletons()
-        return sources.open_keypoints(self._keypoints_path)
+        return sources.open_keypoints(self.keypoints_path)
 
     def read(self, tracklets: Sequence[schema.Tracklet]) -> Iterator[schema.Record]:
         """Yields tracklets as they would be packed, with label -1, without packing them.
@@ -146,11 +152,20 @@ class TrackletBuilder(FileReaderBuilder):
         self, tracklets: Sequence[schema.Tracklet]
     ) -> Iterator[Iterator[frames_lib.Frames]]:
         """Reads the frames of tracklets in threads, some ahead."""
-        read = functools.partial(frames_lib.read_frames, self.source)
         with concurrent.futures.ThreadPoolExecutor(self.num_workers) as pool:
-            ahead = map_ahead(pool, read, tracklets, ahead=2 * self.num_workers)
+            ahead = map_ahead(pool, self._frames, tracklets, ahead=2 * self.num_workers)
             with contextlib.closing(ahead) as frames:
                 yield frames
+
+    def _frames(self, tracklet: schema.Tracklet) -> frames_lib.Frames:
+        """Returns the frames of a tracklet, from an earlier packing if they are the same."""
+        packed = self.packed_frames(self.footage_of(tracklet))
+        return packed or frames_lib.read_frames(self.source, tracklet)
+
+    def footage_of(self, tracklet: schema.Tracklet) -> str:
+        """Returns a hash of a tracklet's frames and the sizes of their files."""
+        sizes = frames_lib.hash_sizes(self.source, [tracklet])
+        return hashlib.sha256("\n".join([sizes, *tracklet.frames]).encode()).hexdigest()
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -163,7 +178,7 @@ class TrackletBuilder(FileReaderBuilder):
             "index": digest.hexdigest(),
             "keypoints": "none"
             if self.without_skeletons
-            else sources.fingerprint(self._keypoints_path),
+            else sources.fingerprint(self.keypoints_path),
             "files": frames_lib.hash_sizes(self.source, self._all_tracklets()),
         }
 
@@ -194,6 +209,10 @@ class TrackletBuilder(FileReaderBuilder):
         """Moves finished shards to a directory and describes them in TFDS' metadata."""
         split_infos = []
         self.info.metadata["fingerprint"] = self.fingerprint
+        self.info.metadata["footage"] = {
+            split: [self.footage_of(tracklet) for tracklet in tracklets]
+            for split, tracklets in self.tracklets.items()
+        }
         for split in self.tracklets:
             names = [shard.name for shard in shards if shard.split == split]
             for name in names:
@@ -225,7 +244,7 @@ class TrackletBuilder(FileReaderBuilder):
             if not sources.without_skeleton(source.read(tracklet)).all():
                 return
         raise InputError(
-            f"{self._keypoints_path}: no frame of the dataset has a skeleton in it, not even "
+            f"{self.keypoints_path}: no frame of the dataset has a skeleton in it, not even "
             f"{tracklet.frames[0]}; make skeletons of exactly these frames with "
             "launch/extract_skeletons.py"
         )
@@ -311,7 +330,7 @@ class TrackletBuilder(FileReaderBuilder):
             "dataset": self.name,
             "version": str(self.version),
             "source": str(self.source.absolute()),
-            "keypoints": "none" if self.without_skeletons else str(self._keypoints_path.absolute()),
+            "keypoints": "none" if self.without_skeletons else str(self.keypoints_path.absolute()),
             "packed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "fingerprint": self.fingerprint,
             "splits": splits,
@@ -439,10 +458,14 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def prepare(builder: TrackletBuilder) -> pathlib.Path:
+def prepare(builder: TrackletBuilder, *, hint: str = "remove the directory") -> pathlib.Path:
     """Packs a dataset, all of it or nothing; returns at once if it is already packed.
 
     Interrupted packing resumes where it stopped.
+
+    Args:
+      builder: of the dataset.
+      hint: what users can do if the directory holds another source.
 
     Returns:
       The directory of the packed dataset, `<data_dir>/<name>/<version>`. Beside the records it
@@ -455,17 +478,22 @@ def prepare(builder: TrackletBuilder) -> pathlib.Path:
       FileNotFoundError: an index file, a frame or the skeletons are missing.
     """
     directory = pathlib.Path(builder.data_dir)
-    fingerprint = builder.fingerprint
     if not directory.exists():
         _fill(directory, builder)
-    packed = reading.open_packed(directory).metadata.get("fingerprint", {})
-    changed = [name for name in fingerprint if packed.get(name) != fingerprint[name]]
+    changed = changes(directory, builder)
     if changed:  # the first is enough: with another index the files differ, too
         raise InputError(
             f"{directory}: already packed from another source (its {changed[0]} differ); choose "
-            "another data_dir or remove the directory"
+            f"another data_dir, or {hint}"
         )
     return directory
+
+
+def changes(directory: pathlib.Path, builder: TrackletBuilder) -> list[str]:
+    """Returns which parts of the fingerprint of a packed dataset are not the builder's."""
+    fingerprint = builder.fingerprint
+    packed = reading.open_packed(directory).metadata.get("fingerprint", {})
+    return [name for name in fingerprint if packed.get(name) != fingerprint[name]]
 
 
 def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:

@@ -27,6 +27,7 @@ from data_pipelines.records import copies, origin
 
 VALIDATION = "validation"  # the split of the training identities that are held out
 _METADATA = "metadata.json"
+_ABOUT_ALL = ("fingerprint", "footage")  # entries of the metadata that are no splits
 _DTYPES = {  # of columns; others are int32
     **dict.fromkeys(("identities", "camera_names", "conditions"), str),
     **dict.fromkeys(("queries", "galleries"), bool),
@@ -81,13 +82,15 @@ def open_packed(dataset_dir: str | os.PathLike[str]) -> Packed:
     of all files would take a minute, and each record has its own, which is checked on reading.
 
     Args:
-      dataset_dir: what `prepare` returned, or an address to which it was copied.
+      dataset_dir: what `prepare` returned, or an address to which it was copied, see `resolve`.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.
-      ValueError: a file is missing or damaged, or was packed by a version without checksums.
+      ValueError: a file is missing or damaged, or was packed by a version without checksums, or
+        the directory holds several packed datasets.
       OSError, ImportError: as `copies.local_copy` does.
     """
+    dataset_dir = resolve(dataset_dir)
     directory = pathlib.Path(remote.locate(dataset_dir))
     again = f"remove {directory} and pack the dataset again"
     if remote.is_remote(dataset_dir):
@@ -113,6 +116,29 @@ def open_packed(dataset_dir: str | os.PathLike[str]) -> Packed:
     if _METADATA not in small:
         raise InputError(f"{listing}: does not list {_METADATA}; {again}")
     return Packed(directory, files, origin.parse_object(small[_METADATA], directory / _METADATA))
+
+
+def resolve(dataset_dir: str | os.PathLike[str]) -> str:
+    """Returns the directory of a packed dataset, given it or one of the two folders around it.
+
+    For instance, `data/people` stands for `data/people/folder/1.1.0` if that is the only packed
+    dataset in it. Addresses, and directories without a packed dataset, are returned as they are.
+
+    Raises:
+      InputError: there are several packed datasets in the directory.
+    """
+    path = pathlib.Path(dataset_dir)
+    if remote.is_remote(dataset_dir) or (path / origin.NAME).exists():
+        return os.fspath(dataset_dir)
+    listings = [*path.glob(f"*/{origin.NAME}"), *path.glob(f"*/*/{origin.NAME}")]
+    # TFDS packs in folders such as 1.1.0.incomplete.
+    found = sorted(p.parent for p in listings if p.parent.name.replace(".", "").isdecimal())
+    if len(found) > 1:
+        raise InputError(
+            f"{dataset_dir}: holds several packed datasets, {', '.join(map(str, found))}; give one "
+            "of them"
+        )
+    return os.fspath(found[0] if found else dataset_dir)
 
 
 def fingerprint(dataset_dir: str | os.PathLike[str]) -> str:
@@ -152,7 +178,7 @@ def open_index(
 
 
 def _splits(packed: Packed) -> list[str]:
-    return [name for name in packed.metadata if name != "fingerprint"]
+    return [name for name in packed.metadata if name not in _ABOUT_ALL]
 
 
 def _read_part(

@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from data_pipelines.coco17 import EDGES, is_detected
+from data_pipelines.pixels import resize_frame, resize_keypoints
 
 LOW_CONFIDENCE = 0.3
 _BONE, _JOINT, _UNSURE_JOINT = (220, 220, 0), (0, 255, 0), (255, 0, 0)  # RGB
@@ -35,3 +36,22 @@ def draw_skeleton(
         if confidence > 0:
             color = _UNSURE_JOINT if confidence < LOW_CONFIDENCE else _JOINT
             cv2.circle(picture, point, size, color, cv2.FILLED, cv2.LINE_AA, shift=_SHIFT)
+
+
+def resized_with_skeleton(
+    frame: UInt8[np.ndarray, "H W 3"],
+    skeleton: Float32[np.ndarray, "17 3"],
+    size: tuple[int, int],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns a frame, uint8[h, w, 3], resized to `size` with its skeleton drawn on.
+
+    Args:
+      frame: uint8[H, W, 3], RGB.
+      skeleton: float32[17, 3]: x, y in pixels of the frame, confidence.
+      size: h and w.
+    """
+    picture = np.empty((*size, 3), np.uint8)
+    resize_frame(frame, picture)
+    moved = resize_keypoints(skeleton, frame.shape[:2], size)
+    draw_skeleton(picture, moved, radius=size[0] / 100)
+    return picture

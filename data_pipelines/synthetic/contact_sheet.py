@@ -3,14 +3,13 @@
 import os
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from data_pipelines import schema
 from data_pipelines.io import frames as frames_lib
-from data_pipelines.io.files import write_file
 from data_pipelines.skeletons import sources
 from data_pipelines.skeletons.drawing import draw_skeleton
+from data_pipelines.skeletons.sheets import evenly_spaced, write_picture
 
 _GAP = 4
 
@@ -55,7 +54,7 @@ def contact_sheet(
                             pictures, keypoints.read(tracklet), strict=True
                         ):
                             draw_skeleton(picture, skeleton)
-                    chosen = np.linspace(0, len(pictures) - 1, frames).round().astype(int)
+                    chosen = evenly_spaced(len(pictures), frames)
                     strips.append(np.hstack([pictures[frame] for frame in chosen]))
             strips += [np.zeros_like(strips[0])] * (2 * rows - len(strips))
             blocks.append(np.pad(np.vstack(strips), ((0, _GAP), (0, _GAP), (0, 0))))
@@ -63,5 +62,4 @@ def contact_sheet(
         blocks.append(np.zeros_like(blocks[0]))
     pairs = zip(blocks[::2], blocks[1::2], strict=True)
     sheet = np.vstack([np.hstack(pair) for pair in pairs])
-    _, content = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-    write_file(path, content.tobytes())
+    write_picture(path, sheet)

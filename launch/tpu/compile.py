@@ -1,4 +1,4 @@
-"""Compiles the training step for a TPU topology, on any machine, and estimates its costs.
+r"""Compiles the training step for a TPU topology, on any machine, and estimates its costs.
 
   python launch/tpu/compile.py --config=configs/star_hitsz_vcm.py --topology=v5e:16x16 \
     --config.data.identities_per_batch=128
@@ -27,8 +27,8 @@ from launch.tpu.estimate import CHIPS, estimate, read_program, summary
 from star_jax.config import check_config
 
 CONFIG = command.define_config()
-TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Generation and chips in each dimension, e.g. v5e:2x4.", required=True
+TOPOLOGY = command.define_required(
+    "topology", "Generation and chips in each dimension, e.g. v5e:2x4."
 )
 JSON = flags.DEFINE_string("json", None, "Also write what is printed to this file.")
 HLO = flags.DEFINE_string("hlo", None, "Write the compiled program's text to this file.")

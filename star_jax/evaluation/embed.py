@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,19 +18,28 @@ from jaxtyping import Float32, Int
 from data_pipelines.errors import InputError
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import is_remote
+from data_pipelines.io.terminal import log
 from data_pipelines.loader import TestBatch, test_clips
-from data_pipelines.records.reading import VALIDATION, fingerprint, open_index, open_records
+from data_pipelines.records.reading import (
+    VALIDATION,
+    fingerprint,
+    open_index,
+    open_records,
+    resolve,
+)
 from data_pipelines.schema import MODALITIES, Index
 from data_pipelines.skeletons.corruption import Corruption
 from star_jax.config import check_config
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import gather, local_part, local_rows, put, split_rows
+from star_jax.evaluation import embeddings as embedding_files
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.protocols import queries_of, rank, require_scorable, summarize
 from star_jax.evaluation.similarity import make_similarity
 from star_jax.models import Star
 from star_jax.network import Network, restore_network
 from star_jax.training import run_files
+from star_jax.training.checksums import checksums
 from star_jax.training.steps import make_embed_step
 
 
@@ -171,6 +181,7 @@ def embed_batches(
     positions: list[np.ndarray] = []
     embeddings: list[np.ndarray] = []
     done = 0
+    compiled = set()
     enabled = show_progress and processes.is_first()
     with Progress(num_tracklets, "embedding", unit="tracklet", enabled=enabled) as progress:
         for modality, batch in batches:
@@ -180,7 +191,8 @@ def embed_batches(
             positions.append(batch["position"])
             found = np.unique(batch["position"][batch["position"] >= 0])
             done += len(found) * jax.process_count()  # approximate with several processes
-            progress.update(min(done, num_tracklets))
+            progress.update(min(done, num_tracklets), timed=modality in compiled)
+            compiled.add(modality)
             if stop_requested():
                 raise processes.Preempted
     position, embedding = gather((np.concatenate(positions), np.concatenate(embeddings)))
@@ -239,7 +251,7 @@ def describe_evaluation(
         described["expansion"] = options.expansion
     if options.rerank:
         described["rerank"] = True
-    dataset = {"dir": config.data.dir, "fingerprint": fingerprint(config.data.dir)}
+    dataset = {"dir": resolve(config.data.dir), "fingerprint": fingerprint(config.data.dir)}
     return {
         "protocol": config.eval.protocol,
         "step": step,
@@ -354,21 +366,13 @@ def embed_dataset(
       InputError: there is no such split, or it has no skeletons and the network needs them.
     """
     config = network.config.copy_and_resolve_references()
-    remote = is_remote(dataset_dir)
     config.data.validation_identities = 0  # of the dataset that the network was trained on
-    config.data.dir = os.fspath(dataset_dir) if remote else os.path.realpath(dataset_dir)
+    remote = is_remote(dataset_dir)
+    config.data.dir = os.fspath(dataset_dir) if remote else os.path.realpath(resolve(dataset_dir))
     if clips is not None:
         config.eval.clips = clips
-    try:
-        index = open_index(config.data.dir, split)
-    except FileNotFoundError as error:
-        if remote:
-            raise
-        raise FileNotFoundError(
-            f"{dataset_dir}: not a packed dataset; pack a folder of footage with `python "
-            f"launch/prepare.py --dataset=folder --source={dataset_dir}` and pass the directory "
-            "that it prints"
-        ) from error
+    found_fingerprint = _fingerprint_of(dataset_dir)
+    index = open_index(config.data.dir, split)
     no_skeletons = (index.missing_skeletons == index.num_frames).all()
     if network.model.uses_skeletons and no_skeletons:
         raise InputError(
@@ -387,11 +391,79 @@ def embed_dataset(
         num_frames=index.num_frames,
         first_frames=np.array([records[i]["frame_ids"][0] for i in range(len(index.rows))]),
         dataset_dir=config.data.dir,
-        dataset_fingerprint=fingerprint(config.data.dir),
+        dataset_fingerprint=found_fingerprint,
         split=split,
         step=network.step,
         config_hash=config_hash(network.config),
     )
+
+
+def embed_once(
+    network: Network,
+    dataset_dir: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    split: str = "test",
+    *,
+    clips: str | None = None,
+) -> pathlib.Path:
+    """Writes the embeddings of `embed_dataset` to a folder, unless they are there from before.
+
+    The file's name stands for the weights, the config and the step of the network, the content of
+    the dataset, split and clips: a change of any of them embeds again. A file that cannot be read
+    is written anew.
+
+    Returns:
+      The path, `<folder>/embeddings-<digits>.npz`, which the first process has written; see
+      `embeddings.load`.
+
+    Raises:
+      FileNotFoundError, InputError: as `embed_dataset` does.
+    """
+    facts = {
+        "weights": checksums(network.variables),
+        "config": config_hash(network.config),
+        "step": network.step,
+        "dataset": _fingerprint_of(dataset_dir),
+        "split": split,
+        "clips": clips or network.config.eval.clips,
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    output = pathlib.Path(folder) / f"embeddings-{digest[:16]}"
+    path = output.with_suffix(".npz")
+    if processes.broadcast_from_process_0(bytes([processes.is_first() and _is_readable(path)]))[0]:
+        if processes.is_first():
+            log(f"reusing the embeddings in {path}: same weights, dataset, split and clips")
+        return path
+    found = embed_dataset(network, dataset_dir, split, clips=clips)
+    if processes.is_first():
+        embedding_files.save(output, found)
+    return path
+
+
+def _is_readable(path: pathlib.Path) -> bool:
+    """Returns whether a file of embeddings exists; logs it if there is one that cannot be read."""
+    try:
+        embedding_files.load(path)
+    except FileNotFoundError:
+        return False
+    except InputError as error:
+        log(f"embedding again: {error}")
+        return False
+    return True
+
+
+def _fingerprint_of(dataset_dir: str | os.PathLike[str]) -> str:
+    """Returns the fingerprint of a dataset; its error says how to pack a folder of footage."""
+    try:
+        return fingerprint(dataset_dir)
+    except FileNotFoundError as error:
+        if is_remote(dataset_dir):
+            raise
+        raise FileNotFoundError(
+            f"{dataset_dir}: not a packed dataset; pack a folder of footage with `python "
+            f"launch/prepare.py --dataset=folder --source={dataset_dir}` and pass the directory "
+            "that it prints"
+        ) from error
 
 
 def config_hash(config: ml_collections.ConfigDict) -> str:

@@ -23,11 +23,13 @@ class Rules(NamedTuple):
         dropped.
       cameras_of_one_modality: whether a camera must show an identity in one modality only, so that
         the camera rule removes nothing; otherwise the evaluation is refused.
+      both_modalities: whether queries search the tracklets of both modalities, but for themselves.
     """
 
     camera_rule: bool = False
     visible_batch: int = 1
     cameras_of_one_modality: bool = False
+    both_modalities: bool = False
 
 
 PROTOCOLS: Mapping[str, Rules] = {
@@ -36,6 +38,8 @@ PROTOCOLS: Mapping[str, Rules] = {
     "buptcampus/official-bs64": Rules(visible_batch=64),
     "cross-modality": Rules(),
     "cross-modality/other-cameras": Rules(camera_rule=True),
+    "any": Rules(both_modalities=True),
+    "any/other-cameras": Rules(both_modalities=True, camera_rule=True),
 }
 
 _MODALITIES = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}  # query, gallery
@@ -115,6 +119,8 @@ def rank(
     the last full batch of 64 are dropped, as in the published loader; infrared ones are not.
     `cross-modality`, for any other dataset: cameras are ignored.
     `cross-modality/other-cameras`: gallery entries of the query's identity and camera are removed.
+    `any`, `any/other-cameras`: likewise, but infrared queries (`i2v`) and visible ones (`v2i`)
+    search all other tracklets, of both modalities.
 
     Tracklets of people whose identity is not known are neither queries nor in the gallery.
 
@@ -153,7 +159,8 @@ def rank(
     for direction, (query_modality, gallery_modality) in _MODALITIES.items():
         query = np.flatnonzero(known & index.queries & (index.modalities == query_modality))
         query = query[np.argsort(index.rows[query], kind="stable")]
-        gallery = np.flatnonzero(known & index.galleries & (index.modalities == gallery_modality))
+        in_gallery = rules.both_modalities | (index.modalities == gallery_modality)
+        gallery = np.flatnonzero(known & index.galleries & in_gallery)
         if query_modality == VISIBLE:
             query = _whole_batches(query, rules.visible_batch)
         else:
@@ -165,18 +172,15 @@ def rank(
             )
         if rules.cameras_of_one_modality:
             _assert_cameras_of_one_modality(protocol, index, query, gallery)
-        cameras = {}
-        if rules.camera_rule:
-            cameras = {
-                "query_cameras": index.cameras[query],
-                "gallery_cameras": index.cameras[gallery],
-            }
+        # Without the camera rule, each tracklet is a camera of its own: it does not find itself.
+        cameras = index.cameras if rules.camera_rule else np.arange(len(index.cameras))
         similarity = compare(embeddings[query], embeddings[gallery])
         result = evaluate_retrieval(
             similarity,
             query_ids=index.identities[query],
             gallery_ids=index.identities[gallery],
-            **cameras,
+            query_cameras=cameras[query],
+            gallery_cameras=cameras[gallery],
         )
         rankings[direction] = Ranking(query, gallery, similarity, result)
     return rankings
@@ -198,6 +202,8 @@ def summarize(
             **scores.summary(result, identities),
             "by_camera_pair": scores.by_camera_pair(
                 similarity,
+                queries=query,
+                gallery=gallery,
                 query_ids=identities,
                 gallery_ids=index.identities[gallery],
                 query_cameras=index.camera_names[query],

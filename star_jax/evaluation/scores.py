@@ -14,6 +14,10 @@ RANKS = (1, 5, 10, 20)
 METRICS = (*(f"rank{k}" for k in RANKS), "map", "minp")
 COUNTS = ("queries", "gallery", "unmatched", "removed")
 DIRECTIONS = ("i2v", "v2i")
+METRIC_NAMES = {
+    **{f"rank{k}": f"Rank-{k}" for k in RANKS},
+    **{"map": "mAP", "minp": "mINP"},
+}
 
 
 def scores_of_queries(result: RetrievalResult) -> Float64[np.ndarray, "Q 6"]:
@@ -52,6 +56,8 @@ def summary(result: RetrievalResult, identities: Shaped[np.ndarray, " Q"]) -> di
 def by_camera_pair(
     similarity: np.ndarray,
     *,
+    queries: np.ndarray,
+    gallery: np.ndarray,
     query_ids: np.ndarray,
     gallery_ids: np.ndarray,
     query_cameras: np.ndarray,
@@ -63,25 +69,32 @@ def by_camera_pair(
 
     Args:
       similarity: float[Q, G].
+      queries: int[Q], positions of the tracklets, none of which finds itself.
+      gallery: int[G].
       query_ids: [Q].
       gallery_ids: [G].
       query_cameras: str[Q].
       gallery_cameras: str[G].
     """
     pairs = []
+    numbers = np.unique(np.concatenate([query_ids, gallery_ids]), return_inverse=True)[1]
+    query_numbers, gallery_numbers = np.split(numbers, [len(query_ids)])  # faster to compare
     for query_camera in np.unique(query_cameras):
         for gallery_camera in np.unique(gallery_cameras):
-            queries = np.flatnonzero(query_cameras == query_camera)
-            entries = np.flatnonzero(gallery_cameras == gallery_camera)
-            if not np.isin(query_ids[queries], gallery_ids[entries]).any():
+            rows = np.flatnonzero(query_cameras == query_camera)
+            columns = np.flatnonzero(gallery_cameras == gallery_camera)
+            same = query_numbers[rows, None] == gallery_numbers[columns]
+            if not (same & (queries[rows, None] != gallery[columns])).any():
                 continue
             result = evaluate_retrieval(
-                similarity[np.ix_(queries, entries)],
-                query_ids=query_ids[queries],
-                gallery_ids=gallery_ids[entries],
+                similarity[np.ix_(rows, columns)],
+                query_ids=query_numbers[rows],
+                gallery_ids=gallery_numbers[columns],
+                query_cameras=queries[rows],
+                gallery_cameras=gallery[columns],
             )
             cameras = {"query_camera": str(query_camera), "gallery_camera": str(gallery_camera)}
-            pairs.append({**cameras, **summary(result, query_ids[queries])})
+            pairs.append({**cameras, **summary(result, query_ids[rows])})
     return pairs
 
 

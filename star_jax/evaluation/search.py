@@ -1,19 +1,25 @@
 """Search among embedded tracklets: the most similar gallery entries of each query."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.tables import aligned
-from data_pipelines.io.terminal import printable
 from data_pipelines.schema import UNKNOWN
 from star_jax.evaluation.embeddings import Embeddings, csv_file
+from star_jax.evaluation.retrieval import evaluate_retrieval, number_labels, score_queries
+from star_jax.evaluation.scores import METRIC_NAMES, summary
+from star_jax.evaluation.similarity import dot_product
 
+METRICS = ("rank1", "rank5", "rank10", "map")  # those of `scores.METRICS` that a search shows
 _HEADER = (
     *("query", "query_identity", "query_camera", "query_modality", "query_first_frame"),
-    *("rank", "score", "identity", "camera", "modality", "first_frame", "same_identity"),
+    *("first_true_match", "rank", "score", "identity", "camera", "modality", "first_frame"),
+    "same_identity",
 )
 
 
@@ -32,22 +38,55 @@ class Match(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The result for one query: its position, and the matches, best first."""
+    """The result for one query.
+
+    Attributes:
+      query: its position.
+      matches: the most similar gallery entries, best first.
+      first_match: rank of the first entry of the query's identity in the whole gallery, from 1;
+        0 if the gallery has none, None if the query's identity is unknown.
+    """
 
     query: int
     matches: list[Match]
+    first_match: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search of Q queries among G gallery entries has found.
+
+    Attributes:
+      query: embeddings of the queries.
+      gallery: embeddings of the gallery.
+      modalities: of queries and gallery entries: "visible", "infrared" or "any".
+      queries: int64[Q], positions of the queries that were searched with.
+      entries: int64[G], positions of the gallery entries that were searched for.
+      similarity: float32[Q, G], cosine similarities.
+      results: of each query, in this order.
+      scores: `scores.summary` of the queries of known identity that have a match, among gallery
+        entries of known identity; None if there is no such query.
+    """
+
+    query: Embeddings
+    gallery: Embeddings
+    modalities: tuple[str, str]
+    queries: Int[np.ndarray, " Q"]
+    entries: Int[np.ndarray, " G"]
+    similarity: Float32[np.ndarray, "Q G"]
+    results: Sequence[Result]
+    scores: Mapping[str, Any] | None
 
 
 def search(
     query: Embeddings,
     gallery: Embeddings,
     *,
-    query_modality: str = "any",
-    gallery_modality: str = "any",
+    query_modality: str = "infrared",
+    gallery_modality: str = "visible",
     top: int = 10,
-    max_queries: int = 20,
-) -> list[Result]:
-    """Returns the most similar tracklets of the gallery for each query.
+) -> Found:
+    """Returns the most similar tracklets of the gallery for each query, and the search's scores.
 
     A tracklet never matches itself if both sets are the same packed split. Matches of equal score
     are in the order of the gallery.
@@ -58,32 +97,48 @@ def search(
       query_modality: "visible", "infrared" or "any".
       gallery_modality: likewise.
       top: maximum number of matches per query.
-      max_queries: maximum number of queries; the first ones are used.
 
     Raises:
       InputError: the embeddings come from different networks, or none has the modality.
     """
     require_same_network(query, gallery)
-    queries = _of_modality(query, query_modality, "queries")[:max_queries]
-    candidates = _of_modality(gallery, gallery_modality, "gallery")
-    scores = query.embeddings[queries] @ gallery.embeddings[candidates].T
-    same_split = (query.dataset_fingerprint, query.split) == (
-        gallery.dataset_fingerprint,
-        gallery.split,
-    )
+    queries = _of_modality(query, query_modality, "query")
+    entries = _of_modality(gallery, gallery_modality, "gallery")
+    # Numbers of tracklets, equal where a query and an entry are the same one. They are passed as
+    # cameras, since entries of the query's identity and camera are removed.
+    tracklets = queries, entries if same_split(query, gallery) else -1 - entries
+    similarity = dot_product(query.embeddings[queries], gallery.embeddings[entries])
+    ids = query.identities[queries], gallery.identities[entries]
+    known = ids[0] != UNKNOWN, ids[1] != UNKNOWN
+    ranked = score_queries(similarity, number_labels(similarity.shape, *ids, *tracklets))
     results = []
-    for position, row in zip(queries.tolist(), scores, strict=True):
+    for row, position in enumerate(queries.tolist()):
+        order = np.argsort(-similarity[row], kind="stable")[: top + 1]
         matches: list[Match] = []
-        for place in np.argsort(-row, kind="stable").tolist():
-            found = int(candidates[place])
-            if len(matches) == top:
-                break
-            if not (same_split and found == position):
-                names = {str(query.identities[position]), str(gallery.identities[found])}
-                same = None if UNKNOWN in names else len(names) == 1
-                matches.append(Match(found, float(row[place]), same))
-        results.append(Result(position, matches))
-    return results
+        for place in order[tracklets[1][order] != position][:top]:
+            both_known = known[0][row] and known[1][place]
+            same = bool(ids[0][row] == ids[1][place]) if both_known else None
+            matches.append(Match(int(entries[place]), float(similarity[row, place]), same))
+        first_match = int(ranked.first_match[row]) if known[0][row] else None
+        results.append(Result(position, matches, first_match))
+
+    scores = None
+    if any(result.first_match for result in results):
+        of_known = evaluate_retrieval(
+            similarity[np.ix_(*known)],
+            query_ids=ids[0][known[0]],
+            gallery_ids=ids[1][known[1]],
+            query_cameras=tracklets[0][known[0]],
+            gallery_cameras=tracklets[1][known[1]],
+        )
+        scores = summary(of_known, ids[0][known[0]])
+    modalities = query_modality, gallery_modality
+    return Found(query, gallery, modalities, queries, entries, similarity, results, scores)
+
+
+def same_split(query: Embeddings, gallery: Embeddings) -> bool:
+    """Returns whether queries and gallery are the same tracklets, of one split of a dataset."""
+    return (query.dataset_fingerprint, query.split) == (gallery.dataset_fingerprint, gallery.split)
 
 
 def require_same_network(query: Embeddings, gallery: Embeddings) -> None:
@@ -108,31 +163,72 @@ def _of_modality(embeddings: Embeddings, modality: str, role: str) -> np.ndarray
     if not chosen.size:
         raise InputError(
             f"{role}: none of the {len(embeddings.rows)} tracklets of {embeddings.dataset_dir} is "
-            f"{modality}"
+            f"{modality}; choose another --{role}_modality, or any"
         )
     return chosen
 
 
-def format_result(query: Embeddings, gallery: Embeddings, result: Result) -> str:
-    """Returns a query and its matches as text for a terminal."""
-    rows = [("rank", "score", "identity", "camera", "modality", "first frame")]
-    for rank, match in enumerate(result.matches, start=1):
-        identity, camera, modality, frame = facts_of(gallery, match.position)
-        rows.append((str(rank), f"{match.score:.3f}", identity, camera, modality, frame))
-    identity, camera, modality, frame = facts_of(query, result.query)
-    title = f"query {identity}, camera {camera}, {modality}, {frame}"
-    return f"{printable(title)}\n{aligned(rows)}"
+def evenly_spread(total: int, count: int) -> Int[np.ndarray, " n"]:
+    """Returns `count` of `total` positions, or all if fewer: the middles of equal parts."""
+    count = min(count, total)
+    return ((2 * np.arange(count) + 1) * total) // (2 * count)
 
 
-def matches_csv(query: Embeddings, gallery: Embeddings, results: Sequence[Result]) -> bytes:
-    """Returns all matches as a CSV file, one row per match."""
-    rows: list[tuple] = [_HEADER]
+def format_results(found: Found, results: Sequence[Result]) -> str:
+    """Returns a table for a terminal, one line for each query."""
+    rows = [
+        ("query", "camera", "first frame", "first true match", "best match", "camera", "score"),
+    ]
     for result in results:
-        own = (result.query, *facts_of(query, result.query))
+        identity, camera, _, frame = facts_of(found.query, result.query)
+        best: tuple[str, str, str] = ("", "", "")
+        for match in result.matches[:1]:
+            other, its_camera, _, _ = facts_of(found.gallery, match.position)
+            best = (other, its_camera, f"{match.score:.3f}")
+        rows.append((identity, camera, frame, first_match_as_text(result), *best))
+    return aligned(rows)
+
+
+def first_match_as_text(result: Result) -> str:
+    """Returns the rank of a query's first true match, or why there is none."""
+    if result.first_match is None:
+        return "unknown"
+    return str(result.first_match or "none")
+
+
+def format_scores(found: Found) -> str:
+    """Returns the scores in one line."""
+    if found.scores is None:
+        return "no scores: no query of a known identity has a true match in the gallery"
+    shown = (f"{METRIC_NAMES[metric]} {found.scores[metric]:.1f} %" for metric in METRICS)
+    return ", ".join(shown)
+
+
+def format_counts(found: Found) -> str:
+    """Returns which queries searched which gallery, and how many queries do not count, as text."""
+    kinds = ["" if modality == "any" else f"{modality} " for modality in found.modalities]
+    queries, entries = found.similarity.shape
+    text = f"{_count(queries, f'{kinds[0]}query', f'{kinds[0]}queries')} searched "
+    text += _count(entries, f"{kinds[1]}tracklet", f"{kinds[1]}tracklets")
+    firsts = [result.first_match for result in found.results]
+    left_out = {"without a true match": firsts.count(0), "of unknown identity": firsts.count(None)}
+    reasons = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
+    return text + (f"; left out of the scores: {' and '.join(reasons)}" if reasons else "")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def matches_csv(found: Found) -> bytes:
+    """Returns the matches of all queries as a CSV file, one row per match."""
+    rows: list[tuple] = [_HEADER]
+    for result in found.results:
+        own = (result.query, *facts_of(found.query, result.query), first_match_as_text(result))
         for rank, match in enumerate(result.matches, start=1):
             same = {True: "yes", False: "no", None: ""}[match.same]
             score = round(match.score, 6)
-            rows.append((*own, rank, score, *facts_of(gallery, match.position), same))
+            rows.append((*own, rank, score, *facts_of(found.gallery, match.position), same))
     return csv_file(rows)
 
 

@@ -14,13 +14,13 @@ from sklearn.manifold import TSNE
 
 from data_pipelines.coco17 import JOINTS, is_detected
 from data_pipelines.io.progress import Progress
-from data_pipelines.schema import INFRARED, VISIBLE, Index
+from data_pipelines.schema import INFRARED, UNKNOWN, VISIBLE, Index
 from star_jax import augment
 from star_jax.distributed.parallel import put, split_rows
 from star_jax.evaluation import bootstrap
 from star_jax.evaluation.embed import split_batches, whole_batch
 from star_jax.evaluation.protocols import Ranking, rank
-from star_jax.evaluation.search import Match, Result
+from star_jax.evaluation.search import Found, Match, Result, same_split
 from star_jax.models.guidance import FrameGuidance
 from star_jax.models.keypoint_graph import tracklet_edges
 from star_jax.models.pooling import POWERS, GuidedPooling
@@ -38,11 +38,11 @@ class Curve(NamedTuple):
     high: Float64[np.ndarray, " K"]
 
 
-class Distances(NamedTuple):
-    """How far apart tracklets are: densities of cosine distances in bins.
+class Densities(NamedTuple):
+    """How far apart or how similar tracklets are: densities of a number of pairs, in bins.
 
     Attributes:
-      edges: float64[bins + 1], cosine distances from 0 to 2.
+      edges: float64[bins + 1], of the bins.
       same: float64[bins], density of the pairs of one identity; zeros without any.
       different: float64[bins], density of the pairs of two identities; zeros without any.
       num_same: pairs of one identity.
@@ -141,7 +141,7 @@ def first_matches(
       count: how many entries.
 
     Returns:
-      Positions in the index.
+      The result, with positions in the index.
     """
     query, similarity = int(ranking.queries[row]), ranking.similarity[row]
     matches = []
@@ -149,14 +149,14 @@ def first_matches(
         position = int(ranking.gallery[entry])
         same = bool(identities[position] == identities[query])
         matches.append(Match(position, float(similarity[entry]), same))
-    return Result(query, matches)
+    return Result(query, matches, int(ranking.result.first_match[row]))
 
 
 def distance_densities(
     embeddings: Float32[np.ndarray, "n C"],
     identities: Shaped[np.ndarray, " n"],
     modalities: Int[np.ndarray, " n"],
-) -> dict[tuple[int, int], Distances]:
+) -> dict[tuple[int, int], Densities]:
     """Returns the cosine distances of all pairs of tracklets, by PAIRINGS of modalities.
 
     A pair is counted once, and no tracklet is paired with itself.
@@ -168,17 +168,37 @@ def distance_densities(
         distance = 1 - embeddings[rows] @ embeddings[columns].T
         counted = rows[:, None] < columns if first == second else np.ones(distance.shape, bool)
         same = identities[rows][:, None] == identities[columns]
-        alike, unlike = distance[counted & same], distance[counted & ~same]
-        found[first, second] = Distances(
-            edges, _density(alike, edges), _density(unlike, edges), len(alike), len(unlike)
-        )
+        found[first, second] = _densities(distance, same, counted, edges)
     return found
+
+
+def score_densities(found: Found) -> Densities:
+    """Returns the similarities of all pairs of a query and a gallery entry of known identities.
+
+    No tracklet is paired with itself.
+    """
+    ids = found.query.identities[found.queries], found.gallery.identities[found.entries]
+    counted = (ids[0] != UNKNOWN)[:, None] & (ids[1] != UNKNOWN)
+    if same_split(found.query, found.gallery):
+        counted &= found.queries[:, None] != found.entries
+    edges = np.linspace(-1, 1, 2 * _BINS + 1)
+    return _densities(found.similarity, ids[0][:, None] == ids[1], counted, edges)
+
+
+def _densities(
+    values: np.ndarray, same: np.ndarray, counted: np.ndarray, edges: np.ndarray
+) -> Densities:
+    """Returns the densities of the values of those pairs that are counted."""
+    alike, unlike = values[counted & same], values[counted & ~same]
+    return Densities(
+        edges, _density(alike, edges), _density(unlike, edges), len(alike), len(unlike)
+    )
 
 
 def _density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     if not len(values):
         return np.zeros(len(edges) - 1)
-    return np.histogram(np.clip(values, 0, 2), edges, density=True)[0]
+    return np.histogram(np.clip(values, edges[0], edges[-1]), edges, density=True)[0]
 
 
 def embedding_map(embeddings: Float32[np.ndarray, "n C"]) -> Float[np.ndarray, "n 2"]:
@@ -303,6 +323,7 @@ def read_details(
     )
     parts: list[dict[str, np.ndarray]] = []
     order: list[np.ndarray] = []
+    compiled = set()
     with Progress(len(positions), "looking into the network", unit="tracklet") as progress:
         for modality, batch in batches:
             step = make_details_step(network.model, modality, mesh)
@@ -311,7 +332,8 @@ def read_details(
             real = batch["position"] >= 0
             parts.append({name: np.asarray(value)[real] for name, value in found.items()})
             order.append(batch["position"][real])
-            progress.update(sum(map(len, order)))
+            progress.update(sum(map(len, order)), timed=modality in compiled)
+            compiled.add(modality)
     back = np.argsort(np.concatenate(order))
     arrays: dict[str, Any] = {
         name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]

@@ -2,8 +2,6 @@
 
 import os
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from etils import epath
 
@@ -16,7 +14,7 @@ from star_jax.evaluation.scores import title_of
 from star_jax.report import analysis, sections
 from star_jax.report.page import Panels, make_page
 from star_jax.report.pictures import open_frames
-from star_jax.report.run import Run, read_run
+from star_jax.report.run import Run, name_of_dataset, name_of_run, read_run, short_revision
 from star_jax.training import run_files
 
 LOOKED_INTO = 400  # tracklets whose attention, pooling and joints are examined
@@ -55,40 +53,25 @@ def write_report(
     fingerprint = evaluation["dataset"]["fingerprint"]
     facts = {
         "Step": f"{run.network.step:,}",
-        "Dataset": f"{_name_of_dataset(run.dataset_dir)}, {fingerprint[:8]}",
+        "Dataset": f"{name_of_dataset(run.dataset_dir)}, {fingerprint[:8]}",
         "Protocol": f"{title_of(evaluation)}, clips: {evaluation['clips']}",
-        "Trained by": _revision(run.record),
-        "Evaluated by": _revision(evaluation["environment"]),
+        "Trained by": short_revision(run.record),
+        "Evaluated by": short_revision(evaluation["environment"]),
         "Written": time.strftime("%Y-%m-%d %H:%M"),
     }
     model = run.network.config.model
     subtitle = f"{model.backbone}, guidance {model.guidance}, pooling {model.pooling}"
-    write_file(path, make_page(path_name(workdir), subtitle, facts, found))
+    write_file(path, make_page(name_of_run(workdir), subtitle, facts, found))
     return path, folder
-
-
-def path_name(workdir: epath.Path) -> str:
-    """Returns the name of a run, that of its folder."""
-    return workdir.name or str(workdir)
-
-
-def _name_of_dataset(dataset_dir: str) -> str:
-    """Returns name and version of a packed dataset, the last two folders of its path."""
-    return "/".join(epath.Path(dataset_dir).parts[-2:])
-
-
-def _revision(environment: Mapping[str, Any]) -> str:
-    """Returns the first digits of the revision of the code, and whether it was changed."""
-    found = str(environment.get("git_revision", "unknown"))
-    return found[:10] + ("-dirty" if found.endswith("-dirty") else "")
 
 
 def _write_sections(run: Run, folder: epath.Path, command: str) -> list[sections.Section]:
     """Returns the sections, and writes their figures to a folder."""
     network, report = run.network, run.report
     index = open_index(run.dataset_dir, report["split"])
-    embedded = embed_dataset(network, run.dataset_dir, report["split"], clips=report["clips"])
-    embeddings = embedded.embeddings
+    embeddings = embed_dataset(
+        network, run.dataset_dir, report["split"], clips=report["clips"]
+    ).embeddings
     rankings = rank(report["protocol"], embeddings, index)
     looked_into = analysis.whole_identities(index.identities, LOOKED_INTO)
     compared = analysis.whole_identities(index.identities, COMPARED)
@@ -120,6 +103,6 @@ def _write_sections(run: Run, folder: epath.Path, command: str) -> list[sections
         for figure in block.figures if isinstance(block, Panels) else ():
             write_file(folder / f"{figure.name}.png", figure.png)
     for direction, ranking in rankings.items():
-        picture = sections.ranked_picture(ranking, embedded, frames)
+        picture = sections.ranked_picture(ranking, index, frames)
         write_file(folder / f"ranked_{direction}.png", picture)
     return found

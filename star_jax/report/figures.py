@@ -1,7 +1,7 @@
 """The figures of the report: each function draws one from arrays."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from data_pipelines.coco17 import EDGES, JOINTS
 from data_pipelines.schema import MODALITIES
 from star_jax.models.pooling import POWERS
-from star_jax.report.analysis import Curve, Distances
+from star_jax.report.analysis import Curve, Densities
 from star_jax.report.theme import COLORS, FONT, INFRARED, INK, MUTED, RULE, SETTINGS, VISIBLE
 
 OF_MODALITY = (VISIBLE, INFRARED)
@@ -30,6 +30,20 @@ _BODY = np.array(
     ],
     float,
 )
+
+
+class Captioned(NamedTuple):
+    """A picture of a ranked list.
+
+    Attributes:
+      picture: uint8[H, W, 3].
+      caption: in one line.
+      kind: "query", or how a match's identity compares: "same", "other" or "unknown".
+    """
+
+    picture: UInt8[np.ndarray, "H W 3"]
+    caption: str
+    kind: str
 
 
 def _new(width: int, height: int) -> Figure:
@@ -116,8 +130,14 @@ def cmc(found: Mapping[str, Curve]) -> Figure:
 
 
 @matplotlib.rc_context(SETTINGS)
-def distances(title: str, found: Distances) -> Figure:
-    """Returns the figure of the distributions of distances, same and different identities."""
+def densities(title: str, quantity: str, found: Densities) -> Figure:
+    """Returns the figure of what pairs of the same and of different identities have.
+
+    Args:
+      title: what is shown.
+      quantity: of which the densities are.
+      found: the densities.
+    """
     figure = _new(330, 230)
     axes = figure.subplots()
     same, different = (
@@ -133,7 +153,7 @@ def distances(title: str, found: Distances) -> Figure:
         )
     axes.set_ylim(0, 1.42 * max(found.same.max(), found.different.max(), 1e-9))  # for the legend
     axes.set_title(title)
-    axes.set_xlabel("cosine distance")
+    axes.set_xlabel(quantity)
     axes.set_yticks([])
     axes.spines.left.set_visible(False)
     axes.legend(loc="upper left", frameon=False, labelcolor=INK, borderpad=0, fontsize=FONT - 1)
@@ -473,6 +493,26 @@ def corruption(
     axes.set_ylabel("mAP (%)")
     axes.grid(axis="y")
     axes.legend(loc="lower left", frameon=False, labelcolor="linecolor")
+    return figure
+
+
+@matplotlib.rc_context(SETTINGS)
+def ranked_lists(rows: Sequence[Sequence[Captioned]]) -> Figure:
+    """Returns the figure of ranked lists, a row for each: the query, then its matches by rank."""
+    columns = max(map(len, rows))
+    figure = _new(130 * columns, 168 * len(rows))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    borders = {"query": (MUTED, "-"), "same": (VISIBLE, "-"), "other": (INFRARED, (0, (3, 2)))}
+    for row, line in zip(grid, rows, strict=True):
+        for axes in row[len(line) :]:
+            axes.set_axis_off()
+        for axes, (picture, caption, kind) in zip(row, line, strict=False):
+            axes.imshow(picture)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            color, style = borders[kind]
+            axes.spines[:].set(visible=True, color=color, linestyle=style, linewidth=2.5)
+            axes.set_xlabel(shown(caption, 20), color=INK, size=FONT - 2)
     return figure
 
 

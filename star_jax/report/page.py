@@ -1,4 +1,4 @@
-"""The report's page: its sections, and the template that makes HTML of them.
+"""The page of a report or a search: its sections, and the template that makes HTML of them.
 
 Names from data are untrusted: the template escapes them, and the page may load nothing. Only the
 SVG of `theme.render` is inserted as it is.
@@ -10,6 +10,13 @@ from typing import NamedTuple
 import jinja2
 
 from star_jax.report.theme import COLORS, Rendered
+
+# How matches are marked on the page, so that colors alone need not tell them apart.
+MARKS = {
+    "same": ("✓", "the query's identity"),
+    "other": ("✗", "another identity"),
+    "unknown": ("?", "identity unknown"),
+}
 
 
 class Panels(NamedTuple):
@@ -28,15 +35,15 @@ class Card(NamedTuple):
     """A tracklet of a ranked list.
 
     Attributes:
-      picture: address of the picture, `data:...`.
-      same: whether it has the query's identity; None for the query.
+      picture: address of the picture, `data:...`; "" for none.
+      kind: "query", or how a match's identity compares: "same", "other" or "unknown".
       title: "query", or the rank and the score.
       identity: as in the dataset.
       where: modality and camera.
     """
 
     picture: str
-    same: bool | None
+    kind: str
     title: str
     identity: str
     where: str
@@ -46,21 +53,34 @@ class RankedList(NamedTuple):
     """A query and its first matches.
 
     Attributes:
-      kind: "best", "median" or "worst".
-      title: the query's scores.
+      kind: "best", "median" or "worst", or the query's identity.
+      title: the query's scores, and what else is known of it.
       cards: the query's, then those of the matches by rank.
+      strip: address of a picture of the query's frames; cards are of the matches alone. "" for
+        none.
     """
 
     kind: str
     title: str
     cards: Sequence[Card]
+    strip: str = ""
 
 
 class RankedLists(NamedTuple):
-    """The ranked lists of one direction."""
+    """Several ranked lists.
+
+    Attributes:
+      title: "" for none.
+      lists: in order.
+    """
 
     title: str
     lists: Sequence[RankedList]
+
+
+def kind_of(same: bool | None) -> str:
+    """Returns the kind of a match's card: whether identities are the same, None if unknown."""
+    return {True: "same", False: "other", None: "unknown"}[same]
 
 
 class Score(NamedTuple):
@@ -133,6 +153,6 @@ def make_page(
     environment.filters["units"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     environment.tests["a"] = lambda value, name: type(value).__name__ == name
     page = environment.get_template("page.html").render(
-        title=title, subtitle=subtitle, facts=facts, sections=sections, colors=COLORS
+        title=title, subtitle=subtitle, facts=facts, sections=sections, colors=COLORS, marks=MARKS
     )
     return page.encode()

@@ -170,3 +170,19 @@ def read_metrics(path: epath.Path) -> list[Mapping[str, float]]:
         return row
 
     return [row for _, row in parse_rows(path, parse)]
+
+
+def name_of_run(workdir: epath.Path) -> str:
+    """Returns the name of a run, that of its folder."""
+    return workdir.name or str(workdir)
+
+
+def name_of_dataset(dataset_dir: str) -> str:
+    """Returns name and version of a packed dataset, the last two folders of its path."""
+    return "/".join(epath.Path(dataset_dir).parts[-2:])
+
+
+def short_revision(environment: Mapping[str, Any]) -> str:
+    """Returns the first digits of the revision of the code, and whether it was changed."""
+    found = str(environment.get("git_revision", "unknown"))
+    return found[:10] + ("-dirty" if found.endswith("-dirty") else "")

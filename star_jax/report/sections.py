@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.errors import InputError
 from data_pipelines.schema import MODALITIES, Index
 from star_jax.evaluation.embed import evaluation_split
-from star_jax.evaluation.embeddings import Embeddings
-from star_jax.evaluation.match_sheet import THUMBNAIL, matches_png
 from star_jax.evaluation.protocols import Ranking
-from star_jax.evaluation.scores import DIRECTIONS, METRICS, natural, title_of
+from star_jax.evaluation.scores import DIRECTIONS, METRIC_NAMES, METRICS, natural, title_of
 from star_jax.evaluation.search import Result
 from star_jax.models.pooling import GuidedPooling
 from star_jax.report import analysis, figures
@@ -27,16 +24,13 @@ from star_jax.report.page import (
     Score,
     Section,
     Table,
+    kind_of,
 )
 from star_jax.report.pictures import DrawnFrames, data_address, sheet
 from star_jax.report.theme import Rendered, render
 
 MATCHES = 5  # shown of a ranked list
 QUERIES = 2  # of the best, median and worst ones each
-_METRIC_NAMES = {
-    **{metric: f"Rank-{metric.removeprefix('rank')}" for metric in METRICS},
-    **{"map": "mAP", "minp": "mINP"},
-}
 _NO_SKELETONS = "The network uses no skeletons (config.model.guidance and config.model.pooling)."
 
 
@@ -48,7 +42,7 @@ def scores(
 ) -> Section:
     """Returns the scores of the evaluation with their intervals, its CMC, and other evaluations."""
     rows: list[list[str | Score]] = [
-        [_METRIC_NAMES[metric], *(_score(report[direction], metric) for direction in DIRECTIONS)]
+        [METRIC_NAMES[metric], *(score_of(report[direction], metric) for direction in DIRECTIONS)]
         for metric in METRICS
     ]
     for name in ("queries", "gallery"):
@@ -68,11 +62,11 @@ def scores(
         columns = [(direction, metric) for metric in ("rank1", "map") for direction in DIRECTIONS]
         blocks.append(
             Table(
-                ["", *(f"{_METRIC_NAMES[metric]}, {direction}" for direction, metric in columns)],
+                ["", *(f"{METRIC_NAMES[metric]}, {direction}" for direction, metric in columns)],
                 [
                     [
                         f"{title_of(other)}, {other['clips']} clips",
-                        *(_score(other[direction], metric) for direction, metric in columns),
+                        *(score_of(other[direction], metric) for direction, metric in columns),
                     ]
                     for other in plain
                 ],
@@ -82,7 +76,8 @@ def scores(
     return Section("scores", "Scores", "", blocks, beside=True)
 
 
-def _score(scores: Mapping[str, Any], metric: str) -> Score:
+def score_of(scores: Mapping[str, Any], metric: str) -> Score:
+    """Returns one of the METRICS of `scores.summary` with its interval."""
     return Score(scores[metric], *scores["intervals"][metric])
 
 
@@ -110,7 +105,7 @@ def training(metrics: Sequence[Mapping[str, float]], config: Any) -> Section:
     for metric in dict.fromkeys(name.split("/", 1)[1] for name in evaluated):
         columns = {f"{direction}/{metric}": figures.NAMES[direction] for direction in DIRECTIONS}
         columns = {name: shown for name, shown in columns.items() if name in evaluated}
-        title = f"{_METRIC_NAMES.get(metric, metric)}, {evaluation_split(config)} split"
+        title = f"{METRIC_NAMES.get(metric, metric)}, {evaluation_split(config)} split"
         drawn.append(_curve(f"evaluated_{metric}", title, metrics, columns, "%"))
     caption = (
         "As logged in metrics.jsonl: thin lines the logged values, thick lines their running "
@@ -179,38 +174,40 @@ def ranked_lists(rankings: Mapping[str, Ranking], index: Index, frames: DrawnFra
 
 
 def _cards(result: Result, index: Index, frames: DrawnFrames) -> list[Card]:
-    cards = [_card(result.query, None, "query", index, frames)]
+    cards = [_card(result.query, "query", "query", index, frames)]
     for place, match in enumerate(result.matches, start=1):
         title = f"{place}: {match.score:.3f}"
-        cards.append(_card(match.position, match.same, title, index, frames))
+        cards.append(_card(match.position, kind_of(match.same), title, index, frames))
     return cards
 
 
-def _card(position: int, same: bool | None, title: str, index: Index, frames: DrawnFrames) -> Card:
+def _card(position: int, kind: str, title: str, index: Index, frames: DrawnFrames) -> Card:
     return Card(
         picture=data_address(sheet(frames(position))),
-        same=same,
+        kind=kind,
         title=title,
         identity=str(index.identities[position]),
         where=f"{MODALITIES[index.modalities[position]]}, camera {index.camera_names[position]}",
     )
 
 
-def ranked_picture(ranking: Ranking, embeddings: Embeddings, frames: DrawnFrames) -> bytes:
+def ranked_picture(ranking: Ranking, index: Index, frames: DrawnFrames) -> bytes:
     """Returns the ranked lists of one direction as the content of a PNG file."""
 
-    def thumbnail(position: int) -> Image.Image:
-        picture = Image.fromarray(sheet(frames(position)))
-        picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-        return picture
+    def captioned(position: int, title: str, kind: str) -> figures.Captioned:
+        caption = f"{title}, {index.identities[position]}"
+        return figures.Captioned(sheet(frames(position)), caption, kind)
 
-    chosen = analysis.chosen_queries(ranking, embeddings.identities[ranking.queries], QUERIES)
-    results = [
-        analysis.first_matches(ranking, row, embeddings.identities, MATCHES)
-        for rows in chosen.values()
-        for row in rows
-    ]
-    return matches_png(embeddings, embeddings, results, (thumbnail, thumbnail))
+    rows = []
+    chosen = analysis.chosen_queries(ranking, index.identities[ranking.queries], QUERIES)
+    for row in [row for rows_of_kind in chosen.values() for row in rows_of_kind]:
+        result = analysis.first_matches(ranking, row, index.identities, MATCHES)
+        pictures = [captioned(result.query, "query", "query")]
+        for place, match in enumerate(result.matches, start=1):
+            title = f"{place}: {match.score:.3f}"
+            pictures.append(captioned(match.position, title, kind_of(match.same)))
+        rows.append(pictures)
+    return render("ranked", figures.ranked_lists(rows)).png
 
 
 def distances(embeddings: np.ndarray, index: Index) -> Section:
@@ -220,7 +217,7 @@ def distances(embeddings: np.ndarray, index: Index) -> Section:
     for (first, second), own in found.items():
         title = f"{MODALITIES[first]} to {MODALITIES[second]}"
         name = f"distances_{MODALITIES[first]}_{MODALITIES[second]}"
-        drawn.append(render(name, figures.distances(title, own)))
+        drawn.append(render(name, figures.densities(title, "cosine distance", own)))
     caption = (
         f"Distributions of the cosine distances (1 - cosine similarity) of all pairs among "
         f"{len(embeddings):,} test tracklets, each curve with an area of 1. The less filled and "
@@ -424,7 +421,7 @@ def corruption(
             kinds.setdefault(kind, {0.0: report})[float(amount)] = other
         else:
             name = kind.replace("_", " ")
-            rows.append([name, *(_score(other[direction], "map") for direction in DIRECTIONS)])
+            rows.append([name, *(score_of(other[direction], "map") for direction in DIRECTIONS)])
     units = {
         "drop": "probability that a joint is undetected",
         "jitter": "standard deviation of joints, share of the frame's height",

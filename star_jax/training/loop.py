@@ -103,8 +103,10 @@ def train(
 
     with (
         run_files.claimed(workdir, config),
+        run_files.timed(workdir, started),
         checkpoint.open_manager(workdir, config.checkpoint.keep) as manager,
     ):
+        run_files.add_to_record(workdir, dataset={"dir": config.data.dir, "fingerprint": dataset})
         compiled_before = keep_compiled_programs(workdir)
         restored = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
         if restored is None:
@@ -275,9 +277,9 @@ def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> Non
     if processes.is_first():
         how = "with a compilation cache" if compiled_before else "compiled from scratch"
         log.info("first step %.1f s after the start (%s)", seconds, how)
-        run_files.add_to_record(
-            workdir, seconds_to_first_step=round(seconds, 1), compilation_cache=compiled_before
-        )
+    run_files.add_to_record(
+        workdir, seconds_to_first_step=round(seconds, 1), compilation_cache=compiled_before
+    )
 
 
 def require_a_batch(config: ml_collections.ConfigDict, index: schema.Index) -> None:
@@ -350,7 +352,7 @@ class StepLog:
         if step > since:
             speed = (step - since) * self.frames_per_step / (now - then)
             shown["frames/s"] = metrics["frames_per_second"] = speed
-        progress.update(step, shown)
+        progress.update(step, shown, timed=self.measured_from is not None)  # not to compile it
         written = step == 1 or step % self.every_steps == 0
         if written:
             writer.write(step, metrics)

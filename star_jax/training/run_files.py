@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,7 +49,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "grai
 def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Creates the workdir of a run, or checks that it belongs to a run with this config.
 
-    Writes `config.json` (the full config) and `run.json` (versions, devices, git revision).
+    Writes `config.json` (the full config) and `run.json` (command, versions, devices, git
+    revision).
 
     Raises:
       InputError: the workdir belongs to a different config; names the keys that differ.
@@ -60,7 +63,9 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
         require_same(workdir, read_json(path), config)
     if processes.is_first():
         write_config(workdir, config)
-        write_json(workdir / "run.json", environment())
+        record = workdir / "run.json"
+        earlier = read_json(record).get("seconds_in_all", 0) if known and record.exists() else 0
+        write_json(record, {**environment(), "seconds_in_all": earlier})
     require_shared(workdir / "run.json")
 
 
@@ -134,15 +139,40 @@ def claimed(workdir: epath.Path, config: ml_collections.ConfigDict) -> Iterator[
 
 
 def add_to_record(workdir: epath.Path, **facts: Any) -> None:
-    """Adds facts about this start to `run.json`."""
-    path = workdir / "run.json"
-    write_json(path, {**read_json(path), **facts})
+    """Adds facts about this start to `run.json`, on process 0 only."""
+    if processes.is_first():
+        path = workdir / "run.json"
+        write_json(path, {**read_json(path), **facts})
+
+
+@contextlib.contextmanager
+def timed(workdir: epath.Path, started: float) -> Iterator[None]:
+    """Adds the duration of this start and of all starts of the run to `run.json` at the end.
+
+    It adds nothing after an error, which might be about a full disk.
+
+    Args:
+      workdir: folder of the run.
+      started: when this start began, by `time.monotonic`.
+    """
+    interrupted = None
+    try:
+        yield
+    except processes.Preempted as error:
+        interrupted = error
+    if processes.is_first():
+        seconds = round(time.monotonic() - started, 1)
+        earlier = read_json(workdir / "run.json")["seconds_in_all"]
+        add_to_record(workdir, seconds=seconds, seconds_in_all=round(earlier + seconds, 1))
+    if interrupted:
+        raise interrupted
 
 
 def environment() -> dict[str, Any]:
-    """Returns what the results of a run depend on besides its config: versions and devices."""
+    """Returns what a run depends on besides its config: the command, versions and devices."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join(sys.argv),
         "git_revision": git_revision(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

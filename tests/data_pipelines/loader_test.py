@@ -102,7 +102,7 @@ def test_sizes_that_do_not_fit_are_refused(packed):
     with pytest.raises(ValueError, match="only 3 have tracklets of both modalities"):
         loader.train_batches(packed, **steps, **TRAINING | {"identities_per_batch": 4})
     with pytest.raises(FileNotFoundError, match="not a packed dataset"):
-        loader.train_batches(packed.parent, **steps, **TRAINING)
+        loader.train_batches(packed.parent / "nowhere", **steps, **TRAINING)
 
 
 @pytest.mark.parametrize("frame_size", [(16, 8), (48, 40), (32, 8)])

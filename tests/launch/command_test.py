@@ -1,5 +1,7 @@
 """How commands end: one line for what a user can fix, a traceback for anything else."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,5 +108,17 @@ def test_a_command_is_a_file_and_a_module(path, as_module):
     result = subprocess.run(
         [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    summary = path.read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
-    assert summary in result.stdout, result.stderr
+    description = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert description in result.stdout, result.stderr  # examples keep their line breaks
+    assert max(map(len, description.splitlines())) <= 100
+    assert result.returncode == 0
+
+
+def test_help_marks_flags_that_must_be_given():
+    result = subprocess.run(
+        [sys.executable, "launch/train.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    text = " ".join(result.stdout.split())
+    for flag in ("--config: A file in", "--workdir: Folder of the run"):
+        assert re.search(f"{flag}[^()]*Required\\.", text)
+    assert "Required" not in text.partition("--num_processes")[2].partition("--")[0]

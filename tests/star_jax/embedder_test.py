@@ -19,9 +19,10 @@ from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
 from star_jax import Embedder, Network, build_model, embedder
 from star_jax.distributed.parallel import make_mesh
-from star_jax.evaluation import embeddings, match_sheet
+from star_jax.evaluation import embeddings
 from star_jax.evaluation.embed import embed_dataset, embed_split
 from star_jax.evaluation.search import search
+from star_jax.report.pictures import open_spread_frames
 from star_jax.training.steps import abstract_variables, make_embed_step
 
 SIZE = (50, 30)  # of arrays of frames; the network's is (64, 48)
@@ -263,10 +264,10 @@ def test_a_folder_is_embedded_as_if_it_were_packed(footage, embedded, tmp_path):
 def test_a_folder_is_saved_and_searched(embedded, tmp_path):
     npz, _ = embeddings.save(tmp_path / "people", embedded)
     loaded = embeddings.load(npz)
-    results = search(loaded, loaded, top=1)
-    assert all(result.matches[0].position != result.query for result in results)
+    found = search(loaded, loaded, query_modality="any", gallery_modality="any", top=1)
+    assert all(result.matches[0].position != result.query for result in found.results)
     warnings = []
-    assert match_sheet.thumbnails(loaded, warnings.append)(0) is None
+    assert open_spread_frames(loaded, warnings.append) is None
     (line,) = warnings
     assert "no pictures" in line and "launch/prepare.py" in line
 

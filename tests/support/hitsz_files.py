@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import bodies
 import h5py
 import numpy as np
 import simplejpeg
@@ -88,8 +89,7 @@ def write_frames(root: pathlib.Path, layout: str = "flat", splits=None) -> None:
 
 def skeleton_of(frame: str) -> np.ndarray:
     """Returns float32[17, 3], different for every frame, inside the frame and with confidence."""
-    rng = np.random.default_rng(list(frame.encode()))
-    return rng.uniform(0.1, 1, (17, 3)).astype(np.float32) * [WIDTH, HEIGHT, 1]
+    return bodies.standing(WIDTH, HEIGHT, np.random.default_rng(list(frame.encode())))
 
 
 def write_skeletons(

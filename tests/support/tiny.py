@@ -1,5 +1,6 @@
 """A packed dataset and a config small enough to train in a test."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 from configs import star_synthetic_demo
 from data_pipelines.datasets import hitsz_vcm
 from star_jax.distributed import parallel
+from star_jax.evaluation.embeddings import Embeddings
 from star_jax.models import build_model
 from star_jax.training import checkpoint
 from star_jax.training.steps import TrainState, abstract_state
@@ -102,6 +104,28 @@ def saved_run(workdir: pathlib.Path, run: ml_collections.ConfigDict, step: int =
         checkpoint.save(manager, state.replace(step=np.int32(step)), run.to_dict(), dataset="")
         manager.wait_until_finished()
     return workdir
+
+
+def embeddings(n: int, *, seed: int = 0, width: int = 8, **changes: Any) -> Embeddings:
+    """Returns random embeddings of n tracklets of three people, one of them unknown."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n, width)).astype(np.float32)
+    identities = rng.choice(["alice", "bob", "unknown"], n)
+    made = Embeddings(
+        embeddings=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
+        identities=identities,
+        cameras=rng.choice(["door", "yard", "3"], n),
+        modalities=np.array(["visible", "infrared"])[np.arange(n) % 2],
+        rows=np.arange(1, n + 1, dtype=np.int32),
+        num_frames=np.full(n, 12, np.int32),
+        first_frames=np.array([f"{name}/{i}/1.jpg" for i, name in enumerate(identities)]),
+        dataset_dir="/data/folder/1.1.0",
+        dataset_fingerprint="a",
+        split="test",
+        step=3,
+        config_hash="abc",
+    )
+    return dataclasses.replace(made, **changes)
 
 
 def backbone_file(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import hitsz_files
+import numpy as np
 import pytest
 import tiny
 
@@ -169,38 +170,51 @@ def test_many_missing_frames_hide_nothing_else(tmp_path):
         assert line in shown
 
 
-SCALES = {"shares": (1 / hitsz_files.WIDTH, 1 / hitsz_files.HEIGHT), "far off": (900, 400)}
+FAULTS = {
+    "shares": (lambda xy: xy / [hitsz_files.WIDTH, hitsz_files.HEIGHT], "like shares of width"),
+    "swapped": (lambda xy: xy[:, ::-1], "have x and y swapped"),
+    "far off": (lambda xy: xy * [900, 400], "do not lie in their frames"),
+    "another order": (lambda xy: xy[5 * np.arange(17) % 17], "another order than COCO's"),
+}
 
 
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES.keys())
-def test_coordinates_that_are_not_pixels_of_the_frame_are_detected(root, scale):
+def move_joints(root: Path, rows, move) -> None:
+    """Replaces x and y of the skeletons of some tracklets, and makes all joints certain."""
     with hitsz_files.h5py.File(root / "skeletons.h5", "a") as file:
-        for row in SPLITS["test"]:
+        for row in rows:
             for frame in row.frames():
                 skeleton = file[frame.removesuffix(".jpg")]
-                skeleton[:, :2] *= scale
+                skeleton[:, :2] = move(skeleton[:, :2])
+                skeleton[:, 2] = 1
+
+
+@pytest.mark.parametrize(("move", "what"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_of_all_skeletons_of_a_split_is_named_by_modality(root, move, what):
+    move_joints(root, SPLITS["test"], move)
     findings = hitsz_vcm.check(root, published=False)
-    assert len(findings.wrong) == 1
-    first = hitsz_vcm.read_index(root).test[0].frames[0]
-    assert findings.wrong[0].startswith("test: 8 of 8 skeletons of a sample do not lie in their")
-    assert f"such as that of {first} (16 x 32 pixels), where x is " in findings.wrong[0]
-    assert findings.wrong[0].endswith("; give x and y in pixels of the frame")
+    tracklets = hitsz_vcm.read_index(root).test
+    for line, modality, name in zip(findings.wrong, (0, 1), ("visible", "infrared"), strict=True):
+        assert line.startswith(f"{root / 'skeletons.h5'}: test, {name}: ")
+        assert what in line
+        assert " of 12 skeletons of a sample " in line  # three of each of four tracklets
+        frames = [frame for row in tracklets if row.modality == modality for frame in row.frames]
+        assert any(
+            f"such as that of {frame} (16 x 32 pixels), where x is" in line for frame in frames
+        )
 
 
 def test_wrong_coordinates_of_one_modality_are_detected_in_a_sample(root, monkeypatch):
     monkeypatch.setattr(checks, "_SAMPLE", 5)
-    with hitsz_files.h5py.File(root / "skeletons.h5", "a") as file:
-        for row in SPLITS["train"]:
-            for frame in row.frames() if row.code == 1 else []:
-                file[frame.removesuffix(".jpg")][:, 1] += 40
+    infrared = [row for row in SPLITS["train"] if row.code == 1]
+    move_joints(root, infrared, lambda xy: np.add(xy, [0, 40]))
     (line,) = hitsz_vcm.check(root, published=False).wrong
-    assert line.startswith("train: 2 of 4 skeletons of a sample do not lie in their frames")
+    assert "train, infrared: 6 of 6 skeletons of a sample do not lie in their frames (" in line
 
 
 def test_a_few_stray_skeletons_are_accepted(root):
     frames = [tracklet.frames[0] for tracklet in hitsz_vcm.read_index(root).train[:4]]
     with hitsz_files.h5py.File(root / "skeletons.h5", "a") as file:
-        for frame in frames[:3]:  # of a sample of 12
+        for frame in frames[:3]:  # of a sample of 36
             file[frame.removeprefix("Train/").removesuffix(".jpg")][:, 0] += 5000
         far = file[frames[3].removeprefix("Train/").removesuffix(".jpg")]
         far[:, 2] = [0.1] * 12 + [1] * 5

@@ -1,10 +1,12 @@
 """A folder of footage: layouts, names, errors, and packing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -152,6 +154,51 @@ def test_packs_without_skeletons(root, tmp_path):
     assert not reading.decode_clip(record, np.array([0, 1]), clip).any()
     colour = video_files.color_of(2)
     assert np.abs(clip[1, 24:].mean(axis=(0, 1)) - colour).max() < 10
+
+
+def test_a_table_names_people_and_unpacked_folders_stay_out(root, capsys):
+    video_files.write_image(root / "tracks/visible/door.jpg")  # a contact sheet, not an identity
+    (root / "identities.csv").write_text(
+        "tracklet,identity\nunknown/infrared/yard/a b#1.avi,carol\n"
+        "bob/visible/door/run, robert \nunknown/infrared/yard/7,dave\n"
+    )
+    found = [(t.identity, t.frames[0].split("/")[0]) for t in folder.read_index(root)]
+    names = [("alice", "alice"), ("alice", "alice"), ("robert", "bob"), ("carol", "unknown")]
+    assert found == names
+    assert capsys.readouterr().err.startswith(
+        "identities.csv: 1 of its tracklets do not exist (unknown/infrared/yard/7)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("tracklet,name\n", "identities.csv: the column identity is missing"),
+        ("tracklet,identity\na/b,x\na/b,y\n", "identities.csv:3: names the tracklet a/b again"),
+        ("tracklet,identity\na/b,\n", "identities.csv:2: the identity is empty; use unknown or"),
+    ],
+)
+def test_a_strange_table_of_people_is_named(root, rows, message):
+    (root / "identities.csv").write_text(rows)
+    with pytest.raises(ValueError, match=message):
+        folder.read_index(root)
+
+
+def test_videos_of_whole_scenes_are_no_tracklets(root, tmp_path):
+    street = root / "unknown/infrared/yard/street.avi"
+    writer = cv2.VideoWriter(str(street), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(3):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    message = r"street.avi: 64 x 48 pixels, wider than high.*launch/tracklets.py.*--allow_whole_vi"
+    with pytest.raises(ValueError, match=message):
+        folder.prepare(root, tmp_path / "data", without_skeletons=True)
+    (found,) = folder.check(root, without_skeletons=True).wrong
+    assert re.search(message, found)
+    packed = folder.prepare(
+        root, tmp_path / "data", without_skeletons=True, allow_whole_videos=True
+    )
+    assert sorted(reading.open_index(packed, "test").num_frames) == [1, 3, 3, 4, 7]
 
 
 @pytest.fixture
@@ -323,7 +370,7 @@ def test_any_names_are_read(tmp_path_factory, identity, camera, tracklet, frame)
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     found = folder.read_index(root)
-    if identity != folder.SKELETONS:
+    if identity not in folder.RESERVED:
         assert path in [frame for tracklet in found for frame in tracklet.frames]
 
 

@@ -30,11 +30,39 @@ def test_a_line_without_metrics(monkeypatch):
     assert stream.getvalue() == "embed: 4/8 [ 4.00step/s, 00:01 left]\n"
 
 
-def test_bar_on_a_terminal():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+def test_time_of_compilation_is_left_out_of_the_rate(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    with Progress(10, "train", every_seconds=1, stream=stream) as shown:
+        for step, seconds in ((1, 60), (2, 2), (3, 2), (4, 90), (5, 2)):  # 1 and 4 compile
+            clock.now += seconds
+            shown.update(step, timed=seconds < 10)
+    assert [line.split("[")[1] for line in stream.getvalue().splitlines()] == [
+        "?step/s, ? left]",
+        " 2.00s/step, 00:16 left]",
+        " 2.00s/step, 00:14 left]",
+        " 2.00s/step, 00:12 left]",
+        " 2.00s/step, 00:10 left]",
+    ]
 
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_time_of_compilation_is_left_out_of_a_bar(monkeypatch):
+    clock, stream = Clock(monkeypatch), Terminal()
+    shown = Progress(10, "train", stream=stream)
+    shown._bar._time = lambda: clock.now
+    shown._bar.start_t = shown._bar.last_print_t = clock.now
+    for step, seconds in ((1, 60), (2, 2), (3, 2)):
+        clock.now += seconds
+        shown.update(step, timed=seconds < 10)
+    last = stream.getvalue().split("\r")[-1]
+    assert "3/10" in last and "2.00s/step" in last
+
+
+def test_bar_on_a_terminal():
     stream = Terminal()
     with Progress(20, "train", start=10, stream=stream) as shown:
         for step in range(11, 21):

@@ -302,3 +302,19 @@ def test_opening_reads_no_records(whole):
         patch.setattr(Path, "read_bytes", lambda path: reads.append(path.name) or read_bytes(path))
         open_all(whole)
     assert set(reads) == set(SMALL_FILES)
+
+
+def test_a_folder_around_a_packed_dataset_stands_for_it(packed, tmp_path):
+    data = tmp_path / "mine"
+    inner = shutil.copytree(packed, data / "folder/1.1.0")
+    (data / "folder/1.1.0.incomplete7").mkdir()
+    shutil.copy(inner / "origin.json", data / "folder/1.1.0.incomplete7")  # of interrupted packing
+    for given in (data, data / "folder", inner):
+        assert reading.resolve(given) == str(inner)
+        assert len(reading.open_records(given, "train")) == len(
+            reading.open_records(packed, "train")
+        )
+    other = shutil.copytree(packed, data / "hitsz_vcm/2.1.0")
+    with pytest.raises(ValueError, match=f"several packed datasets, {inner}, {other}; give one"):
+        reading.open_index(data, "train")
+    assert reading.resolve("gs://bucket/x") == "gs://bucket/x"

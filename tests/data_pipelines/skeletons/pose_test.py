@@ -489,12 +489,38 @@ def test_the_command_survives_a_kill(tmp_path):
     assert 16 <= len(done) < len(set(all_frames(rows)))
     for frame in list(done)[:5]:  # would be missed if it were read again
         (root / frame).rename(root / f"{frame}.away")
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *command(*flags)[1:]],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while partial.read_bytes().count(b"\n") < len(lines) + 1:  # two more batches
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate()
+    assert process.returncode == 130
+    last = shown.rstrip().split("\n")[-1]
+    assert last == f"error: interrupted; the same command resumes ({partial})"
     run = subprocess.run(command(*flags), env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert f"skeletons of {len(set(all_frames(rows)))} frames: {output}" in run.stdout
     assert not partial.exists()
     for frame in list(done)[:5]:
         (root / f"{frame}.away").rename(root / frame)
+
+    pictures = tmp_path / "pictures"  # of the finished file
+    run = subprocess.run(
+        command(*flags, f"--overlay={pictures}"), env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert (
+        f"pictures of {len(rows)} of {len(rows)} tracklets, 8 frames of each: "
+        f"{pictures}/skeletons_1.jpg to skeletons_4.jpg" in run.stdout
+    )
+    assert len(list(pictures.iterdir())) == 4
 
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
     index = reading.open_index(packed, "train")
@@ -507,11 +533,13 @@ def test_the_command_survives_a_kill(tmp_path):
 
 def test_the_command_reports_an_error_in_one_line(tmp_path):
     (tmp_path / "text.onnx").write_text("no model")
+    missing = tmp_path / "missing.onnx"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     flags = [f"--model={tmp_path / 'text.onnx'}", "--dataset=hitsz_vcm", f"--source={tmp_path}"]
     for extra, message in (
         ([], "onnxruntime cannot load it"),
         (["--input_size=256,192"], "must be HEIGHTxWIDTH"),
+        ([f"--model={missing}"], f"--model={missing}: no such file, nor the name of a model"),
     ):
         run = subprocess.run(
             command(*flags, *extra), env=environment, capture_output=True, text=True

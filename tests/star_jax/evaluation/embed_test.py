@@ -4,12 +4,14 @@ import csv
 import dataclasses
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -249,15 +251,86 @@ def test_a_damaged_file_is_refused_or_sound(embedded, tmp_path, place, noise):
         assert str(error).startswith(str(npz))
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """Returns a list that grows with each split that is embedded."""
+    splits, embed_split = [], embed.embed_split
+
+    def count(config, model, variables, mesh, split):
+        splits.append(split)
+        return embed_split(config, model, variables, mesh, split)
+
+    monkeypatch.setattr(embed, "embed_split", count)
+    return splits
+
+
+@pytest.mark.slow
+def test_a_dataset_is_embedded_once(workdir, packed, tmp_path, counted, capsys):
+    network = load_weights(workdir)
+    path = embed.embed_once(network, packed, tmp_path)
+    first = embeddings.load(path)
+    assert counted == ["test"] and "reusing" not in capsys.readouterr().err
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{path.stem}.csv", path.name]
+    moved = tmp_path / "moved"
+    shutil.copytree(packed, moved)
+    for dataset in (packed, moved):
+        assert embed.embed_once(load_weights(workdir), dataset, tmp_path, clips="first") == path
+        assert f"reusing the embeddings in {path}" in capsys.readouterr().err
+    assert counted == ["test"]
+    np.testing.assert_array_equal(embeddings.load(path).embeddings, first.embeddings)
+
+    path.write_bytes(path.read_bytes()[:-100])  # damaged
+    assert embed.embed_once(network, packed, tmp_path) == path
+    assert counted == ["test"] * 2 and f"embedding again: {path}" in capsys.readouterr().err
+    np.testing.assert_array_equal(embeddings.load(path).embeddings, first.embeddings)
+
+
+@pytest.mark.slow
+def test_another_network_or_dataset_is_embedded(workdir, packed, footage, tmp_path, counted):
+    network = load_weights(workdir)
+    paths = [embed.embed_once(network, packed, tmp_path)]
+    leaves, tree = jax.tree.flatten(network.variables)
+    changed_weights = jax.tree.unflatten(tree, [leaves[0] + 1, *leaves[1:]])
+    changed_config = network.config.copy_and_resolve_references()
+    changed_config.eval.flip = True
+    other = folder.prepare(footage, tmp_path / "other", every=2)
+    for changed_network, dataset, clips in (
+        (network._replace(step=5), packed, None),
+        (network._replace(variables=changed_weights), packed, None),
+        (network._replace(config=changed_config), packed, None),
+        (network, other, None),
+        (network, packed, "linspace"),
+    ):
+        paths.append(embed.embed_once(changed_network, dataset, tmp_path, clips=clips))
+    assert len(set(paths)) == len(counted) == 6
+    assert embeddings.load(paths[0]).step == 0 and embeddings.load(paths[1]).step == 5
+
+
+def test_a_folder_of_footage_is_refused_before_it_is_embedded(workdir, footage, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"launch/prepare.py --dataset=folder --source="):
+        embed.embed_once(load_weights(workdir), footage, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_commands_one_after_another(workdir, packed, tmp_path):
     def run(*command):
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        options = {"cwd": ROOT, "check": True, "capture_output": True, "text": True}
+        return subprocess.run([sys.executable, *command], **options)
 
-    run(
-        "launch/embed.py", f"--workdir={workdir}", f"--source={packed}", f"--output={tmp_path}/mine"
-    )
-    pair = (f"--query={tmp_path}/mine.npz", f"--gallery={tmp_path}/mine.npz")
-    run("launch/search.py", *pair, "--query_modality=infrared", f"--output={tmp_path}/matches")
-    names = sorted(path.name for path in (tmp_path / "matches").iterdir())
-    assert names == ["matches.csv", "matches.html", "matches.png"]
+    network = (f"--workdir={workdir}", f"--source={packed}")
+    run("launch/embed.py", *network, f"--output={tmp_path}/mine")
+    files = (f"--query={tmp_path}/mine.npz", f"--gallery={tmp_path}/mine.npz")
+    printed = []
+    for options, output in ((files, "files"), (network, "network"), (network, "network")):
+        result = run("launch/search.py", *options, f"--output={tmp_path}/{output}", "--top=2")
+        assert ("reusing the embeddings" in result.stderr) == (len(printed) == 2)
+        lines = result.stdout.splitlines()
+        printed.append(lines[:-1])
+        assert lines[-1].startswith("2 of 2 queries (--max_queries) on the page ")
+    assert printed[0] == printed[1] == printed[2] and len(printed[0]) == 1 + 2 + 1 + 2
+    assert printed[0][-1].startswith("Rank-1 ")
+    for output, endings in (("files", {".html", ".csv"}), ("network", {".html", ".csv", ".npz"})):
+        assert {path.suffix for path in (tmp_path / output).iterdir()} == endings
+    page = (tmp_path / "network/matches.html").read_text()
+    assert f"<dt>Run</dt><dd>{workdir.name}</dd>" in page and page.count('class="strip"') == 2

@@ -100,6 +100,43 @@ def test_by_hand():
     assert (v2i["rank1"], v2i["rank5"], v2i["map"], v2i["minp"]) == (0, 100, 50, 50)
 
 
+@pytest.mark.parametrize("protocol", ["any", "any/other-cameras"])
+def test_any_modality_is_searched_but_not_oneself(protocol):
+    rng = np.random.default_rng(3)
+    index = dataclasses.replace(random_index(rng, 40), cameras=rng.integers(1, 3, 40))
+    embeddings = random_embeddings(rng, 40)
+    report = evaluate(protocol, embeddings, index)
+    for direction, modality in (("i2v", INFRARED), ("v2i", VISIBLE)):
+        precisions, by_camera = [], {}
+        for query in np.flatnonzero(index.modalities == modality):
+            others = [
+                other
+                for other in np.argsort(-embeddings @ embeddings[query], kind="stable")
+                if other != query
+            ]
+            for camera in (1, 2):
+                own = [other for other in others if index.cameras[other] == camera]
+                key = str(index.cameras[query]), str(camera)
+                by_camera.setdefault(key, []).append(precision_of(index, query, own))
+            if protocol == "any/other-cameras":
+                same = index.identities == index.identities[query]
+                camera = index.cameras == index.cameras[query]
+                others = [other for other in others if not (same & camera)[other]]
+            precisions.append(precision_of(index, query, others))
+        assert report[direction]["map"] == pytest.approx(100 * np.nanmean(precisions))
+        assert report[direction]["gallery"] == 40
+        assert {
+            (pair["query_camera"], pair["gallery_camera"]): pytest.approx(pair["map"])
+            for pair in report[direction]["by_camera_pair"]
+        } == {key: 100 * np.nanmean(values) for key, values in by_camera.items()}
+
+
+def precision_of(index, query, ranked):
+    """The average precision of ranked positions; NaN without a match."""
+    hits = np.array([index.identities[other] == index.identities[query] for other in ranked])
+    return np.mean((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits]) if hits.any() else np.nan
+
+
 def test_one_camera_in_both_modalities_is_refused():
     rng = np.random.default_rng(0)
     index = random_index(rng)

@@ -55,7 +55,8 @@ def test_camera_pairs_by_hand(task):
         "query_cameras": np.array(["a", "b", "b", "b"]),
         "gallery_cameras": np.array(["x", "x", "y", "y"]),
     }
-    found = scores.by_camera_pair(similarity, **labels, **cameras)
+    positions = {"queries": np.arange(4), "gallery": np.arange(4, 8)}
+    found = scores.by_camera_pair(similarity, **positions, **labels, **cameras)
     pairs = {(pair["query_camera"], pair["gallery_camera"]): pair for pair in found}
     assert set(pairs) == {("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")}
     # Of camera b, query 1 finds entry 1 (of identity 2) before entry 0, query 2 finds entry 1.

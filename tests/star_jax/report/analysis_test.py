@@ -76,13 +76,16 @@ def test_queries_are_the_best_middle_and_worst_of_different_identities(ranked):
 
 def test_first_matches_are_the_most_similar(ranked):
     embeddings, index, rankings = ranked
-    query, matches = analysis.first_matches(rankings["v2i"], 3, index.identities, 5)
+    query, matches, first = analysis.first_matches(rankings["v2i"], 3, index.identities, 5)
     infrared = np.flatnonzero(index.modalities == 1)
     expected = sorted(infrared, key=lambda i: -(embeddings[i] @ embeddings[query]))[:5]
     assert [match.position for match in matches] == expected
     for match in matches:
         assert match.score == pytest.approx(embeddings[match.position] @ embeddings[query])
         assert match.same == (index.identities[match.position] == index.identities[query])
+    ranked = sorted(infrared, key=lambda i: -(embeddings[i] @ embeddings[query]))
+    assert index.identities[ranked[first - 1]] == index.identities[query]
+    assert not any(index.identities[i] == index.identities[query] for i in ranked[: first - 1])
 
 
 def test_distances_count_every_pair_once(ranked):

@@ -1,14 +1,13 @@
 """The whole report of a tiny network: its files, its page in a browser, and its errors."""
 
-import html
 import json
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import tiny
+from browser import CHROMIUM, look_at
 from etils import epath
 
 from data_pipelines.records.reading import open_index
@@ -18,8 +17,6 @@ from star_jax.network import restore_network
 from star_jax.report import analysis
 from star_jax.report.build import write_report
 from star_jax.report.run import choose, read_metrics
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def save_run(workdir, dataset, **model):
@@ -41,43 +38,6 @@ def dataset(tmp_path_factory):
 def unevaluated(tmp_path_factory, dataset):
     """Returns the run of a network without skeletons, which compiles faster."""
     return save_run(tmp_path_factory.mktemp("run"), dataset, guidance="none", pooling="gem")
-
-
-MEASURE = """
-<script>
-addEventListener("load", () => {
-  for (const frame of document.querySelectorAll("iframe")) {
-    const page = frame.contentDocument.documentElement;
-    frame.title = `${page.scrollWidth} of ${page.clientWidth}`;
-  }
-});
-</script>
-"""
-
-
-def look_at(page, folder):
-    """Opens a page in windows of 390 and 1400 pixels.
-
-    Returns:
-      The widths of content and window of both, and what the browser's console printed.
-    """
-    frame = '<iframe style="border: 0" width="{}" height="900" srcdoc="{}"></iframe>'
-    frames = [frame.format(width, html.escape(page.decode())) for width in (390, 1400)]
-    path = folder / "windows.html"
-    path.write_text(f'<!DOCTYPE html><meta charset="utf-8">{"".join(frames)}{MEASURE}')
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    options += ["--enable-logging=stderr", f"--user-data-dir={folder / 'chromium'}", "--dump-dom"]
-    result = subprocess.run(
-        [CHROMIUM, *options, path],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    widths = [
-        tuple(map(int, found)) for found in re.findall(r'title="(\d+) of (\d+)"', result.stdout)
-    ]
-    return widths, re.findall(r"CONSOLE.*", result.stderr)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.coco17 import JOINTS
 from star_jax.report import figures
-from star_jax.report.analysis import Curve, Distances
+from star_jax.report.analysis import Curve, Densities
 from star_jax.report.theme import COLORS, render
 
 
@@ -43,10 +43,11 @@ def test_cmc_shows_means_and_bands():
     assert {(1.0, 30.0), (1.0, 50.0), (2.0, 50.0), (2.0, 70.0)} <= corners
 
 
-def test_distances_show_both_densities():
+def test_both_densities_are_shown():
     edges = np.linspace(0, 2, 5)
-    found = Distances(edges, np.array([2.0, 0, 0, 0]), np.array([0, 0.5, 1.5, 0]), 3, 1234)
-    (axes,) = figures.distances("visible to infrared", found).axes
+    found = Densities(edges, np.array([2.0, 0, 0, 0]), np.array([0, 0.5, 1.5, 0]), 3, 1234)
+    (axes,) = figures.densities("visible to infrared", "cosine distance", found).axes
+    assert axes.get_xlabel() == "cosine distance"
     different, same = axes.patches
     np.testing.assert_array_equal(different.get_data().values, [0, 0.5, 1.5, 0])
     np.testing.assert_array_equal(same.get_data().values, [2, 0, 0, 0])
@@ -112,6 +113,23 @@ def test_powers_mark_the_median_of_each_modality():
 
 def figure_of_a_curve():
     return figures.curves("a", np.arange(3.0), {"a": np.array([1.0, 2.0, 3.0])}, unit="b")
+
+
+def test_ranked_lists_mark_matches_by_more_than_color():
+    picture = np.full((20, 10, 3), 90, np.uint8)
+    rows = [
+        [figures.Captioned(picture, "query: a", "query"), figures.Captioned(picture, "1", "same")],
+        [figures.Captioned(picture, "query: b", "query"), figures.Captioned(picture, "1", "other")],
+        [figures.Captioned(picture + 9, "query: $c$", "query")],
+    ]
+    axes = figures.ranked_lists(rows).axes
+    assert [own.get_xlabel() for own in axes if own.axison] == [
+        *("query: a", "1", "query: b", "1", r"query: \$c\$")
+    ]
+    styles = [own.spines.left.get_linestyle() for own in axes]
+    assert styles[1] != styles[3] and styles[0] == styles[1]
+    np.testing.assert_array_equal(axes[4].images[0].get_array(), picture + 9)
+    assert not axes[5].axison
 
 
 def test_the_same_figure_gives_the_same_bytes():

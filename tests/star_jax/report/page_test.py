@@ -47,16 +47,17 @@ def page_of(*blocks, missing="", title="run"):
 
 
 def test_names_from_data_are_escaped():
-    card = Card("data:image/jpeg;base64,AAAA", None, HOSTILE, HOSTILE, HOSTILE)
+    picture = "data:image/jpeg;base64,AAAA"
+    card = Card(picture, "query", HOSTILE, HOSTILE, HOSTILE)
     page = page_of(
-        RankedLists(HOSTILE, [RankedList(HOSTILE, HOSTILE, [card])]),
+        RankedLists(HOSTILE, [RankedList(HOSTILE, HOSTILE, [card], picture)]),
         Table([HOSTILE], [[HOSTILE]], HOSTILE),
         Folded(HOSTILE, HOSTILE),
         missing=HOSTILE,
         title=HOSTILE,
     )
     tags = Tags(page)
-    assert "script" not in tags.tags and tags.tags.count("img") == 1
+    assert "script" not in tags.tags and tags.tags.count("img") == 2
     assert not [name for name, _ in tags.attributes if name.startswith("on")]
     assert tags.text.count(HOSTILE) == 14
 
@@ -88,10 +89,21 @@ def test_a_table_shows_scores_with_their_intervals():
     assert "95\N{NO-BREAK SPACE}% intervals" in text.text
 
 
-def test_right_and_wrong_matches_differ_by_more_than_color():
-    cards = [Card("data:,", same, "1: 0.5", "0001", "camera 1") for same in (True, False)]
-    text = Tags(page_of(RankedLists("t", [RankedList("best", "AP", cards)]))).text
-    assert text.index("✓") < text.index("✗")
+def test_matches_differ_by_more_than_color():
+    kinds = ("same", "other", "unknown")
+    cards = [Card("data:,", kind, "1: 0.5", "0001", "camera 1") for kind in kinds]
+    page = page_of(RankedLists("t", [RankedList("best", "AP", cards)]))
+    signs = re.findall(r'<span class="mark" title="([^"]+)">(.)</span>', page.decode())
+    assert [sign for _, sign in signs] == ["✓", "✗", "?"]
+    assert len({meaning for meaning, _ in signs}) == 3
+    styles = re.findall(r"\.card\.(\w+) > :first-child \{ border: 3px (\w+)", page.decode())
+    assert styles == [("other", "dashed"), ("unknown", "dotted")]  # others are solid
+
+
+def test_a_card_without_a_picture_says_so():
+    card = Card("", "same", "1: 0.5", "0001", "camera 1")
+    tags = Tags(page_of(RankedLists("", [RankedList("0002", "AP", [card])])))
+    assert "no picture" in tags.text and "img" not in tags.tags and "h3" not in tags.tags
 
 
 def test_sections_that_do_not_apply_say_why():

@@ -20,6 +20,7 @@ import pytest
 import tiny
 
 from data_pipelines.errors import InputError
+from data_pipelines.records.reading import fingerprint
 from star_jax.distributed import parallel, processes
 from star_jax.evaluation import embed
 from star_jax.evaluation.embed import embed_split, evaluate_checkpoint
@@ -98,6 +99,9 @@ def test_a_run_leaves_everything_that_it_should(whole_run, dataset):
     assert config["data"]["dir"] == str(dataset) and config["optim"]["epochs"] == 12
     environment = json.loads((whole_run / "run.json").read_text())
     assert environment["packages"]["jax"] == jax.__version__
+    assert environment["dataset"] == {"dir": str(dataset), "fingerprint": fingerprint(dataset)}
+    assert environment["seconds_in_all"] == environment["seconds"]
+    assert environment["seconds"] > environment["seconds_to_first_step"]
     assert list((whole_run / "tensorboard").iterdir())
 
 
@@ -337,7 +341,7 @@ def test_the_speed_leaves_out_evaluations(monkeypatch):
     config = tiny.baseline("nowhere")
     written = []
     writer = SimpleNamespace(write=lambda step, metrics: written.append(metrics))
-    progress = SimpleNamespace(update=lambda *_: None)
+    progress = SimpleNamespace(update=lambda *_, timed: None)
     log = loop.StepLog(config, frames_per_step=10)
     for step in range(1, 5):
         now[0] += 2.0

@@ -1,8 +1,12 @@
 """The files of a run: which run owns a workdir, and its environment."""
 
+import contextlib
 import errno
 import fcntl
 import json
+import shlex
+import sys
+import time
 
 import jax
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 from etils import epath
 
 from configs import star_synthetic_demo
+from star_jax.distributed import processes
 from star_jax.training import run_files
 
 
@@ -32,7 +37,28 @@ def test_claim_writes_the_config_and_the_environment(tmp_path):
     assert len(environment["devices"]) == jax.device_count()
     assert environment["processes"] == 1
     assert environment["git_revision"]
+    assert shlex.split(environment["command"]) == sys.argv
     assert sorted(path.name for path in workdir.iterdir()) == ["config.json", "run.json"]
+
+
+def test_the_record_has_the_time_of_all_starts(tmp_path):
+    def start(seconds, error=None):
+        run_files.claim(tmp_path, demo_config())
+        with (
+            contextlib.suppress(OSError, processes.Preempted),
+            run_files.timed(tmp_path, time.monotonic() - seconds),
+        ):
+            if error:
+                raise error
+        record = json.loads((tmp_path / "run.json").read_text())
+        return [record.get(name) for name in ("seconds", "seconds_in_all")]
+
+    assert start(100) == [pytest.approx(100, abs=5), pytest.approx(100, abs=5)]
+    assert start(50, processes.Preempted()) == [
+        pytest.approx(50, abs=5),
+        pytest.approx(150, abs=9),
+    ]
+    assert start(50, OSError("disk full")) == [None, pytest.approx(150, abs=9)]
 
 
 def test_claim_accepts_the_same_config_again(tmp_path):
