@@ -10,6 +10,7 @@ import simplejpeg
 
 from data_pipelines.io.files import write_file
 from data_pipelines.io.frames import encode
+from data_pipelines.skeletons.sheets import evenly_spaced
 
 ROWS = 100  # of a sheet
 _CROPS = 10  # of a tracklet
@@ -36,7 +37,7 @@ def contact_sheet(
         origin = (_GAP, top + _HEIGHT // 2)
         cv2.putText(sheet, name, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.6, [_INK] * 3, 1, cv2.LINE_AA)
         crops = sorted(os.listdir(folder / name), key=lambda file: int(file.partition(".")[0]))
-        chosen = np.unique(np.linspace(0, len(crops) - 1, _CROPS).round().astype(int))
+        chosen = evenly_spaced(len(crops), min(_CROPS, len(crops)))
         for column, number in enumerate(chosen):
             left = _NAME_WIDTH + column * (_WIDTH + _GAP)
             picture = simplejpeg.decode_jpeg((folder / name / crops[number]).read_bytes())

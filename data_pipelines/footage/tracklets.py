@@ -266,14 +266,14 @@ def _detected(
     with Progress(total, "tracking", unit="frames") as progress:
         for done, (number, image) in enumerate(frames, start=1):
             entry = next(entries, None)
-            if entry is None:
+            if is_new := entry is None:
                 found = detector.detect(image)
                 # Rounded for a shorter journal, and used as they are there.
                 entry = np.column_stack([found.boxes, found.scores]).round(3).tolist()
                 journal.append(entry)
             numbers = np.array(entry, np.float64).reshape(-1, 5)
             yield number, image, Detections(numbers[:, :4], numbers[:, 4])
-            progress.update(done)
+            progress.update(done, timed=is_new)
 
 
 def _write(
