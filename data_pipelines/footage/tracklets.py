@@ -197,27 +197,18 @@ def _finished(places: _Places, facts: Mapping[str, Any]) -> Summary:
     """Returns the summary of finished work; raises an error if it was made from something else."""
     try:
         found = json.loads(places.record.read_bytes())
-        summary = Summary(
-            places.crops,
-            found["tracklets"],
-            found["frames"],
-            is_new=False,
-            sheet=places.record.with_suffix(".jpg"),
-            identities=places.identities,
-        )
-        changed = [name for name in facts if found[name] != facts[name]]
-        if changed:
-            raise InputError(
-                f"{places.record}: there are tracklets of {found['name']} already "
-                f"({_listed(changed)} changed); choose another camera name, or remove "
-                f"{places.crops}, {places.tracks}/{places.record.stem}.* and the rows of "
-                f"{places.prefix}/ in {places.identities}"
-            )
+        name, tracklets, crops = found["name"], found["tracklets"], found["frames"]
     except (ValueError, TypeError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{places.record}: not a record of tracklets; remove it") from error
-    return summary
+    if changed := [fact for fact in facts if found.get(fact) != facts[fact]]:
+        raise InputError(
+            f"{places.record}: there are tracklets of {name} already ({_listed(changed)} "
+            f"changed); choose another camera name, or remove {places.crops}, "
+            f"{places.tracks}/{places.record.stem}.* and the rows of {places.prefix}/ in "
+            f"{places.identities}"
+        )
+    sheet = places.record.with_suffix(".jpg")
+    return Summary(places.crops, tracklets, crops, False, sheet, places.identities)
 
 
 def _require_same(places: _Places, source: Mapping[str, str], found: Mapping[str, Any]) -> None:
@@ -299,8 +290,8 @@ def _write(
             writer.write(number, image, tracker.update(detections), tracker.tracklets())
     if not writer.tracks:
         raise InputError(
-            f"no tracklet of at least {min_frames} frames in {people} detections; with a lower "
-            "min_frames or min_score there may be some (detections are kept, so it is quick)"
+            f"{places.crops}: no tracklet of at least {min_frames} frames in {people} detections; "
+            "try a lower min_frames or min_score, which is quick since the detections are kept"
         )
     names = iter(_names(writer.tracks))
     for sheet in itertools.count(1):

@@ -1,9 +1,11 @@
 """Raw videos to tracklets: painted people, interruptions, what is kept and what is refused."""
 
+import concurrent.futures
 import csv
 import json
 import pathlib
 import shutil
+import time
 import weakref
 
 import cv2
@@ -272,6 +274,25 @@ def test_what_users_named_is_kept(tmp_path, video, model):
     assert path.read_bytes() == before
 
 
+def test_cameras_that_are_finished_at_the_same_time(tmp_path, video, model, monkeypatch):
+    """Each has to see the rows that the others add."""
+    real_write = tracklets.write_file
+
+    def slow_write(path, content):
+        time.sleep(0.1)
+        real_write(path, content)
+
+    monkeypatch.setattr(tracklets, "write_file", slow_write)
+    cameras = ["a", "b", "c", "d"]
+    with concurrent.futures.ThreadPoolExecutor(len(cameras)) as pool:
+        list(pool.map(lambda camera: extract(video, tmp_path, model, camera), cameras))
+    with open(tmp_path / "identities.csv", newline="") as file:
+        rows = [row["tracklet"] for row in csv.DictReader(file)]
+    assert sorted(rows) == [
+        f"unknown/visible/{camera}/000{track}" for camera in cameras for track in range(1, 6)
+    ]
+
+
 def test_modalities_do_not_mix(tmp_path, video, model):
     extract(video, tmp_path, model)
     detector = detection.load_detector(str(model))
@@ -331,7 +352,9 @@ def test_many_tracklets_have_several_sheets(tmp_path, video, model, monkeypatch)
 
 
 def test_nobody_found_says_what_to_change(tmp_path, video, model):
-    with pytest.raises(InputError, match=r"no tracklet of at least 50 frames in .* detections"):
+    with pytest.raises(
+        InputError, match=r"visible/door: no tracklet of at least 50 frames in \d+ detections"
+    ):
         extract(video, tmp_path, model, min_frames=50)
     assert not (tmp_path / "unknown").exists()
     detector = Counting(model)

@@ -208,6 +208,31 @@ def test_a_video_that_hides_the_size_of_its_frames_costs_no_memory(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", video_files.CODECS)
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_a_video_is_streamed(tmp_path, suffix, every):
+    video_files.write_video(tmp_path / f"walk{suffix}", 10)
+    with frames.open_video(tmp_path, f"walk{suffix}", every) as (announced, stream):
+        assert announced == 10
+        found = list(stream)
+    assert [number for number, _ in found] == list(range(0, 10, every))
+    for number, pixels in found:
+        assert pixels.shape == (video_files.HEIGHT, video_files.WIDTH, 3)
+        middle = pixels[32:].mean(axis=(0, 1))
+        np.testing.assert_allclose(middle, video_files.color_of(number), atol=12)
+
+
+def test_a_streamed_video_that_ends_early_is_named(tmp_path, monkeypatch):
+    video_files.write_video(tmp_path / "walk.mp4", 10)
+    monkeypatch.setattr(frames, "_LEAST_SHARE", 1.5)  # as if the header listed 15 frames
+    with (
+        frames.open_video(tmp_path, "walk.mp4") as (_, stream),
+        pytest.raises(ValueError, match=r"walk.mp4: the video ends early, 10 of 10 frames"),
+    ):
+        assert len([next(stream) for _ in range(10)]) == 10
+        next(stream)
+
+
+@pytest.mark.parametrize("suffix", video_files.CODECS)
 def test_a_truncated_video_is_named(tmp_path, suffix):
     half(video_files.write_video(tmp_path / f"walk{suffix}", 30))
     with pytest.raises(ValueError, match=f"walk{suffix}: .*(cannot be opened|ends early)"):
