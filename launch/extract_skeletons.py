@@ -21,20 +21,15 @@ from data_pipelines.datasets import DATASETS, find_dataset
 from data_pipelines.errors import InputError
 from launch import command
 
-MODEL = flags.DEFINE_string(
+MODEL = command.define_required(
     "model",
-    None,
     "The pose model: rtmpose-m, rtmpose-l, rtmpose-x, vitpose-b or blazepose, or a file, .onnx or "
     ".tflite.",
-    required=True,
 )
-DATASET = flags.DEFINE_string(
-    "dataset",
-    None,
-    f"{', '.join(DATASETS)}, or package.module:object for one of your own.",
-    required=True,
+DATASET = command.define_required(
+    "dataset", f"{', '.join(DATASETS)}, or package.module:object for one of your own."
 )
-SOURCE = flags.DEFINE_string("source", None, "Root of the dataset.", required=True)
+SOURCE = command.define_required("source", "Root of the dataset.")
 OUTPUT = flags.DEFINE_string("output", None, "File to write; <source>/skeletons.h5 if not given.")
 OVERLAY = flags.DEFINE_string(
     "overlay", None, "Folder for pictures of some frames with their skeletons, to look at."

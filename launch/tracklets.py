@@ -18,14 +18,12 @@ from absl import flags
 from data_pipelines import schema
 from launch import command
 
-VIDEO = flags.DEFINE_string("video", None, "The video, .mp4, .mov, .avi or .mkv.", required=True)
+VIDEO = command.define_required("video", "The video, .mp4, .mov, .avi or .mkv.")
 MODALITY = flags.DEFINE_enum(
-    "modality", None, list(schema.MODALITIES), "What the camera sees.", required=True
+    "modality", None, list(schema.MODALITIES), "What the camera sees. Required.", required=True
 )
-CAMERA = flags.DEFINE_string(
-    "camera", None, "A name; each video of a modality needs another one.", required=True
-)
-OUTPUT = flags.DEFINE_string("output", None, "Folder of footage to write to.", required=True)
+CAMERA = command.define_required("camera", "A name; each video of a modality needs another one.")
+OUTPUT = command.define_required("output", "Folder of footage to write to.")
 DETECTOR = flags.DEFINE_string(
     "detector", "yolox-m", "yolox-tiny, yolox-m, yolox-x, or an .onnx file of a YOLOX model."
 )

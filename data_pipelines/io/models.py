@@ -86,11 +86,12 @@ def _fetch(name: str, download: Download, flag: str) -> pathlib.Path:
         if model_content[start : start + len(magic)] != magic:
             raise ValueError(f"not a file of the format {model.suffix}")
     except (ValueError, requests.RequestException) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).rpartition("Caused by ")[2].split())[:300]
+        unpack = ", unpack it" if suffix == ".zip" else ""
         changed = f"; if it was replaced there, remove {record}" if "sha256" in found else ""
         raise InputError(
-            f"{flag}={name}: cannot download {download.url} ({reason}){changed}; "
-            f"download it elsewhere and give the file, {flag}=FILE{model.suffix}"
+            f"{flag}={name}: cannot download {download.url} ({reason}){changed}; download it "
+            f"elsewhere{unpack} and give the file, {flag}=FILE{model.suffix}"
         ) from error
     files.write_file(model, model_content)
     files.write_json(

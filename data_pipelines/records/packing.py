@@ -439,9 +439,12 @@ def _claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]
                     path.unlink()
                 write_json(claim, source)
             yield
-        except BaseException:
-            if not list(staging.glob("*.facts.json")):
+        except BaseException as error:
+            kept = len(list(staging.glob("*.facts.json")))
+            if not kept:
                 shutil.rmtree(staging)
+            elif isinstance(error, KeyboardInterrupt):
+                log(f"{kept} finished shards are kept: the same command resumes after them")
             raise
         shutil.rmtree(staging)
 

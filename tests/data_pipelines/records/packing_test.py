@@ -77,6 +77,28 @@ def test_finished_shards_of_changed_pictures_are_packed_again(root, tmp_path, mo
     assert reading.open_records(packed, "train")[4]["frames"][2] == black
 
 
+def test_an_interruption_keeps_finished_shards(root, tmp_path, monkeypatch, capsys):
+    interrupted = hitsz_vcm.read_index(root).test[-1].frames
+    read_frames = packing.frames_lib.read_frames
+
+    def read(root, tracklet):
+        if tracklet.frames == interrupted:
+            raise KeyboardInterrupt
+        return read_frames(root, tracklet)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "TRACKLETS_PER_SHARD", 3)
+        patch.setattr(packing.frames_lib, "read_frames", read)
+        with pytest.raises(KeyboardInterrupt):
+            hitsz_vcm.prepare(root, tmp_path / "data")
+        shown = capsys.readouterr().err
+        assert "6 finished shards are kept: the same command resumes after them" in shown
+        patch.setattr(packing.frames_lib, "read_frames", read_frames)
+        packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    assert "6 of 7 shards are packed already" in capsys.readouterr().err
+    assert len(reading.open_records(packed, "test")) == len(hitsz_vcm.read_index(root).test)
+
+
 @contextlib.contextmanager
 def files_up_to(size):
     """Limits the size of files, which fails like a full disk."""
