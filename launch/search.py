@@ -57,11 +57,11 @@ def main() -> None:
     from data_pipelines.io.remote import absolute
     from data_pipelines.io.terminal import log
     from data_pipelines.records.reading import resolve
+    from data_pipelines.skeletons.sheets import evenly_spaced
     from star_jax.distributed import processes
     from star_jax.evaluation import embeddings
     from star_jax.evaluation.embed import embed_once
     from star_jax.evaluation.search import (
-        evenly_spread,
         format_counts,
         format_results,
         format_scores,
@@ -93,7 +93,7 @@ def main() -> None:
         gallery_modality=GALLERY_MODALITY.value,
         top=TOP.value,
     )
-    shown = [found.results[i] for i in evenly_spread(len(found.results), MAX_QUERIES.value)]
+    shown = [found.results[i] for i in evenly_spaced(len(found.results), MAX_QUERIES.value)]
     print(format_results(found, shown), end="\n\n")
     print(f"{format_counts(found)}\n{format_scores(found)}")
 

@@ -152,7 +152,7 @@ def _check_skeletons_of_split(
             missing += int(empty.sum())
             if number % step == 0 and not empty.all():
                 present = np.flatnonzero(~empty)
-                chosen = present[evenly_spaced(len(present), min(_SKELETONS, len(present)))]
+                chosen = present[evenly_spaced(len(present), _SKELETONS)]
                 frames = tuple(tracklet.frames[frame] for frame in chosen)
                 sample.append((dataclasses.replace(tracklet, frames=frames), keypoints[chosen]))
     for modality, name in enumerate(schema.MODALITIES):

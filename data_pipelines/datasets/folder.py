@@ -21,6 +21,7 @@ from data_pipelines import schema
 from data_pipelines.datasets import checks, splits
 from data_pipelines.datasets.findings import RAISE_ERRORS, Findings
 from data_pipelines.errors import InputError
+from data_pipelines.footage.tracklets import IDENTITIES, TRACKS
 from data_pipelines.io.files import resolve_inside
 from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames, open_video
 from data_pipelines.io.progress import with_progress
@@ -33,9 +34,7 @@ LAYOUT = (
     "<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg (.jpeg, .png) or "
     "<identity>/<visible|infrared>/<camera>/<tracklet>.mp4 (.m4v, .mov, .avi, .mkv)"
 )
-IDENTITIES = "identities.csv"
-# Folders in the root that are no identities: see sources.find_keypoints and footage.tracklets.
-RESERVED = ("skeletons", "tracks")
+RESERVED = ("skeletons", TRACKS)  # folders in the root that are no identities
 _UNREAD_SUFFIXES = (  # footage that is not read
     *(".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
     *(".3gp", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),

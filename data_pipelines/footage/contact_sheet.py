@@ -37,7 +37,7 @@ def contact_sheet(
         origin = (_GAP, top + _HEIGHT // 2)
         cv2.putText(sheet, name, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.6, [_INK] * 3, 1, cv2.LINE_AA)
         crops = sorted(os.listdir(folder / name), key=lambda file: int(file.partition(".")[0]))
-        chosen = evenly_spaced(len(crops), min(_CROPS, len(crops)))
+        chosen = evenly_spaced(len(crops), _CROPS)
         for column, number in enumerate(chosen):
             left = _NAME_WIDTH + column * (_WIDTH + _GAP)
             picture = simplejpeg.decode_jpeg((folder / name / crops[number]).read_bytes())

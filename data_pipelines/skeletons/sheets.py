@@ -44,7 +44,7 @@ def write_sheets(
       FileNotFoundError: a frame is missing.
       ValueError: a frame or a skeleton is broken.
     """
-    chosen = evenly_spaced(len(tracklets), min(TRACKLETS, len(tracklets)))
+    chosen = evenly_spaced(len(tracklets), TRACKLETS)
     paths = []
     for number, part in enumerate(np.split(chosen, range(_ROWS, len(chosen), _ROWS)), start=1):
         rows = [_row(source, tracklets[position], keypoints) for position in part]
@@ -53,9 +53,10 @@ def write_sheets(
     return paths
 
 
-def evenly_spaced(total: int, count: int) -> Int[np.ndarray, " count"]:
-    """Returns int[count], positions from the first to the last of `total`, spread evenly."""
-    return np.linspace(0, total - 1, count).round().astype(int)
+def evenly_spaced(total: int, count: int) -> Int[np.ndarray, " n"]:
+    """Returns `count` of `total` positions, or all if fewer: the middles of equal parts."""
+    count = min(count, total)
+    return ((2 * np.arange(count) + 1) * total) // (2 * count)
 
 
 def write_picture(path: str | os.PathLike[str], picture: UInt8[np.ndarray, "H W 3"]) -> None:
@@ -70,7 +71,7 @@ def _row(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the name of a tracklet above its frames."""
     count = len(tracklet.frames)
-    frames = [tracklet.frames[frame] for frame in evenly_spaced(count, min(FRAMES, count))]
+    frames = [tracklet.frames[frame] for frame in evenly_spaced(count, FRAMES)]
     tracklet = dataclasses.replace(tracklet, frames=tuple(frames))
     pictures = frames_lib.read_images(source, tracklet)
     tiles = np.full((FRAMES, *_TILE, 3), _GREY, np.uint8)

@@ -168,12 +168,6 @@ def _of_modality(embeddings: Embeddings, modality: str, role: str) -> np.ndarray
     return chosen
 
 
-def evenly_spread(total: int, count: int) -> Int[np.ndarray, " n"]:
-    """Returns `count` of `total` positions, or all if fewer: the middles of equal parts."""
-    count = min(count, total)
-    return ((2 * np.arange(count) + 1) * total) // (2 * count)
-
-
 def format_results(found: Found, results: Sequence[Result]) -> str:
     """Returns a table for a terminal, one line for each query."""
     rows = [

@@ -17,7 +17,6 @@ from data_pipelines.sampling import clips_to_embed
 from data_pipelines.skeletons.drawing import resized_with_skeleton
 from data_pipelines.skeletons.sheets import evenly_spaced
 from star_jax.evaluation.embeddings import Embeddings
-from star_jax.evaluation.search import evenly_spread
 
 FRAME_HEIGHT = 160  # of drawn frames, pixels
 _GAP = 4
@@ -94,7 +93,7 @@ def open_spread_frames(
     def drawn(position: int, count: int, height: int) -> list[np.ndarray]:
         record = records[position]
         pictures = []
-        for number in evenly_spread(len(record["frames"]), count):
+        for number in evenly_spaced(len(record["frames"]), count):
             size = record["height"][number], record["width"][number]
             frame = np.zeros((1, *size, 3), np.uint8)
             keypoints = decode_clip(record, np.array([number]), frame)
@@ -118,7 +117,7 @@ def with_skeletons(
 
 def sheet(frames: UInt8[np.ndarray, "T h w 3"], count: int = 4) -> UInt8[np.ndarray, "H W 3"]:
     """Returns some of the frames, spread evenly, in two columns in order of time."""
-    chosen = evenly_spaced(len(frames), min(count, len(frames)))
+    chosen = evenly_spaced(len(frames), count)
     columns = min(2, len(chosen))
     rows = []
     for start in range(0, len(chosen), columns):

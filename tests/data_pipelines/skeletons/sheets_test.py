@@ -21,11 +21,11 @@ class Points:
         return skeletons
 
 
-def write_tracklet(root, name: str, length: int, size=(40, 10)) -> schema.Tracklet:
+def write_tracklet(root, name: str, length: int, marked=(0,), size=(40, 10)) -> schema.Tracklet:
     frames = tuple(f"{name}/visible/1/w/{frame:03d}.png" for frame in range(length))
     for number, frame in enumerate(frames):
         (root / frame).parent.mkdir(parents=True, exist_ok=True)
-        image = np.full((*size, 3), COLORS[number in (0, length - 1)], np.uint8)
+        image = np.full((*size, 3), COLORS[number in marked], np.uint8)
         cv2.imwrite(str(root / frame), image[..., ::-1])
     return schema.Tracklet(schema.VISIBLE, name, 1, frames, 1)
 
@@ -35,7 +35,7 @@ def read(path) -> np.ndarray:
 
 
 def test_frames_and_skeletons_are_enlarged_together(tmp_path):
-    row = write_tracklet(tmp_path, "a", 30)
+    row = write_tracklet(tmp_path, "a", 30, marked=(1, 28))  # the middles of eighths
     (path,) = sheets.write_sheets(tmp_path, [row], Points(), tmp_path / "out")
     sheet = read(path)
     caption = sheet.shape[0] - TILE_HEIGHT
@@ -54,7 +54,7 @@ def test_frames_and_skeletons_are_enlarged_together(tmp_path):
 
 @pytest.mark.parametrize("size", [(10, 40), (20, 200), (2000, 900)])
 def test_wide_large_and_short_tracklets_fit(tmp_path, size):
-    tracklet = write_tracklet(tmp_path, "a", 2, size)
+    tracklet = write_tracklet(tmp_path, "a", 2, marked=(0, 1), size=size)
     (path,) = sheets.write_sheets(tmp_path, [tracklet], Points(), tmp_path / "out")
     tiles = read(path)[-TILE_HEIGHT:]
     assert abs(tiles[120, 8] - COLORS[1]).max() < 12
@@ -73,3 +73,15 @@ def test_of_many_tracklets_a_sample_is_drawn(tmp_path, monkeypatch):
     assert drawn == [f"p{number:02d}" for number in range(0, 15, 2)]
     assert [path.name for path in paths] == ["skeletons_1.jpg", "skeletons_2.jpg"]
     assert read(paths[0]).shape[0] == 3 * read(paths[1]).shape[0]
+
+
+def test_positions_are_spread_evenly():
+    for total in range(1, 12):
+        for count in range(1, 14):
+            chosen = sheets.evenly_spaced(total, count).tolist()
+            assert len(chosen) == min(count, total) and chosen == sorted(set(chosen))
+            assert chosen[0] >= 0 and chosen[-1] < total
+            gaps = np.diff(chosen)
+            assert not len(gaps) or gaps.max() - gaps.min() <= 1
+            assert abs(chosen[0] - (total - 1 - chosen[-1])) <= 1  # as much before as after
+    assert sheets.evenly_spaced(9, 1).tolist() == [4]

@@ -157,18 +157,6 @@ def test_a_modality_that_nobody_has_is_named():
         search.search(embeddings(2), visible, gallery_modality="infrared")
 
 
-def test_positions_are_spread_evenly():
-    for total in range(1, 12):
-        for count in range(1, 14):
-            chosen = search.evenly_spread(total, count).tolist()
-            assert len(chosen) == min(count, total) and chosen == sorted(set(chosen))
-            assert chosen[0] >= 0 and chosen[-1] < total
-            gaps = np.diff(chosen)
-            assert not len(gaps) or gaps.max() - gaps.min() <= 1
-            assert abs(chosen[0] - (total - 1 - chosen[-1])) <= 1  # as much before as after
-    assert search.evenly_spread(9, 1).tolist() == [4]
-
-
 def test_the_table_and_the_file_have_the_same_content():
     query = embeddings(6)
     found = search.search(query, query, top=3, **ANY)

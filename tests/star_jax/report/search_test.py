@@ -17,7 +17,8 @@ from data_pipelines.coco17 import JOINTS
 from data_pipelines.datasets import folder
 from data_pipelines.io import remote
 from data_pipelines.records import copies, reading
-from star_jax.evaluation.search import evenly_spread, search
+from data_pipelines.skeletons.sheets import evenly_spaced
+from star_jax.evaluation.search import search
 from star_jax.report import pictures
 from star_jax.report.search import MATCH_HEIGHT, STRIP, search_page
 
@@ -77,7 +78,7 @@ def painted(tmp_path_factory):
 def page_of(query, gallery=None, *, warnings=None, count=20, **options):
     found = search(query, gallery or query, **(options.pop("kinds", ANY)))
     warn = [].append if warnings is None else warnings.append
-    shown = [found.results[place] for place in evenly_spread(len(found.results), count)]
+    shown = [found.results[place] for place in evenly_spaced(len(found.results), count)]
     return search_page(found, shown, warn=warn, **options).decode()
 
 
