@@ -20,7 +20,7 @@ from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import train_batches
-from data_pipelines.records.reading import fingerprint, open_index
+from data_pipelines.records.reading import fingerprint, open_index, resolve
 from data_pipelines.sampling import find_sampler, steps_per_epoch, trainable_labels
 from star_jax.config import check_config, complete
 from star_jax.distributed import processes
@@ -106,7 +106,8 @@ def train(
         run_files.timed(workdir, started),
         checkpoint.open_manager(workdir, config.checkpoint.keep) as manager,
     ):
-        run_files.add_to_record(workdir, dataset={"dir": config.data.dir, "fingerprint": dataset})
+        described = {"dir": resolve(config.data.dir), "fingerprint": dataset}
+        run_files.add_to_record(workdir, dataset=described)
         compiled_before = keep_compiled_programs(workdir)
         restored = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
         if restored is None:
