@@ -61,6 +61,15 @@ def test_the_last_step_is_that_of_the_newest_folder(two_checkpoints, tmp_path):
     assert checkpoint.last_step(epath.Path(tmp_path)) == 7
 
 
+def test_saving_compiles_no_program_for_each_part_of_a_device(state, tmp_path, caplog):
+    jax.clear_caches()
+    with jax.log_compiles(), checkpoint.open_manager(tmp_path, None) as manager:
+        checkpoint.save(manager, state, {}, "")
+        checkpoint.finish(manager)
+    compiled = [line for line in caplog.messages if "XLA compilation of" in line]
+    assert compiled and not [line for line in compiled if "slice" in line]
+
+
 def increased(params, number):
     """Returns the sums of all parameters and a number, without compiling anything."""
     return jax.tree.map(lambda x: jax.device_put(np.asarray(x) + number, x.sharding), params)
