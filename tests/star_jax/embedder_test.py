@@ -96,6 +96,7 @@ def test_flip_averages_clips_and_their_mirror_images():
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_any_joint_the_embeddings_are_those_of_undetected_skeletons(dataset):
     own = network(guided=True)
     config = own.config.copy_and_resolve_references()

@@ -12,8 +12,6 @@ import pytest
 from configs import star_hitsz_vcm_reference
 from star_jax import verify
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -46,6 +44,7 @@ verify.check_devices = lambda config: []
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("dtype", "factor"), [("float32", 1.001), ("bfloat16", 1.1)])
 def test_a_broken_convolution_is_out(dtype, factor, tmp_path):
     path = tmp_path / "verify.json"

@@ -141,8 +141,7 @@ def collectives(config):
     return found, 4 * sum(x.size for x in jax.tree.leaves(state.params))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.slow  # what `optimized` changes comes after the passes that add collectives
 @pytest.mark.parametrize("identities", [4, 2], ids=["pairs", "frames in two"])
 def test_only_gradients_are_large_among_what_devices_exchange(identities):
     found, params = collectives(config(**{"data.identities_per_batch": identities}))
