@@ -146,11 +146,9 @@ def initial_state(
     config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
 ) -> TrainState:
     """Returns the initial state; each device creates only its part of it."""
-    shardings = jax.tree.map(
-        lambda x: x.sharding, abstract_state(config, model, steps_per_epoch, mesh)
-    )
     init = lambda: _fresh_state(config, model, steps_per_epoch)  # noqa: E731
-    return jax.jit(init, out_shardings=shardings)()
+    shardings = jax.tree.map(lambda x: x.sharding, _with_shardings(mesh, jax.eval_shape(init)))
+    return jax.jit(init, out_shardings=shardings)()  # `init` has been traced
 
 
 def _with_shardings(mesh: Mesh, shapes: Any) -> Any:
