@@ -113,6 +113,7 @@ def test_each_modality_has_a_function(workdir, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), np.ones(3), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

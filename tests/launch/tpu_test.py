@@ -597,6 +597,7 @@ def report(chips, pairs):
     }
 
 
+@pytest.mark.slow
 def test_table_and_plot(tmp_path):
     paths = []
     for chips, pairs in ((16, 16), (8, 16), (8, 8)):

@@ -43,11 +43,13 @@ for program in (verify.broadcast_product, verify.sums_in_vmap):
 """
 
 
+@pytest.mark.slow
 def test_both_canaries_are_right():
     printed, _ = run(CANARIES)
     assert [float(line) < 2e-4 for line in printed] == [True, True], printed
 
 
+@pytest.mark.slow
 def test_without_the_flag_they_are_wrong():
     """Whether the bug shows depends on the processor; where it shows nowhere, drop the flag."""
     printed, _ = run(CANARIES, FAULTY)

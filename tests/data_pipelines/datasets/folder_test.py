@@ -333,6 +333,7 @@ def prepare_command(*flags):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

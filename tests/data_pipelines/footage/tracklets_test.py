@@ -194,6 +194,7 @@ def test_every_takes_every_nth_frame(tmp_path, video, model):
     assert {int(row["frame"]) % 2 for row in table_of(tmp_path)} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [0, 1, 17, 59])
 def test_an_interrupted_run_continues_and_ends_alike(tmp_path, video, model, stop_at, capsys):
     whole, output = tmp_path / "whole", tmp_path / "people"
@@ -209,6 +210,7 @@ def test_an_interrupted_run_continues_and_ends_alike(tmp_path, video, model, sto
     assert files_of(output) == files_of(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["write_json", "write_file", "read_rows", "boxes", "record"])
 def test_a_kill_while_files_are_moved_or_written(tmp_path, video, model, monkeypatch, broken):
     """Whatever fails at the end, the next call detects nothing again and ends alike."""
@@ -274,6 +276,7 @@ def test_what_users_named_is_kept(tmp_path, video, model):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_cameras_that_are_finished_at_the_same_time(tmp_path, video, model, monkeypatch):
     """Each has to see the rows that the others add."""
     real_write = tracklets.write_file
@@ -302,6 +305,7 @@ def test_modalities_do_not_mix(tmp_path, video, model):
     assert (tmp_path / "identities.csv").read_text().count("unknown/infrared/door/") == 5
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(tmp_path, model, monkeypatch):
     """One frame at a time, and crops of tracklets that are still too short."""
     video = write_video(tmp_path / "raw/long.avi", 400, lambda frame: frame % 60)
@@ -472,6 +476,7 @@ def test_the_record_says_what_tracklets_were_made_from(tmp_path, video, model):
     assert record["detector"] == detection.load_detector(str(model)).sha256
 
 
+@pytest.mark.slow
 def test_a_street_in_both_modalities(tmp_path):
     """The drawn people of tests/support/street.py: everybody is found once in each video."""
     filmed = street.write_street(tmp_path / "raw", num_people=3)

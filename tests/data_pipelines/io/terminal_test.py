@@ -67,6 +67,7 @@ def prepare(source, *flags) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_hostile_names_of_folders_are_shown_escaped(tmp_path):
     for name in ("alice/visible/1/walk", f"{HOSTILE}/visible/1/walk"):
         video_files.write_image(tmp_path / "footage" / name / "1.jpg")
@@ -81,6 +82,7 @@ def test_hostile_names_of_folders_are_shown_escaped(tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--check"]])
 def test_a_line_of_ten_megabytes_is_not_shown_in_full(tmp_path, flags):
     root = hitsz_files.write_dataset(tmp_path / "root")

@@ -70,7 +70,8 @@ def test_dropped_joints_are_zeros_and_others_unchanged(probability, seed):
     dropped = (found != keypoints).any(axis=-1)
     assert not found[dropped].any() and found.dtype == np.float32
     expected = 200 * 17 * probability
-    assert abs(dropped.sum() - expected) <= 5 * np.sqrt(expected * (1 - probability)) + 1e-9
+    # Five standard deviations, and as many joints where hardly any or nearly all are dropped.
+    assert abs(dropped.sum() - expected) <= 5 + 5 * np.sqrt(expected * (1 - probability))
 
 
 def test_more_is_dropped_of_the_same_joints():

@@ -531,6 +531,7 @@ def test_the_command_survives_a_kill(tmp_path):
         np.testing.assert_array_equal(record["keypoints"], source.read(row))
 
 
+@pytest.mark.slow
 def test_the_command_reports_an_error_in_one_line(tmp_path):
     (tmp_path / "text.onnx").write_text("no model")
     missing = tmp_path / "missing.onnx"

@@ -111,6 +111,7 @@ def run_compare(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_says_what_one_seed_is_worth(tmp_path):
     write_run(tmp_path / "star")
     write_run(tmp_path / "plain", guidance="none", shift=2.0)
@@ -128,6 +129,7 @@ def test_the_command_prints_tables_and_says_what_one_seed_is_worth(tmp_path):
     assert "differences say nothing about the methods" in " ".join(note.split())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_one_line(tmp_path):
     write_run(tmp_path / "star")
     other = write_run(tmp_path / "other", seed=1, dataset={"fingerprint": "9876"})

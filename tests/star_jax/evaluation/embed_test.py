@@ -56,6 +56,7 @@ def embedded(workdir, packed):
     return embed.embed_dataset(load_weights(workdir), packed)
 
 
+@pytest.mark.slow
 def test_generated_videos_are_footage(footage, packed):
     index = reading.open_index(packed, "test")
     assert set(index.identities) == {"0007", "0008"}
@@ -211,6 +212,7 @@ def write_npz(path, embedded, name, member, compression):
             wrong.writestr(other, member if other == f"{name}.npy" else right.read(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["embeddings", "identities", "cameras", "format"])
 def test_a_small_file_that_unpacks_to_a_large_one_is_refused(embedded, tmp_path, name):
     path, size = tmp_path / "bomb.npz", 200_000_000

@@ -86,6 +86,7 @@ def test_batch_norm_keeps_the_dtype_and_takes_its_statistics_in_float32():
     close(updates["batch_stats"]["mean"], 0.1 * x.astype(np.float64).mean(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_norm_in_bfloat16_differs_by_rounding_only():
     x = (4 + 2 * random(0, 64, 9, 3)).astype(jnp.bfloat16)
     module = BatchNorm()

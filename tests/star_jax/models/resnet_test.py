@@ -36,6 +36,7 @@ def imported(module, arrays):
     return {name: parts["backbone"] for name, parts in variables.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ibn", [False, True])
 @pytest.mark.parametrize("depth", PUBLISHED)
 def test_the_published_sizes(depth, ibn):
@@ -46,6 +47,7 @@ def test_the_published_sizes(depth, ibn):
     assert count == published - classifier + stem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ibn", [False, True])
 @pytest.mark.parametrize("depth", PUBLISHED)
 def test_the_names_of_every_published_network(depth, ibn):
@@ -57,6 +59,7 @@ def test_the_names_of_every_published_network(depth, ibn):
     assert shapes(imported(module, arrays)) == shapes(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ibn", [False, True])
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_imported_networks(block, ibn):
@@ -70,6 +73,7 @@ def test_imported_networks(block, ibn):
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_inference_with_instance_norm_in_bfloat16():
     sizes = (1, 1, 1, 1)
     arrays = torch_resnet.state_dict("basic", sizes, 4, ibn=True)

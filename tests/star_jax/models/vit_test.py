@@ -69,6 +69,7 @@ def test_vit(size, modality):
     close(features, expected_features(frames, modality))
 
 
+@pytest.mark.slow
 def test_both_modalities_at_once_are_each_alone():
     frames = random_frames(2, 3, 2, 40, 24)
     both = features_of(variables(), frames, None)
@@ -122,6 +123,7 @@ def test_a_style_is_refused():
         )
 
 
+@pytest.mark.slow
 def test_the_published_sizes():
     """Counts are those of timm's networks without classifier, plus a second patch embedding."""
     published = {(192, 3): 5_717_416, (384, 6): 22_050_664, (768, 12): 86_567_656}

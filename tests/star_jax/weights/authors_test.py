@@ -132,6 +132,7 @@ def random_variables(config):
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), needed(config))
 
 
+@pytest.mark.slow
 def test_variables_come_back_bit_for_bit():
     config = model_config()
     variables = random_variables(config)
@@ -165,6 +166,7 @@ def test_the_authors_state_dict_comes_back():
             np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_network_of_full_size_has_every_name_and_shape_of_theirs():
     config = star_hitsz_vcm.get_config().model
     config.num_identities = 500
