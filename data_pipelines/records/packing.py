@@ -55,8 +55,8 @@ class _LocalDatasetInfo(tfds.core.DatasetInfo):
         self._write_origin(pathlib.Path(dataset_info_dir))
 
 
-# From `TrackletBuilder.footage_of` a tracklet to its frames, if they are packed already.
-PackedFrames = Callable[[str], frames_lib.Frames | None]
+# A tracklet to its frames, if they are packed already.
+PackedFrames = Callable[[schema.Tracklet], frames_lib.Frames | None]
 
 
 class _Shard(NamedTuple):
@@ -96,7 +96,7 @@ class TrackletBuilder(FileReaderBuilder):
         self.without_skeletons = without_skeletons
         self.num_workers = num_workers or os.cpu_count() or 1
         self._shards: dict[str, dict[str, Any]] = {}  # as `origin.json` lists them
-        self.packed_frames: PackedFrames = lambda footage: None
+        self.packed_frames: PackedFrames = lambda tracklet: None
         super().__init__(file_format="array_record", **kwargs)
         directory = pathlib.Path(self.data_dir)
         self.staging = directory.with_name(f".{directory.name}.packing")
@@ -159,8 +159,7 @@ class TrackletBuilder(FileReaderBuilder):
 
     def _frames(self, tracklet: schema.Tracklet) -> frames_lib.Frames:
         """Returns the frames of a tracklet, from an earlier packing if they are the same."""
-        packed = self.packed_frames(self.footage_of(tracklet))
-        return packed or frames_lib.read_frames(self.source, tracklet)
+        return self.packed_frames(tracklet) or frames_lib.read_frames(self.source, tracklet)
 
     def footage_of(self, tracklet: schema.Tracklet) -> str:
         """Returns a hash of a tracklet's frames and the sizes of their files."""

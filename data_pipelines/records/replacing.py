@@ -5,6 +5,7 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
+from data_pipelines import schema
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.terminal import log
 from data_pipelines.records import packing, reading
@@ -59,16 +60,20 @@ def _packed_frames(
         records = reading.open_records(directory, split)
         places.update({key: (records, position) for position, key in enumerate(keys)})
     tracklets = [tracklet for split in builder.tracklets.values() for tracklet in split]
-    kept = sum(builder.footage_of(tracklet) in places for tracklet in tracklets)
+    kept = {
+        tracklet: places[key]
+        for tracklet in tracklets
+        if (key := builder.footage_of(tracklet)) in places
+    }
     log(
-        f"{directory}: keeps {kept} tracklets, packs {len(tracklets) - kept} that are new or "
-        f"changed, removes {len(places) - kept}"
+        f"{directory}: keeps {len(kept)} tracklets, packs {len(tracklets) - len(kept)} that are "
+        f"new or changed, removes {len(places) - len(kept)}"
     )
 
-    def frames_of(key: str) -> frames_lib.Frames | None:
-        if key not in places:
+    def frames_of(tracklet: schema.Tracklet) -> frames_lib.Frames | None:
+        if tracklet not in kept:
             return None
-        records, position = places[key]
+        records, position = kept[tracklet]
         record = records[position]
         return frames_lib.Frames(record["frames"], record["height"], record["width"])
 
