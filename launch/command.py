@@ -99,6 +99,18 @@ def define_checkpoint(alternative: str = "") -> tuple[flags.FlagHolder, flags.Fl
     return workdir, checkpoint
 
 
+def define_clips() -> flags.FlagHolder[str | None]:
+    """Defines the flag `--clips`: which frames of a tracklet are embedded."""
+    from data_pipelines import sampling  # imports NumPy, which other commands' --help need not
+
+    return flags.DEFINE_enum(
+        "clips",
+        None,
+        sampling.CLIPS,
+        "Frames of a tracklet: see config.eval.clips; default: the config's.",
+    )
+
+
 def require_file_name(output: str) -> None:
     """Raises an InputError if the value of `--output` names no file."""
     if not Path(output).name or output.endswith("/"):

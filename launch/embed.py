@@ -12,18 +12,12 @@ several processes make up a machine (Cloud TPU, SLURM, Open MPI), each of them r
 
 from absl import flags
 
-from data_pipelines import sampling
 from launch import command
 
 WORKDIR, CHECKPOINT = command.define_checkpoint(", or a .safetensors file of launch/export.py")
 SOURCE = command.define_required("source", "The packed dataset.")
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
-CLIPS = flags.DEFINE_enum(
-    "clips",
-    None,
-    sampling.CLIPS,
-    "Frames of a tracklet: see config.eval.clips; default: the config's.",
-)
+CLIPS = command.define_clips()
 OUTPUT = command.define_required("output", "Path to write, without an extension.")
 
 

@@ -12,7 +12,6 @@ Open MPI), each of them runs this command.
 
 from absl import flags
 
-from data_pipelines import sampling
 from data_pipelines.skeletons.corruption import parse
 from launch import command
 
@@ -21,12 +20,7 @@ DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "Packed dataset; default:
 SPLIT = flags.DEFINE_enum(
     "split", "test", ["test", "validation"], "validation: the identities that training held out."
 )
-CLIPS = flags.DEFINE_enum(
-    "clips",
-    None,
-    sampling.CLIPS,
-    "Frames of a tracklet: see config.eval.clips; default: the config's.",
-)
+CLIPS = command.define_clips()
 CLIP_LENGTH = flags.DEFINE_integer(
     "clip_length", None, "Frames of a clip; default: as in training.", lower_bound=1
 )

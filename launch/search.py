@@ -20,19 +20,13 @@ from pathlib import Path
 
 from absl import flags
 
-from data_pipelines import sampling
 from data_pipelines.errors import InputError
 from launch import command
 
 WORKDIR, CHECKPOINT = command.define_checkpoint(", or a .safetensors file of launch/export.py")
 SOURCE = flags.DEFINE_string("source", None, "The packed dataset to embed and search.")
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
-CLIPS = flags.DEFINE_enum(
-    "clips",
-    None,
-    sampling.CLIPS,
-    "Frames of a tracklet: see config.eval.clips; default: the config's.",
-)
+CLIPS = command.define_clips()
 QUERY = flags.DEFINE_string("query", None, "Instead: embeddings to search with, .npz.")
 GALLERY = flags.DEFINE_string("gallery", None, "Embeddings to search in, .npz.")
 MODALITIES = ["infrared", "visible", "any"]

@@ -21,7 +21,7 @@ from data_pipelines import schema
 from data_pipelines.datasets import checks, splits
 from data_pipelines.datasets.findings import RAISE_ERRORS, Findings
 from data_pipelines.errors import InputError
-from data_pipelines.footage.tracklets import IDENTITIES, TRACKS
+from data_pipelines.footage.tracklets import IDENTITIES, IDENTITY_COLUMNS, TRACKS
 from data_pipelines.io.files import resolve_inside
 from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames, open_video
 from data_pipelines.io.progress import with_progress
@@ -321,7 +321,7 @@ def _named(root: str | os.PathLike[str], found: list[_Found]) -> list[_Found]:
     paths = {tracklet.path for tracklet in found}
     names: dict[str, str] = {}
     absent = []
-    for place, row in read_rows(resolve_inside(root, IDENTITIES), ("tracklet", "identity")):
+    for place, row in read_rows(resolve_inside(root, IDENTITIES), IDENTITY_COLUMNS):
         path, identity = row["tracklet"], row["identity"].strip()
         if path in names:
             raise InputError(f"{place}: names the tracklet {path} again; delete one of the rows")

@@ -15,8 +15,6 @@ A person is class 0, as in COCO.
 """
 
 import dataclasses
-import hashlib
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +25,7 @@ from jaxtyping import Float, Float64, UInt8
 from data_pipelines.errors import InputError
 from data_pipelines.footage.tracking import LOWEST_SCORE, Detections
 from data_pipelines.io.models import Download, find_model
-from data_pipelines.io.onnx_runtime import open_session
+from data_pipelines.io.onnx_runtime import DTYPES, open_image_model
 
 _ADDRESS = "https://download.openmmlab.com/mmpose/v1/projects/rtmposev1/onnx_sdk"
 DETECTORS = {  # trained by OpenMMLab on Human-Art
@@ -43,7 +41,6 @@ _STRIDES = (8, 16, 32)
 _GRAY = 114
 _MAX_IOU = 0.45  # of two detections
 _OPEN_SIZE = 640  # pixels, for models that leave the size of their input open
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _EXPECTED = "expected boxes [1, n, 5], or [1, a, 5 + classes] for the a cells of YOLOX"
 
 
@@ -68,7 +65,7 @@ class Detector:
         """
         model_input, scale = letterbox(image, self.input_size)
         first = self._session.get_inputs()[0]
-        batch = model_input.transpose(2, 0, 1)[None].astype(_DTYPES[first.type])
+        batch = model_input.transpose(2, 0, 1)[None].astype(DTYPES[first.type])
         outputs = self._session.run(None, {first.name: batch})
         corners, scores = _decode(outputs, self.input_size)
         if not (np.isfinite(corners).all() and np.isfinite(scores).all()):
@@ -90,14 +87,10 @@ def load_detector(value: str, *, device: str = "cpu", flag: str = "--detector") 
       MissingPackageError: onnxruntime is not installed, or not for this device; or what downloads.
     """
     path = find_model(value, DETECTORS, flag)
-    content = pathlib.Path(path).read_bytes()
-    session = open_session(path, content, device)
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type not in _DTYPES or len(inputs[0].shape) != 4:
-        found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
-        raise InputError(f"{path}: its input is {found}; expected one picture, [1, 3, H, W]")
-    height, width = (n if isinstance(n, int) else _OPEN_SIZE for n in inputs[0].shape[2:])
-    detector = Detector(hashlib.sha256(content).hexdigest(), (height, width), session)
+    session, sha256 = open_image_model(path, device, "one picture, [1, 3, H, W]")
+    shape = session.get_inputs()[0].shape
+    height, width = (n if isinstance(n, int) else _OPEN_SIZE for n in shape[2:])
+    detector = Detector(sha256, (height, width), session)
     try:
         detector.detect(np.full((height, width, 3), _GRAY, np.uint8))
     except Exception as error:  # onnxruntime's errors have no common base below Exception

@@ -45,7 +45,7 @@ from data_pipelines.io.terminal import log
 
 TRACKS = "tracks"
 IDENTITIES = "identities.csv"
-_COLUMNS = ("tracklet", "identity")
+IDENTITY_COLUMNS = ("tracklet", "identity")
 _CAMERA = re.compile(r"\w[\w -]*")
 _HASHED = 1 << 20  # bytes at either end of a video
 
@@ -322,7 +322,7 @@ def _read_identities(places: _Places) -> list[str]:
     """Returns the tracklets that have a row in the file of identities."""
     if not places.identities.exists():
         return []
-    return [row["tracklet"] for _, row in read_rows(places.identities, _COLUMNS)]
+    return [row["tracklet"] for _, row in read_rows(places.identities, IDENTITY_COLUMNS)]
 
 
 def _add_identities(places: _Places, tracks: int) -> None:
@@ -330,7 +330,7 @@ def _add_identities(places: _Places, tracks: int) -> None:
     with open(places.output / TRACKS / ".lock", "w") as lock:
         hold(lock, None)  # another camera's tracklets may be finished at the same time
         present = set(_read_identities(places))
-        content = ",".join(_COLUMNS)
+        content = ",".join(IDENTITY_COLUMNS)
         if places.identities.exists():
             content = places.identities.read_bytes().decode()
         header = next(csv.reader(io.StringIO(content.removeprefix("\ufeff"))))

@@ -1,26 +1,49 @@
 """Opens ONNX models of other people."""
 
+import hashlib
 import os
+import pathlib
 import tempfile
 from typing import Any
 
-from data_pipelines.errors import InputError, MissingPackageError
+import numpy as np
 
+from data_pipelines.errors import InputError, MissingPackageError
+from data_pipelines.io.files import require_regular
+
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def open_session(path: str | os.PathLike[str], content: bytes, device: str) -> Any:
-    """Returns an `onnxruntime.InferenceSession` of a model that reads no other files.
+def open_image_model(path: str | os.PathLike[str], device: str, expected: str) -> tuple[Any, str]:
+    """Returns the `onnxruntime.InferenceSession` of a model of images, and its file's SHA-256.
 
     Args:
-      path: of the model, for messages.
-      content: of the file, which must hold all weights itself.
+      path: of the `.onnx` file, which must hold all weights itself.
       device: "cpu" or "cuda".
+      expected: what its only input should be, for messages.
 
     Raises:
-      InputError: onnxruntime cannot load it.
+      FileNotFoundError: there is no such file.
+      InputError: onnxruntime cannot load it, or its input is not one array of four axes of DTYPES.
       MissingPackageError: onnxruntime is not installed, or not for this device.
     """
+    require_regular(path)
+    content = pathlib.Path(path).read_bytes()
+    session = _open_session(path, content, device)
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type not in DTYPES or len(inputs[0].shape) != 4:
+        raise InputError(f"{path}: its input is {inputs_of(session)}; expected {expected}")
+    return session, hashlib.sha256(content).hexdigest()
+
+
+def inputs_of(session: Any) -> str:
+    """Returns names, types and shapes of the inputs of a model, for messages."""
+    return ", ".join(f"{item.name} {item.type} {item.shape}" for item in session.get_inputs())
+
+
+def _open_session(path: str | os.PathLike[str], content: bytes, device: str) -> Any:
+    """Opens a model that can read no other files."""
     try:
         import onnxruntime
     except ImportError as error:

@@ -68,14 +68,7 @@ class LandmarkModel:
     def predict(
         self, images: Sequence[UInt8[np.ndarray, "H W 3"]]
     ) -> Float32[np.ndarray, "n 17 3"]:
-        """Returns the joints of warped crops.
-
-        Args:
-          images: up to `batch_size` of uint8[H, W, 3], RGB, of the model's input size.
-
-        Returns:
-          float32[n, 17, 3]: x, y in pixels of the input, confidence.
-        """
+        """Returns the joints of warped crops, as `pose.PoseModel.predict` does."""
         return np.stack([self._predict_one(image) for image in images])
 
     def _predict_one(self, image: np.ndarray) -> np.ndarray:

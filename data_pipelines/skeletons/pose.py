@@ -21,9 +21,7 @@ counts as not detected.
 """
 
 import dataclasses
-import hashlib
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,13 +31,11 @@ from jaxtyping import Float, Float32, Float64, UInt8
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
-from data_pipelines.io import files
-from data_pipelines.io.onnx_runtime import open_session
+from data_pipelines.io.onnx_runtime import DTYPES, inputs_of, open_image_model
 
 PADDING = 1.25
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # of ImageNet, RGB, 0 to 255
 _STD = np.array([58.395, 57.12, 57.375], np.float32)
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _EXPECTED = (
     "expected heatmaps [B, 17, h, w], or SimCC scores [B, 17, s * width] and [B, 17, s * height]"
 )
@@ -86,7 +82,7 @@ class PoseModel:
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
         """Runs the model on uint8[n, H, W, 3]; returns heatmaps, or SimCC scores of x and y."""
         model_input = self._session.get_inputs()[0]
-        dtype = _DTYPES[model_input.type]
+        dtype = DTYPES[model_input.type]
         if dtype != np.uint8:
             images = ((images - _MEAN) / _STD).astype(dtype)
         batch = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -140,14 +136,9 @@ def load_model(
       ImportError: onnxruntime is not installed, or not for this device.
       ValueError: it is not such a model; the message says what was found and what is expected.
     """
-    files.require_regular(path)
-    content = pathlib.Path(path).read_bytes()
-    session = open_session(path, content, device)
-    inputs = session.get_inputs()
-    found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
-    if len(inputs) != 1 or inputs[0].type not in _DTYPES or len(inputs[0].shape) != 4:
-        raise InputError(f"{path}: its input is {found}; expected one image batch [B, 3, H, W]")
-    batch, channels, *size = inputs[0].shape  # names or None where it is left open
+    session, sha256 = open_image_model(path, device, "one image batch [B, 3, H, W]")
+    found = inputs_of(session)
+    batch, channels, *size = session.get_inputs()[0].shape  # names or None where it is left open
     if channels != 3 and isinstance(channels, int):
         raise InputError(f"{path}: its input is {found}; expected RGB first, [B, 3, H, W]")
     for fixed, given in zip(size, input_size or size, strict=True):
@@ -160,7 +151,7 @@ def load_model(
             raise InputError(f"{path}: its input is {found}, and not of the size that was given")
     fixed_batch = isinstance(batch, int)
     model = PoseModel(
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=sha256,
         input_size=tuple(input_size or size),
         batch_size=batch if fixed_batch else batch_size,
         fixed_batch=fixed_batch,

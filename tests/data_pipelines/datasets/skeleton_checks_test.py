@@ -101,7 +101,7 @@ def test_half_of_the_joints_outside_are_a_fault():
     assert "do not lie in their frames (590 of 1190 confident joints are outside)" in fault
 
 
-def test_the_numbers_are_those_of_the_first_one():
+def test_coordinates_of_the_first_faulty_skeleton_are_reported():
     samples = people(6)
     for sample in samples:
         sample.skeleton[:, 0] = 200

@@ -144,7 +144,7 @@ def test_the_page_says_what_was_searched(painted):
     assert '<td class="score"><b>100.0</b>' in page and "similarities-" in page  # the histogram
 
 
-def test_the_rank_of_the_first_true_match_is_shown_beyond_the_top():
+def test_the_rank_of_a_first_true_match_below_the_shown_ones():
     own = tiny.embeddings(40)
     found = search(own, own, top=1, **ANY)
     page = search_page(found, found.results, warn=lambda message: None).decode()
