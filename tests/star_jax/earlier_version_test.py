@@ -1,0 +1,69 @@
+"""What an earlier revision wrote is read, and computed, as that revision did."""
+
+import json
+import pathlib
+import shutil
+
+import ml_collections
+import numpy as np
+import pytest
+from etils import epath
+
+import star_jax
+from star_jax.evaluation.embed import embed_dataset, evaluate_checkpoint
+from star_jax.training import loop, run_files
+
+pytestmark = pytest.mark.slow
+
+EARLIER = pathlib.Path(__file__).parents[1] / "golden/revision_773a687"
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch):
+    """Returns a copy of what the revision wrote; its paths are relative to it."""
+    shutil.copytree(EARLIER, tmp_path / "earlier")
+    monkeypatch.chdir(tmp_path / "earlier")
+    return pathlib.Path()
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_first_steps_have_the_same_losses_and_gradients(earlier):
+    config = ml_collections.ConfigDict(json.loads((earlier / "run/config.json").read_text()))
+    loop.train(config, "again")
+    again, before = rows(earlier / "again/metrics.jsonl"), rows(earlier / "run/metrics.jsonl")
+    assert [row["step"] for row in again] == [1, 2, 3]
+    # Rounding, which is amplified from step to step.
+    for new, old, tolerance in zip(again, before, (1e-4, 5e-3, 2e-2), strict=True):
+        names = [name for name in old if name.startswith(("loss/", "gradient_norm"))]
+        assert {name: new[name] for name in names} == pytest.approx(
+            {name: old[name] for name in names}, rel=tolerance
+        )
+
+
+def test_a_checkpoint_evaluates_to_the_same_scores(earlier):
+    (before,) = (earlier / "run/eval").glob("*.json")
+    before = json.loads(before.read_text())
+    report, _ = evaluate_checkpoint(epath.Path("run"), None)
+    for direction in ("i2v", "v2i"):
+        for metric in ("rank1", "rank5", "map", "minp", "queries", "gallery"):
+            assert report[direction][metric] == pytest.approx(before[direction][metric]), metric
+
+
+@pytest.mark.parametrize("path", ["run", "run/checkpoints/3", "exported.safetensors"])
+def test_a_network_embeds_as_before(earlier, path):
+    found = embed_dataset(star_jax.load_weights(path), "dataset")
+    with np.load(EARLIER / "embeddings.npz") as before:
+        np.testing.assert_allclose(found.embeddings, before["embeddings"], atol=1e-5)
+        np.testing.assert_array_equal(found.identities, before["identities"])
+
+
+def test_a_run_resumes(earlier):
+    config = run_files.read_json(epath.Path("run/config.json"))
+    config = ml_collections.ConfigDict(config)
+    config.optim.epochs = 4
+    state = loop.train(config, "run")
+    assert int(state.step) == 4
+    assert [row["step"] for row in rows(earlier / "run/metrics.jsonl")] == [1, 2, 3, 4]
