@@ -1,5 +1,8 @@
 """Works around two bugs of XLA, by flags that must be set before JAX starts.
 
+Only releases of jaxlib that are known to need them get the flags, which apply to every program of
+the process. `star_jax.verify` shows whether a newer release computes correctly without them.
+
 Wrong results on CPUs: jaxlib from 0.10.2 on delegates reductions to YNNPACK, and then some small
 programs under `jit` silently return garbage: `sum((E @ broadcast_to(c, E.shape)) * E, -1)` is off
 by 1e28. Versions up to 0.12.0.1 are affected. `star_jax.verify` runs two such programs.
@@ -10,9 +13,11 @@ subdim_size_accumulator == dim_size" (openxla/xla issue 47381) when it compiles 
 `configs/star_hitsz_vcm.py` is as fast and compiles two to ten times faster (docs/benchmarks.md).
 """
 
+import importlib.metadata
 import logging
 import os
 import pathlib
+import re
 import sys
 
 log = logging.getLogger(__name__)
@@ -21,14 +26,17 @@ FLAGS = {
     "--xla_cpu_experimental_ynn_fusion_type": "-reduce",
     "--xla_gpu_enable_triton_gemm": "false",
 }
+NEEDED_FROM, NEEDED_BELOW = (0, 10, 2), (0, 13)  # releases of jaxlib
 
 
 def set_xla_flags() -> None:
-    """Adds `FLAGS` to `XLA_FLAGS`, without importing or starting JAX.
+    """Adds `FLAGS` to `XLA_FLAGS` if jaxlib needs them, without importing or starting JAX.
 
     Keeps what is set already, be it other flags or other values of these. XLA reads the variable
     when JAX starts its first backend; warns if one is already running.
     """
+    if not NEEDED_FROM <= _jaxlib() < NEEDED_BELOW:
+        return
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if flags and not flags.startswith("-"):  # XLA reads this as the path of a flags file
         try:
@@ -47,6 +55,10 @@ def set_xla_flags() -> None:
             "star_jax first, or set them in XLA_FLAGS",
             missing,
         )
+
+
+def _jaxlib() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("jaxlib"))[:3])
 
 
 def _backend_is_running() -> bool:

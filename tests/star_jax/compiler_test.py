@@ -8,9 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-pytestmark = pytest.mark.slow
-
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 
 ROOT = Path(__file__).parents[2]
 CPU = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
@@ -43,13 +41,11 @@ for program in (verify.broadcast_product, verify.sums_in_vmap):
 """
 
 
-@pytest.mark.slow
 def test_both_canaries_are_right():
     printed, _ = run(CANARIES)
     assert [float(line) < 2e-4 for line in printed] == [True, True], printed
 
 
-@pytest.mark.slow
 def test_without_the_flag_they_are_wrong():
     """Whether the bug shows depends on the processor; where it shows nowhere, drop the flag."""
     printed, _ = run(CANARIES, FAULTY)
@@ -64,6 +60,19 @@ def test_any_import_sets_the_flag_and_starts_nothing(first):
         f"{first}\nimport os, sys\nprint(os.environ['XLA_FLAGS'], 'jax' in sys.modules)"
     )
     assert printed == [f"{SAFE} False"]
+
+
+@pytest.mark.parametrize(
+    ("release", "needed"),
+    [("0.10.1", False), ("0.10.2", True), ("0.12.0.1", True), ("0.13.0", False), ("1.0", False)],
+)
+def test_only_releases_that_need_the_flags_get_them(release, needed):
+    printed, _ = run(
+        "import importlib.metadata, os\n"
+        f"importlib.metadata.version = lambda package: {release!r}\n"
+        "import star_jax\nprint(os.environ.get('XLA_FLAGS'))"
+    )
+    assert printed == [SAFE if needed else "None"]
 
 
 @pytest.mark.parametrize(
