@@ -129,7 +129,7 @@ def train(
             num_steps=num_steps - start,
             sampling=config.data.sampling,
             validation_identities=held_out,
-            move_keypoints=config.model.keypoints == "relative",
+            joints=config.model.keypoints,
             rows=local_rows(shardings["labels"], (pairs,)),
             num_threads=config.data.num_threads,
         )
