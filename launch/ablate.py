@@ -34,7 +34,7 @@ from ml_collections import config_flags
 
 from data_pipelines.errors import InputError
 from launch import command
-from star_jax.config import KEYS, check_config, unknown
+from star_jax.config import KEYS, check_config, check_training, unknown
 
 FOLDER = Path(__file__).parent
 CONFIG = command.define_config()
@@ -117,7 +117,8 @@ def read_grid(path: str) -> dict[str, dict[str, Any]]:
             if key not in KEYS:
                 raise InputError(f"{where}: {unknown(key)}")
         try:
-            check_config(with_changes(changes))
+            check_config(changed := with_changes(changes))
+            check_training(changed)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     if len({folder_of(name) for name in found}) < len(found):

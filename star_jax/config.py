@@ -220,7 +220,10 @@ KEYS: Mapping[str, Key] = {
     "augment.per_frame": Key(
         flag(), "Draw crop, flip and erasing for every frame instead of once per tracklet."
     ),
-    "augment.move_keypoints": Key(flag(), "Move the skeletons with the pixels in crop and flip."),
+    "augment.move_keypoints": Key(
+        flag(),
+        "Move the skeletons with the pixels in crop and flip; needs `model.keypoints` `relative`.",
+    ),
     "augment.padding": Key(
         integer(0, 4095),
         "Black pixels added on each side before the crop, the largest shift; less than the frame's "
@@ -271,7 +274,8 @@ KEYS: Mapping[str, Key] = {
     "model.keypoints": Key(
         choice("relative", "pixels"),
         "`relative`: divided by the frame's width and height, undetected joints masked. `pixels`: "
-        "unchanged, as in the authors' code.",
+        "those of the stored frame, unchanged, as in the authors' code; needs "
+        "`augment.move_keypoints` False.",
     ),
     "model.graph_edges": Key(
         choice("every_frame", "first_frame"),
@@ -480,6 +484,16 @@ def check_together(config: ml_collections.ConfigDict) -> None:
             f"(config.model.guidance is {config.model.guidance!r}, config.model.pooling is "
             f"{config.model.pooling!r} and config.augment.style is {config.augment.style}, so that "
             "no other losses are computed)"
+        )
+
+
+def check_training(config: ml_collections.ConfigDict) -> None:
+    """Checks the constraints between keys for training; networks from before them stay usable."""
+    if config.augment.move_keypoints and config.model.keypoints == "pixels":
+        raise InputError(
+            "config.augment.move_keypoints is True: use False with config.model.keypoints "
+            "'pixels', which are pixels of the stored frame, so that they cannot follow those of "
+            "the resized one"
         )
 
 

@@ -128,6 +128,7 @@ def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, ke
     monkeypatch.setattr(embed, "test_clips", loader)
     config = tiny.baseline(dataset)
     config.model.keypoints = keypoints
+    config.augment.move_keypoints = keypoints == "relative"
     with pytest.raises(Killed):
         loop.train(config, tmp_path)
     with pytest.raises(Killed):
