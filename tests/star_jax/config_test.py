@@ -493,7 +493,7 @@ FILES = {
         (
             "tiny",
             ["--config.optim.lr=-1"],
-            r"^error: config.optim.lr is -1.0: use a number above 0$",
+            r"^error: --config.optim.lr=-1: use a number above 0$",
         ),
     ],
 )
