@@ -7,6 +7,7 @@ import logging
 import operator
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from absl import logging as absl_logging
 
 from data_pipelines.errors import InputError, UserError
 from data_pipelines.io.terminal import printable
+from launch import end_at_once
 from star_jax import config
 
 STARTED = time.monotonic()  # commands import this module before JAX
@@ -42,8 +44,6 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             fail(f"unexpected argument {arguments[1]!r}; see --help", 2)
         try:
             main(*arguments[1:])
-        except KeyboardInterrupt:
-            fail("interrupted", 130)
         except FIXABLE as error:
             if absl_logging.level_debug():
                 traceback.print_exc()
@@ -54,7 +54,12 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
     absl_logging.get_absl_handler().addFilter(is_for_the_user)
     threading.excepthook = report_thread
     sys.unraisablehook = report_unraisable
-    app.run(guarded, flags_parser=parse_flags)
+    try:
+        app.run(guarded, flags_parser=parse_flags)
+    except KeyboardInterrupt:
+        fail("interrupted", 128 + signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, end_at_once)  # what is left waits for threads only
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -238,7 +243,11 @@ def call_in_file(flag: str, value: str, function: str) -> Any:
         sys.modules[loader.name] = module
         loader.exec_module(module)
         found = getattr(module, function)(*argument) if hasattr(module, function) else module
-    except Exception as error:  # the user's code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as ended:
+        fail(f"--{flag}={value}: the file ends the command: SystemExit({ended.code!r})", 2)
+    except BaseException as error:  # the user's code may raise anything
         frames = error.__traceback__
         while frames is not None and frames.tb_frame.f_code.co_filename != loader.path:
             frames = frames.tb_next

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,51 @@ def test_any_other_error_shows_where_it_comes_from(body):
     result = run(body)
     assert result.returncode == 1
     assert "Traceback" in result.stderr and "in main" in result.stderr
+
+
+SLEEP = "import time; print(flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"import launch; {SLEEP}  # as while packages are imported",
+        f"from launch import command\ndef main(): {SLEEP}\ncommand.run(main)",
+        f"import atexit\nfrom launch import command\ndef last(): {SLEEP}\natexit.register(last)\n"
+        "command.run(lambda: None)",
+    ],
+)
+def test_ctrl_c_ends_a_command_in_one_line(code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == b"error: interrupted\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("import sys; sys.exit('no GPU')", 2, "{file}: the file ends the command.*no GPU"),
+        ("import sys; sys.exit(0)", 2, "{file}: the file ends the command"),
+        ("import sys; sys.exit(1)", 2, "{file}: the file ends the command"),
+        ("raise KeyboardInterrupt", 130, "error: interrupted"),
+    ],
+)
+def test_a_config_file_that_ends_the_command_is_one_line(tmp_path, body, code, line):
+    file = tmp_path / "config.py"
+    file.write_text(f"def get_config():\n    {body}\n")
+    result = subprocess.run(
+        [sys.executable, "launch/train.py", f"--config={file}", "--workdir=nowhere"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == code and result.stderr.count("\n") == 1
+    assert re.search(line.format(file=re.escape(str(file))), result.stderr), result.stderr
 
 
 def test_what_a_thread_cannot_write_is_one_line():
