@@ -40,7 +40,7 @@ def clip_options(config: ml_collections.ConfigDict) -> dict:
     return {
         "clip_length": config.data.clip_length,
         "frame_size": tuple(config.data.frame_size),
-        "move_keypoints": config.model.keypoints == "relative",
+        "joints": config.model.keypoints,
         "num_threads": config.data.num_threads,
     }
 

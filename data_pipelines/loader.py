@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import grain
 import numpy as np
@@ -54,7 +54,7 @@ def train_batches(
     num_steps: int,
     sampling: str = "hitsz_vcm",
     validation_identities: int = 0,
-    move_keypoints: bool = True,
+    joints: Literal["relative", "pixels"] = "relative",
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
 ) -> Iterator[schema.TrainBatch]:
@@ -73,7 +73,7 @@ def train_batches(
       num_steps: how many batches.
       sampling: how tracklets and frames are drawn; see `sampling.find_sampler`.
       validation_identities: how many identities are left out; see `reading.open_index`.
-      move_keypoints: see `reading.decode_clip`.
+      joints: see `reading.decode_clip`.
       rows: of the global batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
@@ -110,7 +110,7 @@ def train_batches(
                 rng = row_generator(seed, step, row, stream)
                 chosen = sampler.training_frames(len(record["frames"]), clip_length, rng)
                 keypoints[place, :, modality] = decode_clip(
-                    record, chosen, frames[place, :, modality], move_keypoints=move_keypoints
+                    record, chosen, frames[place, :, modality], joints=joints
                 )
         return schema.TrainBatch(
             frames=frames,
@@ -136,7 +136,7 @@ def test_clips(
     mode: str = "first",
     sampling: str = "hitsz_vcm",
     corruption: Corruption | None = None,
-    move_keypoints: bool = True,
+    joints: Literal["relative", "pixels"] = "relative",
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
 ) -> Iterator[TestBatch]:
@@ -154,7 +154,7 @@ def test_clips(
         times; see `sampling.clips_to_embed`.
       sampling: which frames make the one clip of the mode "first"; see `sampling.find_sampler`.
       corruption: what is done to the skeletons; see `skeletons.corruption`.
-      move_keypoints: see `reading.decode_clip`.
+      joints: see `reading.decode_clip`.
       rows: of each batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
@@ -181,7 +181,7 @@ def test_clips(
 
         def read(position: int, chosen: np.ndarray, frames: np.ndarray) -> np.ndarray:
             record = read_record(position)
-            return decode_clip(record, chosen, frames, move_keypoints=move_keypoints)
+            return decode_clip(record, chosen, frames, joints=joints)
 
         part = clips[number * batch_size : (number + 1) * batch_size]
         return _load_clips(

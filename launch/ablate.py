@@ -30,11 +30,10 @@ from typing import Any, NamedTuple
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
 from data_pipelines.errors import InputError
 from launch import command
-from star_jax.config import KEYS, check_config, unknown
+from star_jax.config import check_config, check_training, unknown, values_of
 
 FOLDER = Path(__file__).parent
 CONFIG = command.define_config()
@@ -114,10 +113,11 @@ def read_grid(path: str) -> dict[str, dict[str, Any]]:
         for key in changes:
             if key == "seed":
                 raise InputError(f"{where}: the seed is set by --seeds; leave it out")
-            if key not in KEYS:
+            if values_of(key) is None:
                 raise InputError(f"{where}: {unknown(key)}")
         try:
-            check_config(with_changes(changes))
+            check_config(changed := with_changes(changes))
+            check_training(changed)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     if len({folder_of(name) for name in found}) < len(found):
@@ -127,10 +127,12 @@ def read_grid(path: str) -> dict[str, dict[str, Any]]:
 
 def with_changes(changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Returns the config of `--config` with changed values, by key."""
-    config = CONFIG.value.copy_and_resolve_references()
-    with config.ignore_type():  # check_config names what is wrong
-        config.update_from_flattened_dict(changes)
-    return config
+    return command.override(CONFIG.value.copy_and_resolve_references(), overrides(changes))
+
+
+def overrides(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that a variant overrides, with those of the command line."""
+    return {**command.CONFIG_FILE.overrides, **changes}
 
 
 def is_finished(run: Run) -> bool:
@@ -204,12 +206,10 @@ def run_all(runs: Sequence[Run], environments: Sequence[Mapping[str, str]]) -> N
 
 def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
     """Starts a run: its training, and its evaluation afterwards."""
-    config = flags.FLAGS["config"]
-    values = {**config_flags.get_override_values(config), **run.changes}
     workdir = f"--workdir={run.workdir}"
     train = [sys.executable, str(FOLDER / "train.py"), workdir]
-    train.append(f"--config={config_flags.get_config_filename(config)}")
-    train += [f"--config.{key}={value}" for key, value in values.items()]
+    train.append(f"--config={command.CONFIG_FILE.path}")
+    train += [f"--config.{key}={value}" for key, value in overrides(run.changes).items()]
     evaluate = [sys.executable, str(FOLDER / "eval.py"), workdir]
     run.workdir.mkdir(parents=True, exist_ok=True)
     with open(run.workdir / "log.txt", "a") as log:

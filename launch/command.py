@@ -1,25 +1,29 @@
 """Shared by all commands: flags, and errors that a user can fix as one line, not a traceback."""
 
+import ast
+import functools
 import importlib.machinery
 import logging
+import operator
 import os
 import re
+import signal
 import sys
 import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from data_pipelines.errors import InputError, UserError
 from data_pipelines.io.terminal import printable
+from launch import end_at_once
 from star_jax import config
 
 STARTED = time.monotonic()  # commands import this module before JAX
@@ -40,8 +44,6 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             fail(f"unexpected argument {arguments[1]!r}; see --help", 2)
         try:
             main(*arguments[1:])
-        except KeyboardInterrupt:
-            fail("interrupted", 130)
         except FIXABLE as error:
             if absl_logging.level_debug():
                 traceback.print_exc()
@@ -52,14 +54,19 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
     absl_logging.get_absl_handler().addFilter(is_for_the_user)
     threading.excepthook = report_thread
     sys.unraisablehook = report_unraisable
-    app.run(guarded, flags_parser=parse_flags)
+    try:
+        app.run(guarded, flags_parser=parse_flags)
+    except KeyboardInterrupt:
+        fail("interrupted", 128 + signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, end_at_once)  # what is left waits for threads only
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
     """Parses the flags; an error is one line that names the flag."""
-    if "config" in flags.FLAGS:
-        check_overrides(arguments)
     try:
+        if "config" in flags.FLAGS:
+            arguments, CONFIG_FILE.overrides = split_overrides(arguments)
         return flags.FLAGS(arguments)
     except flags.Error as error:
         fail(explain(str(error).partition("\n")[0]), 2)
@@ -119,31 +126,102 @@ def require_file_name(output: str) -> None:
 
 def define_config() -> flags.FlagHolder[ml_collections.ConfigDict]:
     """Defines the flag `--config`, which names a file, and `--config.KEY=VALUE`."""
-    holder = config_flags.DEFINE_config_file(
+    return flags.DEFINE(
+        CONFIG_FILE,
         "config",
         None,
         "A file in configs/; override a value with --config.KEY=VALUE. docs/config.md lists all "
         "keys. Required.",
+        required=True,
     )
-    flags.FLAGS["config"].parser = ConfigFileParser()
-    flags.mark_flag_as_required("config")
-    return holder
 
 
-class ConfigFileParser(flags.ArgumentParser):
-    """Runs the file of `--config`; an error in it ends the command."""
+class ConfigFile(flags.ArgumentParser):
+    """Runs the file of `--config`; an error in it ends the command.
+
+    Attributes:
+      path: what `--config` names, `FILE` or `FILE:ARGUMENT` for `get_config`.
+      overrides: the values of `--config.KEY=VALUE` by key.
+    """
+
+    path: str
+    overrides: Mapping[str, Any] = {}
 
     def parse(self, path: str) -> ml_collections.ConfigDict:
-        """Returns the locked config of `FILE`, or of `FILE:ARGUMENT` for `get_config`."""
+        """Returns the locked config with the overrides."""
+        self.path = path
         found = call_in_file("config", path, "get_config")
         if not isinstance(found, ml_collections.ConfigDict):
             kind = type(found).__name__
             fail(f"--config={path}: get_config() must return a ConfigDict, found {kind}", 2)
         try:
             config.check_names(found)
+            return override(found, self.overrides).lock()
         except UserError as error:
             fail(f"--config={path}: {error}", 2)
-        return found.lock()
+
+
+CONFIG_FILE = ConfigFile()
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Returns the arguments without `--config.KEY=VALUE`, and the values by key.
+
+    The last value of a key counts. Ends the command if there is no such key, or if it cannot have
+    the value.
+    """
+    others: list[str] = []
+    overrides = {}
+    remaining = iter(flags.FLAGS.read_flags_from_files(list(arguments), force_gnu=False))
+    for argument in remaining:
+        match = re.fullmatch(r"--?(?:noconfig\.([^=]+)|config\.([^=]+)(?:=(.*))?)", argument, re.S)
+        if not match:
+            others += [argument, *remaining] if argument == "--" else [argument]
+            continue
+        key, text = match[1] or match[2], match[3]
+        values = config.values_of(key)
+        if values is None:
+            fail(f"{argument}: {config.unknown(key)}", 2)
+        if match[1] or (text is None and values.include(True)):  # as of absl's boolean flags
+            text = str(not match[1])
+        elif text is None and (text := next(remaining, None)) is None:
+            fail(f"{argument}: use {values.text}", 2)
+        literal = parse_literal(text)
+        fitting = [value for value in (literal, text, (literal,)) if values.include(value)]
+        if not fitting:
+            fail(f"--config.{key}={text}: use {values.text}", 2)
+        overrides[key] = fitting[0]
+    return others, overrides
+
+
+def parse_literal(text: str) -> Any:
+    """Returns the Python literal that a text is, or the text; `true` is True."""
+    try:
+        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def override(
+    config: ml_collections.ConfigDict, values: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Sets values of a config by key, options after the section that holds them; returns it.
+
+    Raises:
+      InputError: the options are no section.
+    """
+    with config.unlocked():
+        for key, value in sorted(values.items()):
+            *sections, name = key.split(".")
+            section = functools.reduce(operator.getitem, sections, config)
+            if not isinstance(section, ml_collections.ConfigDict):
+                raise InputError(f"config.{'.'.join(sections)} is {section!r}: use a section")
+            try:
+                section[name] = value  # converts 1 to 1.0 where it replaces a float
+            except TypeError:  # another type, as 0.5 where the file has 1
+                with config.ignore_type():
+                    section[name] = value
+    return config
 
 
 def call_in_file(flag: str, value: str, function: str) -> Any:
@@ -165,7 +243,11 @@ def call_in_file(flag: str, value: str, function: str) -> Any:
         sys.modules[loader.name] = module
         loader.exec_module(module)
         found = getattr(module, function)(*argument) if hasattr(module, function) else module
-    except Exception as error:  # the user's code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as ended:
+        fail(f"--{flag}={value}: the file ends the command: SystemExit({ended.code!r})", 2)
+    except BaseException as error:  # the user's code may raise anything
         frames = error.__traceback__
         while frames is not None and frames.tb_frame.f_code.co_filename != loader.path:
             frames = frames.tb_next
@@ -176,20 +258,9 @@ def call_in_file(flag: str, value: str, function: str) -> Any:
     return found
 
 
-def check_overrides(arguments: Sequence[str]) -> None:
-    """Ends the command if a `--config.KEY` names an unknown key."""
-    for argument in arguments:
-        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if match and match[1] not in (*config.KEYS, *config.SECTIONS):
-            fail(f"{argument}: {config.unknown(match[1])}", 2)
-
-
 def explain(message: str) -> str:
     """Returns the first line of an error of absl.flags, reworded for the user."""
-    if match := re.match(r"flag (--config\.([\w.]+)=.*?): ", message):
-        if match[2] in config.KEYS:
-            return f"{match[1]}: use {config.KEYS[match[2]].values.text}"
-    elif match := re.fullmatch(r"flag --(\w+)=None: Flag .* must have a value.*", message):
+    if match := re.fullmatch(r"flag --(\w+)=None: Flag .* must have a value.*", message):
         return f"--{match[1]} is missing; see --help"
     return message
 

@@ -220,7 +220,10 @@ KEYS: Mapping[str, Key] = {
     "augment.per_frame": Key(
         flag(), "Draw crop, flip and erasing for every frame instead of once per tracklet."
     ),
-    "augment.move_keypoints": Key(flag(), "Move the skeletons with the pixels in crop and flip."),
+    "augment.move_keypoints": Key(
+        flag(),
+        "Move the skeletons with the pixels in crop and flip; needs `model.keypoints` `relative`.",
+    ),
     "augment.padding": Key(
         integer(0, 4095),
         "Black pixels added on each side before the crop, the largest shift; less than the frame's "
@@ -252,7 +255,8 @@ KEYS: Mapping[str, Key] = {
     "model.backbone_options": Key(
         options(),
         "Values of the backbone's attributes. ResNets have `stage_sizes` (blocks in each of four "
-        "stages) and `width` (channels of the stems), ResNet-50 and ResNet-101 also `ibn`.",
+        "stages) and `width` (channels of the stems), ResNet-50 and ResNet-101 also `ibn`; ViTs "
+        "have `width`, `depth`, `num_heads`, `patch_size` and `pos_grid`.",
     ),
     "model.guidance": Key(
         part("frame", "none"),
@@ -271,7 +275,8 @@ KEYS: Mapping[str, Key] = {
     "model.keypoints": Key(
         choice("relative", "pixels"),
         "`relative`: divided by the frame's width and height, undetected joints masked. `pixels`: "
-        "unchanged, as in the authors' code.",
+        "those of the stored frame, unchanged, as in the authors' code; needs "
+        "`augment.move_keypoints` False.",
     ),
     "model.graph_edges": Key(
         choice("every_frame", "first_frame"),
@@ -393,6 +398,8 @@ KEYS: Mapping[str, Key] = {
     "checkpoint.keep": Key(integer(1), "Number of most recent checkpoints to keep."),
 }
 
+OPTIONS = tuple(key for key, (values, _) in KEYS.items() if values.text == options().text)
+OPTION = Values("a value that the part accepts", lambda value: True)
 SECTIONS = tuple(dict.fromkeys(key.rpartition(".")[0] for key in KEYS if "." in key))
 
 DISTURBED_LOSSES = ("disturbed_identity", "defense")
@@ -483,6 +490,16 @@ def check_together(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def check_training(config: ml_collections.ConfigDict) -> None:
+    """Checks the constraints between keys for training; networks from before them stay usable."""
+    if config.augment.move_keypoints and config.model.keypoints == "pixels":
+        raise InputError(
+            "config.augment.move_keypoints is True: use False with config.model.keypoints "
+            "'pixels', which are pixels of the stored frame, so that they cannot follow those of "
+            "the resized one"
+        )
+
+
 def entries(config: Any, section: str) -> Iterator[tuple[str, Any]]:
     """Yields the keys of a section, prefixed with its name and a dot, and their values."""
     for name in config:
@@ -497,8 +514,17 @@ def entries(config: Any, section: str) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
+def values_of(key: str) -> Values | None:
+    """Returns the allowed values of a key, or of an option of a part; None if there is no such."""
+    if key in KEYS:
+        return KEYS[key].values
+    return OPTION if key.rpartition(".")[0] in OPTIONS else None
+
+
 def unknown(key: str) -> str:
-    """Returns the error message for a key that does not exist."""
+    """Returns the error message for a key that does not exist, or is a section of keys."""
+    if key in SECTIONS:
+        return f"config.{key} is {keys_of(key)}"
     close = lambda cutoff: difflib.get_close_matches(key, KEYS, n=1, cutoff=cutoff)  # noqa: E731
     name = key.rpartition(".")[2].replace("_", " ")
     described = [known for known, (_, meaning) in KEYS.items() if name in meaning.lower()]
@@ -533,8 +559,18 @@ def markdown() -> str:
         "anything else.",
         "",
         "`configs/star_hitsz_vcm.py` is the published recipe. Override any value on the command "
-        "line: `--config.optim.lr=0.05`, or for a",
-        'tuple `--config.optim.decay_epochs="(40, 80)"`.',
+        "line:",
+        "",
+        "| | |",
+        "| --- | --- |",
+        "| a number, a text or a choice | `--config.optim.lr=0.05` |",
+        "| True or False | `--config.augment.style=False` or `--noconfig.augment.style` |",
+        '| a tuple | `--config.optim.decay_epochs="(40, 80)"` |',
+        "| None | `--config.model.num_identities=None` |",
+        "| an option of the backbone, which the config may lack | "
+        "`--config.model.backbone_options.width=8` |",
+        "| all options of the backbone, in place of the config's | "
+        "`--config.model.backbone_options=\"{'depth': 4}\"`, or `{}` for none |",
     ]
     for section in ("", *SECTIONS):
         name = f"config.{section}" if section else "config"

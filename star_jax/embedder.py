@@ -91,13 +91,12 @@ class Embedder:
         frames, keypoints = self._checked(frames, keypoints, modality)
         _require_positive("batch_size", batch_size)
         config = self.network.config
-        move_keypoints = config.model.keypoints == "relative"
 
         def read(position: int, chosen: np.ndarray, clip: np.ndarray) -> np.ndarray:
             for place, number in enumerate(chosen):
                 resize_frame(frames[position, number], clip[place])
             joints = keypoints[position, chosen]
-            if not move_keypoints:
+            if config.model.keypoints == "pixels":
                 return joints
             return resize_keypoints(joints, frames.shape[2:4], clip.shape[1:3])
 
@@ -154,12 +153,12 @@ class Embedder:
         )
         tracklets = footage.tracklets[SPLIT]
         modalities = np.array([tracklet.modality for tracklet in tracklets])
-        move_keypoints = network.config.model.keypoints == "relative"
+        joints = network.config.model.keypoints
 
         def clips(positions: np.ndarray) -> Iterator[Clip]:
             records = footage.read([tracklets[position] for position in positions])
             for position, record in zip(positions.tolist(), records, strict=True):
-                read = functools.partial(decode_clip, record, move_keypoints=move_keypoints)
+                read = functools.partial(decode_clip, record, joints=joints)
                 for chosen in self._clips_of(len(record["frames"])):
                     yield Clip(position, functools.partial(read, chosen))
 

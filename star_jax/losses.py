@@ -13,6 +13,7 @@ with parameters or state is a Flax module with the same call: its parameters are
 `config.optim.lr`, its other collections are updated by each call, and checkpoints contain both.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,9 +21,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jaxtyping import Array, Float32, Int32
 
+from data_pipelines.errors import InputError
 from data_pipelines.parts import find_part
 from star_jax.models.star import StarOutput, build_part
 
@@ -36,9 +39,33 @@ def cross_entropy(
 
     Args:
       logits: float32[..., N].
-      labels: int32[...].
+      labels: int32[...], from 0 to N - 1. With any other label the result is NaN where they are
+        traced, as under `jit`.
+
+    Raises:
+      InputError: a label is not one of the N classes.
     """
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    num_classes = logits.shape[-1]
+    _require_labels(labels, num_classes=num_classes)
+    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    # Indexing would take -1 for the last class.
+    return jnp.where((labels >= 0) & (labels < num_classes), entropies, jnp.nan).mean()
+
+
+def _require_labels(
+    labels: Int32[Array, "*batch"], *, num_classes: float = math.inf, num_identities: int = 1
+) -> None:
+    """Raises an InputError if labels do not fit; nothing is known of labels that are traced."""
+    if isinstance(labels, jax.core.Tracer) or not getattr(labels, "is_fully_addressable", True):
+        return
+    found = np.unique(labels)
+    if wrong := found[(found < 0) | (found >= num_classes)].tolist():
+        raise InputError(
+            f"labels has {wrong[0]}: use labels from 0 to below {num_classes:g}, the number of "
+            "training identities, and leave out rows of other people"
+        )
+    if len(found) < num_identities:
+        raise InputError(f"labels has {found.tolist()}: use {num_identities} identities or more")
 
 
 def pairwise_distances(
@@ -62,9 +89,15 @@ def batch_hard_triplet(
 
     Args:
       embeddings: float32[R, C], not normalized.
-      labels: int32[R]; at least two identities.
+      labels: int32[R], not negative, of at least two identities. Where they are traced, as under
+        `jit`, neither is checked: rows of label -1 count as one identity, and with a single
+        identity the result is 0.
       margin: by how much the positive should be nearer than the negative.
+
+    Raises:
+      InputError: a label is negative, or all are of one identity.
     """
+    _require_labels(labels, num_identities=2)
     distances = pairwise_distances(a=embeddings, b=embeddings)
     same = labels[:, None] == labels[None]
     positive = jnp.where(same, distances, -jnp.inf).max(1)
@@ -231,16 +264,16 @@ def build_losses(config: ml_collections.ConfigDict) -> Losses:
     """Returns the losses of an experiment that have a nonzero weight.
 
     A module is created with the values of `config.model` that it has as attributes, for instance
-    `num_identities`, and named by the part of its path after the colon.
+    `num_identities`. A loss is named by its key, or by the part of its path after the colon.
 
     Args:
       config: an experiment; `losses` and `model` are read.
 
     Raises:
-      InputError: there is no such loss, or it cannot be created.
+      InputError: there is no such loss, it cannot be created, or two have the same name.
     """
     weights = {name: weight for name, weight in config.losses.items() if name != "extra"}
-    parts = []
+    parts: list[tuple[str, float, Any]] = []
     for path, weight in (*weights.items(), *config.losses.extra):
         where = "config.losses.extra" if path not in weights else f"config.losses.{path}"
         if not weight:
@@ -248,5 +281,11 @@ def build_losses(config: ml_collections.ConfigDict) -> Losses:
         part = find_part(LOSSES, path, where)
         if isinstance(part, type):
             part = build_part(part, config.model.to_dict(), {}, f"{where}: {path}")
-        parts.append((path.rpartition(":")[2], float(weight), part))
+        name = path.rpartition(":")[2]
+        if name in ("total", *(other for other, _, _ in parts)):
+            raise InputError(
+                f"{where} has {path!r}: there is a loss {name!r} already, and metrics list losses "
+                "by name; rename the object"
+            )
+        parts.append((name, float(weight), part))
     return Losses(tuple(parts))

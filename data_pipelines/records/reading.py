@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -423,20 +423,24 @@ def decode_clip(
     chosen: Int[np.ndarray, " T"],
     frames: UInt8[np.ndarray, "T H W 3"],
     *,
-    move_keypoints: bool = True,
+    joints: Literal["relative", "pixels"] = "relative",
 ) -> Float32[np.ndarray, "T 17 3"]:
     """Decodes the chosen frames of a tracklet into `frames` and returns their keypoints.
 
-    Frames of another size are resized (see `resize_frame`), and the keypoints follow their pixels.
+    Frames of another size are resized (see `resize_frame`).
 
     Args:
       record: a tracklet of n frames.
       chosen: int[T], which of them.
       frames: uint8[T, H, W, 3], each of them C-contiguous, is overwritten with RGB.
-      move_keypoints: False returns the keypoints as they are stored, as the authors' code does.
+      joints: as `config.model.keypoints`. "relative": the keypoints follow the pixels of a resized
+        frame; "pixels": they stay in pixels of the stored frame, as in the authors' code.
 
     Returns:
       float32[T, 17, 3].
+
+    Raises:
+      ValueError: `joints` is neither.
     """
     size = frames.shape[1:3]
     heights, widths = record["height"][chosen], record["width"][chosen]
@@ -449,6 +453,9 @@ def decode_clip(
         else:
             resize_frame(simplejpeg.decode_jpeg(jpeg), frame)
     keypoints = record["keypoints"][chosen]
-    if not move_keypoints:
-        return keypoints
-    return resize_keypoints(keypoints, np.stack([heights, widths], axis=-1), size)
+    match joints:
+        case "relative":
+            return resize_keypoints(keypoints, np.stack([heights, widths], axis=-1), size)
+        case "pixels":
+            return keypoints
+    raise ValueError(f"joints is {joints!r}: use 'relative' or 'pixels'")

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and the others stop
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
+STOPPING = (
+    b"\ninterrupted: stops after the current step and saves its state; Ctrl-C again ends at once\n"
+)
 
 
 class Preempted(SystemExit):
@@ -192,32 +195,60 @@ def watch_for_stop() -> Iterator[Callable[[], bool]]:
     """Yields a function that returns whether the run was interrupted by SIGTERM or Ctrl-C.
 
     Call it after every training step and every batch of an evaluation. All processes must call it
-    equally often; the same call returns True on all of them, whichever received the signal. A
-    second Ctrl-C ends the process at once.
+    equally often; the same call returns True on all of them, whichever received the signal. A line
+    says at once that the signal was noticed, and a second Ctrl-C ends the process at once, even
+    while a program compiles or a step runs.
     """
     interrupted = threading.Event()
     calls = itertools.count(1)
     distributed = jax.distributed.is_initialized()  # then JAX handles SIGTERM
 
     def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.write(2, b"\nstopping after the state is saved; Ctrl-C again ends at once\n")
         if distributed:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             interrupted.set()
 
-    handlers = {signal.SIGINT: interrupt}
-    if not distributed:
-        handlers[signal.SIGTERM] = lambda *_: interrupted.set()
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}  # signals reach the main thread only
-    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
-    try:
+    signals = [signal.SIGINT] if distributed else [signal.SIGINT, signal.SIGTERM]
+    with _answered(signals, interrupt):
         if distributed:
             yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
         else:
             yield interrupted.is_set
+
+
+@contextlib.contextmanager
+def _answered(signals: Sequence[int], handler: Callable[..., None]) -> Iterator[None]:
+    """Handles signals, and answers them from a thread.
+
+    Python runs handlers in the main thread, and not before a compilation or a step has ended. It
+    writes the number of a signal to the "wakeup" file at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def answer() -> None:
+        first = True
+        with open(reader, "rb", buffering=0) as received:
+            while number := received.read(1):
+                if first:
+                    os.write(2, STOPPING)
+                elif number[0] == signal.SIGINT:
+                    os._exit(128 + signal.SIGINT)
+                first = False
+
+    thread = threading.Thread(target=answer, name="signals", daemon=True)
+    thread.start()
+    before = {number: signal.signal(number, handler) for number in signals}
+    woken = signal.set_wakeup_fd(writer)
+    try:
+        yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        signal.set_wakeup_fd(woken)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+        os.close(writer)
+        thread.join()

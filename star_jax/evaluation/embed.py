@@ -133,7 +133,7 @@ def split_batches(
             mode=clips,
             sampling=config.data.sampling,
             corruption=corruption,
-            move_keypoints=config.model.keypoints == "relative",
+            joints=config.model.keypoints,
             rows=local_rows(split_rows(mesh), (batch_size,)),
             num_threads=config.data.num_threads,
         ):

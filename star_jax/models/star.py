@@ -259,7 +259,8 @@ def build_part(
         if name not in (allowed or arguments):
             raise InputError(
                 f"{where}_options.{name} does not exist: {where} has "
-                f"{', '.join(sorted(allowed or arguments))}"
+                f"{', '.join(sorted(allowed or arguments))}; --{where}_options={{}} removes all "
+                "options"
             )
         if name in allowed and not allowed[name].include(value):
             raise InputError(f"{where}_options.{name} is {shown(value)}: use {allowed[name].text}")

@@ -22,7 +22,7 @@ from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import train_batches
 from data_pipelines.records.reading import fingerprint, open_index, resolve
 from data_pipelines.sampling import find_sampler, steps_per_epoch, trainable_labels
-from star_jax.config import check_config, complete
+from star_jax.config import check_config, check_training, complete
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
 from star_jax.evaluation.embed import describe_evaluation, evaluate_split, evaluation_split
@@ -71,6 +71,7 @@ def train(
     workdir = locate(workdir)
     started = time.monotonic() if started is None else started
     check_config(config)
+    check_training(config)
     check_parts(config)
     processes.check_same("the config", config.to_json(sort_keys=True))
     mesh = make_mesh(config)
@@ -129,7 +130,7 @@ def train(
             num_steps=num_steps - start,
             sampling=config.data.sampling,
             validation_identities=held_out,
-            move_keypoints=config.model.keypoints == "relative",
+            joints=config.model.keypoints,
             rows=local_rows(shardings["labels"], (pairs,)),
             num_threads=config.data.num_threads,
         )

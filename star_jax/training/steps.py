@@ -18,6 +18,7 @@ from jaxtyping import Array, Float32, Int32, Key, UInt8
 from data_pipelines.errors import InputError
 from data_pipelines.schema import MODALITIES, NUM_JOINTS
 from star_jax import augment
+from star_jax.config import check_training
 from star_jax.distributed.parallel import batch_shardings, replicated, split_rows, state_shardings
 from star_jax.losses import Batch, build_losses
 from star_jax.models import Star, StyleSources
@@ -261,8 +262,10 @@ def make_train_step(
       and metrics: the losses by name (`loss/total`, ...), `learning_rate` and `gradient_norm`.
 
     Raises:
-      InputError: a loss cannot be loaded, or the backbone lacks the stages to disturb style.
+      InputError: a loss cannot be loaded, the backbone lacks the stages to disturb style, or
+        values of the config exclude each other.
     """
+    check_training(config)
     check_style(config, model)
     optimizer = make_optimizer(config.optim, steps_per_epoch)
     losses = build_losses(config)

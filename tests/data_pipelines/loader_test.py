@@ -118,9 +118,7 @@ def test_frames_and_keypoints_are_resized_together(packed, frame_size):
     ]
     np.testing.assert_allclose(shares[1], shares[0], atol=1e-6)
     np.testing.assert_array_equal(resized["keypoints"][..., 2], stored["keypoints"][..., 2])
-    as_stored = next(
-        loader.test_clips(packed, frame_size=frame_size, move_keypoints=False, **settings)
-    )
+    as_stored = next(loader.test_clips(packed, frame_size=frame_size, joints="pixels", **settings))
     np.testing.assert_array_equal(as_stored["keypoints"], stored["keypoints"])
     np.testing.assert_array_equal(as_stored["frames"], resized["frames"])
     if frame_size == (16, 8):  # area averaging by two is the mean of 2 x 2 pixels

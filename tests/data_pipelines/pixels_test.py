@@ -60,8 +60,10 @@ def test_a_resized_frame_shows_the_joint_where_its_keypoint_is(stored, size):
         np.testing.assert_allclose(joints[5, :2], centroid(frame[..., 1]), atol=0.1)
     np.testing.assert_array_equal(keypoints[..., 2], record["keypoints"][..., 2])
     assert not np.delete(keypoints, 5, axis=1).any()  # what was not detected
-    as_stored = reading.decode_clip(record, np.array([0, 1, 2]), frames, move_keypoints=False)
+    as_stored = reading.decode_clip(record, np.array([0, 1, 2]), frames, joints="pixels")
     np.testing.assert_array_equal(as_stored, record["keypoints"])
+    with pytest.raises(ValueError, match="joints"):
+        reading.decode_clip(record, np.array([0]), frames[:1], joints="pixel")
 
 
 def test_frames_of_several_sizes_in_one_clip():

@@ -2,11 +2,18 @@
 
 import ast
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import ml_collections
 import pytest
+
+from configs import star_synthetic_demo
+from launch import command
+from star_jax.config import KEYS, check_config
+from star_jax.models import build_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +69,51 @@ def test_any_other_error_shows_where_it_comes_from(body):
     result = run(body)
     assert result.returncode == 1
     assert "Traceback" in result.stderr and "in main" in result.stderr
+
+
+SLEEP = "import time; print(flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"import launch; {SLEEP}  # as while packages are imported",
+        f"from launch import command\ndef main(): {SLEEP}\ncommand.run(main)",
+        f"import atexit\nfrom launch import command\ndef last(): {SLEEP}\natexit.register(last)\n"
+        "command.run(lambda: None)",
+    ],
+)
+def test_ctrl_c_ends_a_command_in_one_line(code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == b"error: interrupted\n"
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("import sys; sys.exit('no GPU')", 2, "{file}: the file ends the command.*no GPU"),
+        ("import sys; sys.exit(0)", 2, "{file}: the file ends the command"),
+        ("import sys; sys.exit(1)", 2, "{file}: the file ends the command"),
+        ("raise KeyboardInterrupt", 130, "error: interrupted"),
+    ],
+)
+def test_a_config_file_that_ends_the_command_is_one_line(tmp_path, body, code, line):
+    file = tmp_path / "config.py"
+    file.write_text(f"def get_config():\n    {body}\n")
+    result = subprocess.run(
+        [sys.executable, "launch/train.py", f"--config={file}", "--workdir=nowhere"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == code and result.stderr.count("\n") == 1
+    assert re.search(line.format(file=re.escape(str(file))), result.stderr), result.stderr
 
 
 def test_what_a_thread_cannot_write_is_one_line():
@@ -122,3 +174,146 @@ def test_help_marks_flags_that_must_be_given():
     for flag in ("--config: A file in", "--workdir: Folder of the run"):
         assert re.search(f"{flag}[^()]*Required\\.", text)
     assert "Required" not in text.partition("--num_processes")[2].partition("--")[0]
+
+
+def overridden(*arguments, base=None):
+    """Returns the demo's config with the overrides of a command line."""
+    config = base or star_synthetic_demo.get_config()
+    others, overrides = command.split_overrides(arguments)
+    assert others == []
+    return command.override(config.lock(), overrides)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "value"),
+    [
+        (["--config.seed=7"], "seed", 7),
+        (["--config.seed", "7"], "seed", 7),
+        (["-config.seed=7"], "seed", 7),
+        (["--config.seed=7", "--config.seed=8"], "seed", 8),
+        (["--config.optim.lr=0.5"], "optim.lr", 0.5),
+        (["--config.optim.lr=1e-3"], "optim.lr", 0.001),
+        (["--config.optim.lr=1"], "optim.lr", 1.0),
+        (["--config.augment.style"], "augment.style", True),
+        (["--config.augment.style=False"], "augment.style", False),
+        (["--config.augment.style=false"], "augment.style", False),
+        (["--noconfig.augment.style"], "augment.style", False),
+        (["--config.data.dir=gs://b/a=b c"], "data.dir", "gs://b/a=b c"),
+        (["--config.data.dir=2026"], "data.dir", "2026"),
+        (["--config.init.checkpoint="], "init.checkpoint", ""),
+        (["--config.model.guidance=none"], "model.guidance", "none"),
+        (["--config.model.pooling=a.b:C"], "model.pooling", "a.b:C"),
+        (["--config.data.frame_size=(64, 32)"], "data.frame_size", (64, 32)),
+        (["--config.data.frame_size=64,32"], "data.frame_size", (64, 32)),
+        (["--config.data.frame_size=[64, 32]"], "data.frame_size", (64, 32)),
+        (["--config.optim.decay_epochs=40"], "optim.decay_epochs", (40,)),
+        (["--config.optim.decay_epochs=()"], "optim.decay_epochs", ()),
+        (["--config.losses.extra=(('a.b:c', 0.1),)"], "losses.extra", (("a.b:c", 0.1),)),
+        (["--config.model.num_identities=500"], "model.num_identities", 500),
+        (["--config.model.num_identities=None"], "model.num_identities", None),
+        (["--config.model.backbone_options.width=8"], "model.backbone_options.width", 8),
+        (["--config.model.backbone_options.ibn=True"], "model.backbone_options.ibn", True),
+        (
+            ["--config.model.backbone_options.stage_sizes=(1, 2, 1, 1)"],
+            "model.backbone_options.stage_sizes",
+            (1, 2, 1, 1),
+        ),
+    ],
+)
+def test_any_value_can_be_overridden(arguments, key, value):
+    config = overridden(*arguments)
+    *sections, name = key.split(".")
+    found = config
+    for section in sections:
+        found = found[section]
+    assert found[name] == value and type(found[name]) is type(value)
+    check_config(config)
+    before = flat(star_synthetic_demo.get_config())
+    changed = {other for other, found in flat(config).items() if before.get(other, "-") != found}
+    assert changed <= {key}
+
+
+def flat(config):
+    values = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            values |= {f"{key}.{name}": each for name, each in flat(value).items()}
+        else:
+            values[key] = value
+    return values
+
+
+def test_each_value_of_a_config_can_be_written_on_the_command_line():
+    values = flat(star_synthetic_demo.get_config())
+    assert values.keys() >= KEYS.keys() - {"model.backbone_options"}
+    config = overridden(*(f"--config.{key}={value}" for key, value in values.items()))
+    assert {k: (v, type(v)) for k, v in flat(config).items()} == {
+        k: (v, type(v)) for k, v in values.items()
+    }
+
+
+def test_a_value_may_have_another_type_than_that_of_the_file():
+    base = star_synthetic_demo.get_config()
+    del base.optim.lr, base.model.num_identities, base.optim.decay_epochs
+    base.optim.lr, base.model.num_identities, base.optim.decay_epochs = 1, 500, [3, 5]
+    config = overridden(
+        *("--config.optim.lr=0.5", "--config.model.num_identities=None"),
+        "--config.optim.decay_epochs=(4, 6)",
+        base=base,
+    )
+    check_config(config)
+    assert config.optim.lr == 0.5 and config.model.num_identities is None
+    assert tuple(config.optim.decay_epochs) == (4, 6)
+
+
+def test_options_are_replaced_as_a_whole():
+    """So that a backbone can be chosen that lacks the options in the config's file."""
+    chosen = "--config.model.backbone=vit_small"
+    config = overridden(chosen, "--config.model.backbone_options={}")
+    assert config.model.backbone_options.to_dict() == {}
+    config.model.num_identities = 8
+    assert build_model(config.model).backbone.width == 384
+    for order in (1, -1):
+        options = ["--config.model.backbone_options={'width': 12}"]
+        options.append("--config.model.backbone_options.depth=2")
+        config = overridden(chosen, *options[::order])
+        assert config.model.backbone_options.to_dict() == {"width": 12, "depth": 2}
+
+
+def test_what_is_no_override_stays():
+    arguments = ["a", "--workdir=b", "--", "--config.seed=1"]
+    assert command.split_overrides(arguments) == (arguments, {})
+
+
+def test_a_file_of_flags_has_overrides(tmp_path):
+    (tmp_path / "flags").write_text("--workdir=a\n--config.seed=3\n")
+    arguments = [f"--flagfile={tmp_path}/flags", "--config.optim.lr=1"]
+    assert command.split_overrides(arguments) == (["--workdir=a"], {"seed": 3, "optim.lr": 1})
+
+
+@pytest.mark.parametrize(
+    ("argument", "key"),
+    [
+        ("--config.seed=x", "config.seed"),
+        ("--config.seed=None", "config.seed"),
+        ("--config.seed=1.0", "config.seed"),
+        ("--noconfig.seed", "config.seed"),
+        ("--config.seed", "config.seed"),
+        ("--config.optim.lr=nan", "config.optim.lr"),
+        ("--config.optim.lr=(0.1,)", "config.optim.lr"),
+        ("--config.augment.style=1", "config.augment.style"),
+        ("--config.data.dir=", "config.data.dir"),
+        ("--config.data.frame_size=64", "config.data.frame_size"),
+        ("--config.model.guidance=all", "config.model.guidance"),
+        ("--config.model.backbone_options=8", "config.model.backbone_options"),
+        ("--config.optim={}", "config.optim"),
+        ("--config.optim.rate=1", "config.optim.rate"),
+        ("--config.model.backbone_options.a.b=1", "config.model.backbone_options.a.b"),
+    ],
+)
+def test_an_override_that_cannot_be_is_refused(argument, key, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.split_overrides([argument])
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2 and printed.count("\n") == 1
+    assert f"{key}=" in printed or f"{key}:" in printed

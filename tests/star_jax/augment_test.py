@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import simplejpeg
 
 from data_pipelines.coco17 import MIRROR
+from data_pipelines.records.reading import decode_clip
 from star_jax import augment
 
 B, T, H, W = 6, 3, 40, 24
@@ -145,6 +147,33 @@ def test_keypoints_stay_on_their_pixels(per_frame):
                 assert output[b, t, y, x, 0] == 1 + painted
                 seen += 1
     assert 0 < flips < B * T and seen > B * T * 17 / 2
+
+
+@pytest.mark.parametrize(("joints", "follows"), [("relative", True), ("pixels", False)])
+def test_joints_follow_a_flip_only_where_they_have_followed_the_resizing(joints, follows):
+    """A bright column in a stored frame of 32 pixels, resized to 144 pixels and mirrored."""
+    stored = np.zeros((64, 32, 3), np.uint8)
+    stored[:, 15:17] = 255  # its center is x = 15.5
+    shoulder, other = 5, MIRROR[5]
+    keypoints = np.zeros((1, 17, 3), np.float32)
+    keypoints[0, shoulder] = (15.5, 40, 1)
+    record = {
+        "frames": [simplejpeg.encode_jpeg(stored)],
+        "keypoints": keypoints,
+        "height": np.array([64], np.int32),
+        "width": np.array([32], np.int32),
+    }
+    frames = np.zeros((1, 1, 288, 144, 3), np.uint8)
+    loaded = decode_clip(record, np.array([0]), frames[0], joints=joints)[None]
+    mirrored, moved = augment.random_crop_and_flip(
+        jax.random.key(0), frames, loaded, padding=0, flip_probability=1.0
+    )
+    bright = np.flatnonzero(np.asarray(mirrored)[0, 0, 120, :, 1] > 128)
+    np.testing.assert_allclose(bright.mean(), 71.5)
+    x = float(moved[0, 0, other, 0])
+    assert bool(bright.min() <= x <= bright.max()) is follows
+    if not follows:
+        assert x == 127.5  # not in the stored frame either
 
 
 def test_joints_outside_keep_their_place_and_missing_ones_are_zero():

@@ -310,6 +310,16 @@ def test_mirror_images_need_keypoints_in_the_resized_frame(workdir):
     assert message.startswith("config.eval.flip is True: use False with config.model.keypoints")
 
 
+def test_pixels_of_the_stored_frame_cannot_follow_crop_and_flip(workdir):
+    """augment_test.py shows why; a network that was trained in this way stays usable."""
+    config = changed(augment__move_keypoints=True, model__keypoints="pixels")
+    message = refused(config, workdir)
+    assert "config.augment.move_keypoints" in message and "config.model.keypoints" in message
+    with pytest.raises(InputError, match=r"config\.augment\.move_keypoints"):
+        steps.make_train_step(config, build_model(config.model), 1, parallel.make_mesh())
+    check_config(config)
+
+
 def test_training_starts_from_a_backbone_or_a_network(workdir):
     message = refused(changed(init__backbone="r.pth", init__checkpoint="runs/a"), workdir)
     assert message.startswith(
@@ -483,7 +493,7 @@ FILES = {
         (
             "tiny",
             ["--config.optim.lr=-1"],
-            r"^error: config.optim.lr is -1.0: use a number above 0$",
+            r"^error: --config.optim.lr=-1: use a number above 0$",
         ),
     ],
 )

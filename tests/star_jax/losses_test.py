@@ -1,5 +1,8 @@
 """Every loss against loops and hand-worked numbers, and their combination."""
 
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import star_synthetic_demo
+from data_pipelines.errors import InputError
 from star_jax import losses
 from star_jax.losses import LOSSES, Losses, build_losses
 from star_jax.models import StarOutput
@@ -77,6 +81,26 @@ def test_cross_entropy_by_hand():
     np.testing.assert_allclose(even, np.log(4), rtol=1e-6)
     likely = losses.cross_entropy(logits=jnp.log(jnp.array([[3.0, 1.0]])), labels=jnp.array([0]))
     np.testing.assert_allclose(likely, np.log(4 / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [-1, N, 1000])
+def test_a_label_without_a_class_is_no_other_class(wrong):
+    """Indexing takes -1 for the last class, which would train the network on wrong identities."""
+    logits, labels = random(0, 3, N), np.array([0, wrong, 2], np.int32)
+    loss = lambda logits, labels: losses.cross_entropy(logits=logits, labels=labels)  # noqa: E731
+    with pytest.raises(InputError, match=f"{wrong}: "):
+        loss(logits, labels)
+    with pytest.raises(InputError, match=f"{wrong}: "):
+        jax.jit(lambda logits: loss(logits, labels))(logits)  # a constant of the program
+    assert np.isnan(jax.jit(loss)(logits, labels))
+    assert np.isfinite(jax.jit(loss)(logits, LABELS))
+
+
+@pytest.mark.parametrize(("labels", "named"), [([0, 0, 1, -1], "-1"), ([3, 3, 3, 3], "3")])
+def test_a_triplet_needs_two_identities(labels, named):
+    labels = np.array(labels, np.int32)
+    with pytest.raises(InputError, match=named):
+        losses.batch_hard_triplet(embeddings=random(0, 4, C), labels=labels)
 
 
 def test_pairwise_distances_far_from_the_origin():
@@ -234,6 +258,44 @@ def test_a_weight_of_zero_leaves_a_loss_out():
     assert not built.has_state
     values = built.apply({}, network_output(), {"labels": LABELS}, jnp.int32(0))
     assert set(values) == set(LOSSES) - {"triplet", "defense"} | {"total"}
+
+
+def ten(output, batch, step):
+    return jnp.float32(10)
+
+
+def one(output, batch, step):
+    return jnp.float32(1)
+
+
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        ((("first_losses:extra", 1.0), ("second_losses:extra", 1.0)), "extra"),
+        ((("first_losses:extra", 1.0), ("first_losses:extra", 0.5)), "extra"),
+        ((("first_losses:triplet", 1.0),), "triplet"),
+        ((("first_losses:total", 1.0),), "total"),
+    ],
+)
+def test_losses_of_one_name_are_refused(extra, name, monkeypatch):
+    """Metrics would list one of them, and the total hold both."""
+    for module, loss in {"first_losses": ten, "second_losses": one}.items():
+        named = types.SimpleNamespace(extra=loss, triplet=loss, total=loss)
+        monkeypatch.setitem(sys.modules, module, named)
+    config = star_synthetic_demo.get_config()
+    config.losses.extra = extra
+    with pytest.raises(InputError, match=r"config\.losses\.extra") as caught:
+        build_losses(config)
+    assert extra[-1][0] in str(caught.value) and repr(name) in str(caught.value)
+
+
+def test_a_loss_may_replace_one_of_the_same_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "first_losses", types.SimpleNamespace(triplet=ten))
+    config = star_synthetic_demo.get_config()
+    config.losses.update(dict.fromkeys(LOSSES, 0.0))
+    config.losses.extra = (("first_losses:triplet", 0.5), ("first_losses:triplet", 0.0))
+    values = build_losses(config).apply({}, network_output(), {"labels": LABELS}, jnp.int32(0))
+    assert values == {"triplet": 10, "total": 5}
 
 
 def test_losses_of_missing_branches_are_left_out():

@@ -115,24 +115,25 @@ def test_a_killed_run_continues_bit_for_bit(whole_run, dataset, tmp_path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("keypoints", "moved"), [("relative", True), ("pixels", False)])
-def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, keypoints, moved):
+@pytest.mark.parametrize("keypoints", ["relative", "pixels"])
+def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, keypoints):
     """Checks training and evaluation; loader_test.py tests the loader itself."""
     asked = []
 
-    def loader(*args, move_keypoints, **kwargs):
-        asked.append(move_keypoints)
+    def loader(*args, joints, **kwargs):
+        asked.append(joints)
         raise Killed
 
     monkeypatch.setattr(loop, "train_batches", loader)
     monkeypatch.setattr(embed, "test_clips", loader)
     config = tiny.baseline(dataset)
     config.model.keypoints = keypoints
+    config.augment.move_keypoints = keypoints == "relative"
     with pytest.raises(Killed):
         loop.train(config, tmp_path)
     with pytest.raises(Killed):
         embed_split(config, build_model(config.model), None, parallel.make_mesh())
-    assert asked == [moved, moved]
+    assert asked == [keypoints, keypoints]
 
 
 @pytest.mark.slow
