@@ -35,6 +35,7 @@ from ml_collections import config_flags
 from data_pipelines.errors import InputError
 from launch import command
 from star_jax.config import KEYS, check_config, unknown
+from star_jax.stored import parts_elsewhere
 
 FOLDER = Path(__file__).parent
 CONFIG = command.define_config()
@@ -44,6 +45,7 @@ OUTPUT = command.define_required("output", "Folder of the runs and of the result
 JOBS = flags.DEFINE_integer(
     "jobs", None, "Runs at a time; default: one on each GPU, one without GPUs.", lower_bound=1
 )
+TRUSTED = command.define_trusted()
 
 
 class Run(NamedTuple):
@@ -210,7 +212,10 @@ def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
     train = [sys.executable, str(FOLDER / "train.py"), workdir]
     train.append(f"--config={config_flags.get_config_filename(config)}")
     train += [f"--config.{key}={value}" for key, value in values.items()]
-    evaluate = [sys.executable, str(FOLDER / "eval.py"), workdir]
+    train.append(f"--trusted={','.join(TRUSTED.value)}")
+    own = {path.partition(":")[0] for _, path in parts_elsewhere(with_changes(run.changes))}
+    trusted = f"--trusted={','.join([*TRUSTED.value, *sorted(own)])}"  # what was just trained
+    evaluate = [sys.executable, str(FOLDER / "eval.py"), workdir, trusted]
     run.workdir.mkdir(parents=True, exist_ok=True)
     with open(run.workdir / "log.txt", "a") as log:
         return subprocess.Popen(
