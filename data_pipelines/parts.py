@@ -1,14 +1,60 @@
-"""Parts chosen by name: a key of a dictionary, or the path of an object outside the repository."""
+"""Parts chosen by name: a key of a dictionary, or the path of an object outside the repository.
+
+Importing a module runs its code, and so does creating a part. Names that a user writes (in a config
+file, a flag or a call) are imported as they are. Names that a file holds (a config stored with a
+network) first pass `require_trusted`, which imports nothing.
+"""
 
 import importlib
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from data_pipelines.errors import InputError
 
 
+def is_path(name: Any) -> bool:
+    """Returns whether a value is the path of a part outside the repository."""
+    return isinstance(name, str) and re.fullmatch(r"[\w.]+:\w+", name) is not None
+
+
+def require_trusted(name: Any, where: str, trusted: Collection[str]) -> None:
+    """Raises an InputError if a value is the path of a part in a package that is not trusted.
+
+    Args:
+      name: a value from a file; keys of dictionaries and anything that is not a path pass.
+      where: the file, and the key that holds the value, for errors.
+      trusted: names of packages, which stand for all of their modules, and of modules.
+    """
+    if isinstance(trusted, str) or not all(map(_is_module_name, trusted)):
+        raise InputError(
+            f"trusted is {trusted!r}: use names of packages, such as ('my_package',) in Python or "
+            "--trusted=my_package"
+        )
+    if not is_path(name):
+        return
+    module = name.partition(":")[0]
+    if not any(module == package or module.startswith(f"{package}.") for package in trusted):
+        package = module.partition(".")[0]
+        raise InputError(
+            f"{where} is {name!r}: that would run code of another package; if you trust the file "
+            f"and the package, allow it by --trusted={package}, in Python by "
+            f"trusted=({package!r},)"
+        )
+
+
+def _is_module_name(name: Any) -> bool:
+    return isinstance(name, str) and all(map(str.isidentifier, name.split(".")))
+
+
 def find_part(
-    parts: Mapping[str, Any], name: str, where: str, *, needs: tuple[str, ...] = ()
+    parts: Mapping[str, Any],
+    name: str,
+    where: str,
+    *,
+    kind: str,
+    include: Callable[[Any], bool],
 ) -> Any:
     """Returns the part of a name.
 
@@ -16,25 +62,32 @@ def find_part(
       parts: the parts of this repository by name.
       name: a key of `parts`, or `package.module:object` for a part of any installed package.
       where: the config key or flag that holds the name, for errors.
-      needs: attributes that an object from outside must have.
+      kind: what a part is, for errors, such as "a Flax module".
+      include: returns whether an object from outside is such a part; must not call the object.
 
     Raises:
-      InputError: there is no such part, its module cannot be imported, or it lacks an attribute.
+      InputError: there is no such part, its module cannot be imported, or it is of another kind.
     """
     if name in parts:
         return parts[name]
-    module_name, separator, attribute = name.partition(":")
-    if not separator:
+    if not is_path(name):
         raise InputError(
             f"{where} is {name!r}: use {', '.join(parts)}, or package.module:object for a part "
             "from another package"
         )
+    module_name, _, attribute = name.partition(":")
     try:
-        part = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # importing runs code of others, which may raise anything
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # importing runs code of others
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{where} is {name!r}: it cannot be imported ({reason})") from error
-    missing = [need for need in needs if not hasattr(part, need)]
-    if missing:
-        raise InputError(f"{where} is {name!r}: it has no {', '.join(missing)}")
+    try:
+        part = inspect.getattr_static(module, attribute)  # runs no `__getattr__` of the module
+    except AttributeError as error:
+        raise InputError(
+            f"{where} is {name!r}: {module_name} has no attribute {attribute!r}; name the module "
+            "that defines it"
+        ) from error
+    if not include(part):
+        raise InputError(f"{where} is {name!r}: use {kind}, not a {type(part).__name__}")
     return part

@@ -260,7 +260,10 @@ SAMPLERS: Mapping[str, Sampler] = {
 
 def find_sampler(name: str) -> Sampler:
     """Returns the sampler of a name, or at a path; raises InputError if there is none."""
-    return find_part(SAMPLERS, name, "config.data.sampling", needs=Sampler._fields)
+    where = "config.data.sampling"
+    return find_part(
+        SAMPLERS, name, where, kind="a Sampler", include=lambda part: isinstance(part, Sampler)
+    )
 
 
 def clips_to_embed(

@@ -34,6 +34,7 @@ from absl import flags
 from data_pipelines.errors import InputError
 from launch import command
 from star_jax.config import check_config, check_training, unknown, values_of
+from star_jax.stored import parts_elsewhere
 
 FOLDER = Path(__file__).parent
 CONFIG = command.define_config()
@@ -43,6 +44,7 @@ OUTPUT = command.define_required("output", "Folder of the runs and of the result
 JOBS = flags.DEFINE_integer(
     "jobs", None, "Runs at a time; default: one on each GPU, one without GPUs.", lower_bound=1
 )
+TRUSTED = command.define_trusted()
 
 
 class Run(NamedTuple):
@@ -210,7 +212,10 @@ def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
     train = [sys.executable, str(FOLDER / "train.py"), workdir]
     train.append(f"--config={command.CONFIG_FILE.path}")
     train += [f"--config.{key}={value}" for key, value in overrides(run.changes).items()]
-    evaluate = [sys.executable, str(FOLDER / "eval.py"), workdir]
+    train.append(f"--trusted={','.join(TRUSTED.value)}")
+    own = {path.partition(":")[0] for _, path in parts_elsewhere(with_changes(run.changes))}
+    trusted = f"--trusted={','.join([*TRUSTED.value, *sorted(own)])}"  # what was just trained
+    evaluate = [sys.executable, str(FOLDER / "eval.py"), workdir, trusted]
     run.workdir.mkdir(parents=True, exist_ok=True)
     with open(run.workdir / "log.txt", "a") as log:
         return subprocess.Popen(

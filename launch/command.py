@@ -91,8 +91,10 @@ def either(first: flags.FlagHolder, second: flags.FlagHolder) -> Any:
     return given[0]
 
 
-def define_checkpoint(alternative: str = "") -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """Defines the flags `--workdir` and `--checkpoint`, for `either`.
+def define_checkpoint(
+    alternative: str = "",
+) -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
+    """Defines the flags `--workdir` and `--checkpoint`, for `either`, and `--trusted`.
 
     Args:
       alternative: what else `--checkpoint` may name, for its help, such as `, or a file`.
@@ -103,7 +105,17 @@ def define_checkpoint(alternative: str = "") -> tuple[flags.FlagHolder, flags.Fl
     checkpoint = flags.DEFINE_string(
         "checkpoint", None, f"One checkpoint, <workdir>/checkpoints/<step>{alternative}."
     )
-    return workdir, checkpoint
+    return workdir, checkpoint, define_trusted()
+
+
+def define_trusted() -> flags.FlagHolder[list[str]]:
+    """Defines the flag `--trusted`: packages whose parts a stored config may name."""
+    return flags.DEFINE_list(
+        "trusted",
+        [],
+        "Packages, separated by commas, of which the config stored with a network may name parts; "
+        "their code is run. By default it may name parts of this repository only.",
+    )
 
 
 def define_clips() -> flags.FlagHolder[str | None]:

@@ -14,7 +14,9 @@ from absl import flags
 
 from launch import command
 
-WORKDIR, CHECKPOINT = command.define_checkpoint(", or a .safetensors file of launch/export.py")
+WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint(
+    ", or a .safetensors file of launch/export.py"
+)
 SOURCE = command.define_required("source", "The packed dataset.")
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
 CLIPS = command.define_clips()
@@ -30,7 +32,7 @@ def main() -> None:
 
     command.require_file_name(OUTPUT.value)
     processes.start()
-    network = load_weights(command.either(WORKDIR, CHECKPOINT))
+    network = load_weights(command.either(WORKDIR, CHECKPOINT), trusted=TRUSTED.value)
     found = embed_dataset(network, SOURCE.value, SPLIT.value, clips=CLIPS.value)
     if not processes.is_first():
         return

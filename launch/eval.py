@@ -15,7 +15,7 @@ from absl import flags
 from data_pipelines.skeletons.corruption import parse
 from launch import command
 
-WORKDIR, CHECKPOINT = command.define_checkpoint()
+WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint()
 DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "Packed dataset; default: the config's.")
 SPLIT = flags.DEFINE_enum(
     "split", "test", ["test", "validation"], "validation: the identities that training held out."
@@ -69,6 +69,7 @@ def main() -> None:
         protocol=PROTOCOL.value,
         flip=FLIP.value,
         options=Options(CLIP_LENGTH.value, corruption, EXPANSION.value, RERANK.value),
+        trusted=TRUSTED.value,
     )
     if processes.is_first():
         print(f"{format_table(report)}\n\n{format_details(report)}\n")

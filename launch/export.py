@@ -29,7 +29,7 @@ from absl import flags
 
 from launch import command
 
-WORKDIR, CHECKPOINT = command.define_checkpoint()
+WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint()
 FORMAT = flags.DEFINE_enum(
     "format", "safetensors", ["safetensors", "pytorch", "stablehlo"], "What to write."
 )
@@ -55,7 +55,7 @@ def main() -> None:
     if OUTPUT.value is not None:
         command.require_file_name(OUTPUT.value)
     workdir, step = locate_checkpoint(command.either(WORKDIR, CHECKPOINT))
-    step, config, model, variables, _ = restore_network(workdir, step)
+    step, config, model, variables, _ = restore_network(workdir, step, trusted=TRUSTED.value)
     variables = jax.device_get(variables)  # NumPy converts them without compiling anything
     ending = "stablehlo" if FORMAT.value == "stablehlo" else "safetensors"
     if OUTPUT.value is None:

@@ -16,7 +16,7 @@ from absl import flags
 
 from launch import command
 
-WORKDIR, CHECKPOINT = command.define_checkpoint()
+WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint()
 DATASET_DIR = flags.DEFINE_string(
     "dataset_dir", None, "Where the evaluated dataset is; default: where it was evaluated."
 )
@@ -37,6 +37,7 @@ def main() -> None:
         dataset_dir=DATASET_DIR.value,
         output=OUTPUT.value,
         command=shlex.join(["python", *sys.argv]),
+        trusted=TRUSTED.value,
     )
     print(f"report: {page} (figures: {folder})")
 

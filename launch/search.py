@@ -23,7 +23,9 @@ from absl import flags
 from data_pipelines.errors import InputError
 from launch import command
 
-WORKDIR, CHECKPOINT = command.define_checkpoint(", or a .safetensors file of launch/export.py")
+WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint(
+    ", or a .safetensors file of launch/export.py"
+)
 SOURCE = flags.DEFINE_string("source", None, "The packed dataset to embed and search.")
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
 CLIPS = command.define_clips()
@@ -73,7 +75,7 @@ def main() -> None:
         processes.start()
         weights = command.either(WORKDIR, CHECKPOINT)
         run = name_of_run(locate_checkpoint(weights)[0])
-        network = load_weights(weights)
+        network = load_weights(weights, trusted=TRUSTED.value)
         path = embed_once(network, SOURCE.value, output, SPLIT.value, clips=CLIPS.value)
         if not processes.is_first():
             return

@@ -26,6 +26,7 @@ CONFIG = command.define_config()
 WORKDIR = command.define_required(
     "workdir", "Folder of the run, created if missing, or gs://bucket/folder."
 )
+TRUSTED = command.define_trusted()
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0, host:port.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
@@ -40,7 +41,7 @@ def main() -> None:
     from star_jax.training.loop import train
 
     processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, CONNECT_SECONDS.value)
-    train(CONFIG.value, WORKDIR.value, started=command.STARTED)
+    train(CONFIG.value, WORKDIR.value, started=command.STARTED, trusted=TRUSTED.value)
 
 
 if __name__ == "__main__":

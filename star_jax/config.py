@@ -6,7 +6,6 @@ docs/config.md is generated from the table `KEYS`; after changing it, regenerate
 """
 
 import difflib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from data_pipelines.errors import InputError
+from data_pipelines.parts import is_path
 
 # Those of `star_jax.models.backbones`, not imported, to check a config without importing JAX.
 BACKBONES = (
@@ -38,10 +38,12 @@ class Values(NamedTuple):
     Attributes:
       text: a description that completes the sentence "use ...".
       include: returns whether a value is in the set.
+      name_parts: whether values may hold paths of parts from other packages.
     """
 
     text: str
     include: Callable[[Any], bool]
+    name_parts: bool = False
 
 
 def flag() -> Values:
@@ -124,11 +126,8 @@ def part(*names: str) -> Values:
     """Returns the set of part names and `package.module:object` paths, which resolve later."""
     return Values(
         f"{', '.join(map(repr, names))} or 'package.module:object'",
-        lambda value: (
-            isinstance(value, str)
-            and value.isprintable()
-            and (value in names or bool(re.fullmatch(r"[\w.]+:\w+", value)))
-        ),
+        lambda value: is_path(value) or (isinstance(value, str) and value in names),
+        name_parts=True,
     )
 
 
@@ -137,13 +136,15 @@ def options() -> Values:
     return Values(
         "a section of options",
         lambda value: isinstance(value, Mapping | ml_collections.ConfigDict),
+        name_parts=True,  # an option of the part of another package may be another part
     )
 
 
 def optional(values: Values) -> Values:
     """Returns a set of values extended by None."""
-    return Values(
-        f"{values.text}, or None", lambda value: value is None or bool(values.include(value))
+    return values._replace(
+        text=f"{values.text}, or None",
+        include=lambda value: value is None or bool(values.include(value)),
     )
 
 
@@ -159,7 +160,7 @@ def weighted_parts() -> Values:
             for pair in value
         )
 
-    return Values("a tuple of pairs ('package.module:object', weight)", include)
+    return Values("a tuple of pairs ('package.module:object', weight)", include, name_parts=True)
 
 
 POSITIVE = number("a number above 0", lambda x: x > 0)
@@ -404,17 +405,6 @@ SECTIONS = tuple(dict.fromkeys(key.rpartition(".")[0] for key in KEYS if "." in 
 
 DISTURBED_LOSSES = ("disturbed_identity", "defense")
 SKELETON_LOSSES = ("modality_consistency", "skeleton_consistency")
-
-
-def complete(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Returns the config that was stored with a network, with the `ADDED_KEYS` that it lacks."""
-    config = ml_collections.ConfigDict(stored)
-    for key, value in ADDED_KEYS.items():
-        section, _, name = key.rpartition(".")
-        part = config.get(section) if section else config
-        if isinstance(part, ml_collections.ConfigDict) and name not in part:
-            part[name] = value
-    return config
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:

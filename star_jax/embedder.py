@@ -4,13 +4,14 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float32
 
+from data_pipelines.coco17 import is_detected
 from data_pipelines.datasets.folder import SPLIT, Folder
 from data_pipelines.errors import InputError
 from data_pipelines.loader import Clip, TestBatch, batch_clips
@@ -22,6 +23,9 @@ from star_jax.distributed.parallel import local_rows, split_rows
 from star_jax.evaluation.embed import config_hash, embed_batches, whole_batch
 from star_jax.evaluation.embeddings import Embeddings
 from star_jax.network import Network, load_weights
+
+MAX_DISTANCE = 100  # of a joint from its frame, in widths and heights of the frame
+MAX_CONFIDENCE = 1000  # of a joint; some pose models give more than 1
 
 
 class Embedder:
@@ -52,13 +56,16 @@ class Embedder:
         self.network = network
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str]) -> Self:
+    def from_checkpoint(
+        cls, path: str | os.PathLike[str], *, trusted: Collection[str] = ()
+    ) -> Self:
         """Returns the embedder of a run, a checkpoint or an exported file.
 
         Args:
           path: see `star_jax.load_weights`, which also lists the errors.
+          trusted: see `star_jax.load_weights`.
         """
-        return cls(load_weights(path))
+        return cls(load_weights(path, trusted=trusted))
 
     def __call__(
         self,
@@ -76,7 +83,8 @@ class Embedder:
             several lengths, call once a length.
           keypoints: float[B, T, 17, 3], COCO-17 joints (`data_pipelines.coco17`): x, y in pixels
             of the given frames, where (0, 0) is the center of the upper left pixel, and the
-            confidence, which is 0 for undetected joints. None if the network uses no skeletons.
+            confidence, which is 0 for undetected joints and at most 1000. Joints may be outside of
+            the frame, by up to 100 times its size. None if the network uses no skeletons.
           modality: "visible" or "infrared".
           batch_size: clips that are embedded at once, over all devices. Fewer are padded to a
             power of two, so that few programs are compiled.
@@ -236,7 +244,7 @@ class Embedder:
         """Returns frames and keypoints as arrays, zeros for no keypoints; raises InputError."""
         if modality not in MODALITIES:
             raise InputError(f"modality is {modality!r}: use {' or '.join(map(repr, MODALITIES))}")
-        frames = np.asarray(frames)
+        frames = _array("frames", frames)
         if frames.ndim != 5 or frames.shape[-1] != 3:
             raise InputError(
                 f"frames have the shape {list(frames.shape)}: give uint8[B, T, H, W, 3], T frames "
@@ -260,7 +268,7 @@ class Embedder:
                     "--config.model.pooling=gem"
                 )
             return frames, np.zeros(expected, np.float32)
-        keypoints = np.asarray(keypoints)
+        keypoints = _array("keypoints", keypoints)
         if keypoints.shape != expected:
             raise InputError(
                 f"keypoints have the shape {list(keypoints.shape)}: give {list(expected)} for "
@@ -271,9 +279,17 @@ class Embedder:
             raise InputError(f"keypoints are {keypoints.dtype}: give float32")
         with np.errstate(over="ignore"):  # infinity is refused below
             keypoints = keypoints.astype(np.float32)
+        matters = is_detected(keypoints) | (self.network.config.model.keypoints == "pixels")
+        height, width = frames.shape[2:4]
+        far = np.abs(keypoints[..., :2]) > MAX_DISTANCE * np.array([width, height])
         for what, wrong in (
             ("not finite", ~np.isfinite(keypoints)),
             ("a negative confidence", keypoints[..., 2:] < 0),
+            (f"a confidence above {MAX_CONFIDENCE}", keypoints[..., 2:] > MAX_CONFIDENCE),
+            (
+                f"more than {MAX_DISTANCE} times the frame's size, {width} x {height}, away",
+                far & matters[..., None],
+            ),
         ):
             if wrong.any():
                 b, t, joint, _ = np.argwhere(wrong)[0].tolist()
@@ -282,6 +298,17 @@ class Embedder:
                     "give x, y and confidence; an undetected joint has confidence 0"
                 )
         return frames, keypoints
+
+
+def _array(name: str, values: npt.ArrayLike) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):
+        raise InputError(f"{name} is a masked array: give all values, {name}.filled(...)")
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:  # of lists of several lengths
+        raise InputError(
+            f"{name} is no array ({error}): for tracklets of several lengths, call once a length"
+        ) from error
 
 
 def _require_positive(name: str, value: Any) -> None:

@@ -13,6 +13,8 @@ with parameters or state is a Flax module with the same call: its parameters are
 `config.optim.lr`, its other collections are updated by each call, and checkpoints contain both.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -27,9 +29,10 @@ from jaxtyping import Array, Float32, Int32
 
 from data_pipelines.errors import InputError
 from data_pipelines.parts import find_part
-from star_jax.models.star import StarOutput, build_part
+from star_jax.models.star import StarOutput, build_part, is_module_class
 
 Batch = Mapping[str, Any]
+LOSS = "a function of (output, batch, step), a Flax module or its class"
 
 
 def cross_entropy(
@@ -225,6 +228,20 @@ LOSSES: Mapping[str, Any] = {
 }
 
 
+def is_loss(part: Any) -> bool:
+    """Returns whether an object is a `LOSS`; functions may be partial, compiled or decorated."""
+    if isinstance(part, nn.Module) or is_module_class(part):
+        return True
+    function = inspect.unwrap(part.func if isinstance(part, functools.partial) else part)
+    if not inspect.isfunction(function):
+        return False
+    try:
+        inspect.signature(part).bind("output", "batch", "step")
+    except TypeError:
+        return False
+    return True
+
+
 class Losses(nn.Module):
     """All losses of an experiment; `build_losses` creates it from a config.
 
@@ -278,8 +295,8 @@ def build_losses(config: ml_collections.ConfigDict) -> Losses:
         where = "config.losses.extra" if path not in weights else f"config.losses.{path}"
         if not weight:
             continue
-        part = find_part(LOSSES, path, where)
-        if isinstance(part, type):
+        part = find_part(LOSSES, path, where, kind=LOSS, include=is_loss)
+        if is_module_class(part):
             part = build_part(part, config.model.to_dict(), {}, f"{where}: {path}")
         name = path.rpartition(":")[2]
         if name in ("total", *(other for other, _, _ in parts)):

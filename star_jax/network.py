@@ -1,6 +1,7 @@
 """A trained network, read from a run, a checkpoint or an exported file."""
 
 import os
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +11,11 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.remote import absolute, locate
-from star_jax.config import check_config
 from star_jax.distributed.parallel import make_mesh
 from star_jax.models import Star, build_model
 from star_jax.training import checkpoint
 from star_jax.training.steps import abstract_variables
-from star_jax.weights.archive import check_variables, load_archive
+from star_jax.weights.archive import check_variables, checksum, load_archive
 
 
 class Network(NamedTuple):
@@ -39,29 +39,39 @@ class Network(NamedTuple):
     variables: Any
     mesh: Mesh
 
+    @property
+    def checksum(self) -> str:
+        """The SHA-256 of the weights, computed at each access; see `archive.checksum`."""
+        return checksum(self.variables)
 
-def load_weights(path: str | os.PathLike[str]) -> Network:
+
+def load_weights(path: str | os.PathLike[str], *, trusted: Collection[str] = ()) -> Network:
     """Returns the trained network of a run, a checkpoint or an exported file.
+
+    The config that is stored with the weights may name parts of this repository only, so that
+    loading a file of someone else runs none of their code, unless you trust a package by its name.
 
     Args:
       path: the folder of a run, whose last checkpoint is read; a checkpoint,
         `<run>/checkpoints/<step>`; or a `.safetensors` file that launch/export.py wrote. Each of
         them may be an address, `gs://bucket/...`.
+      trusted: names of packages from which the stored config may name parts, such as
+        `("my_package",)`; their modules are then imported and run.
 
     Raises:
       FileNotFoundError: there is no run, checkpoint or exported file at the path.
-      InputError: the file is of another kind, or the weights are damaged or do not fit the config
-        that is stored with them.
+      InputError: the file is of another kind, the weights are damaged or do not fit the config that
+        is stored with them, or the config names a part of a package that is not trusted.
       OSError: the path cannot be read.
     """
     if os.fspath(path).endswith(".safetensors"):
-        return _read_archive(path)
+        return _read_archive(path, trusted)
     if os.path.isfile(path):
         raise InputError(
             f"{path}: not a network: give the folder of a run, a checkpoint, "
             "<run>/checkpoints/<step>, or a .safetensors file of launch/export.py"
         )
-    return restore_network(*locate_checkpoint(path))
+    return restore_network(*locate_checkpoint(path), trusted=trusted)
 
 
 def locate_checkpoint(path: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
@@ -77,16 +87,20 @@ def locate_checkpoint(path: str | os.PathLike[str]) -> tuple[epath.Path, int | N
     return locate(path), None
 
 
-def restore_network(workdir: epath.Path, step: int | None) -> Network:
+def restore_network(
+    workdir: epath.Path, step: int | None, *, trusted: Collection[str] = ()
+) -> Network:
     """Returns the network of a checkpoint.
 
     Args:
       workdir: folder of the run.
       step: step of the checkpoint; the last one if None.
+      trusted: see `load_weights`.
 
     Raises:
       FileNotFoundError: the run has no such checkpoint.
-      InputError: the checkpoint does not fit its config.
+      InputError: the checkpoint does not fit its config, or this names a part of a package that is
+        not trusted.
     """
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(
@@ -99,15 +113,15 @@ def restore_network(workdir: epath.Path, step: int | None) -> Network:
             found = ", ".join(map(str, steps)) or "none"
             raise FileNotFoundError(f"{workdir}: no checkpoint {step or ''} (there are: {found})")
         step = steps[-1] if step is None else step
-        config = checkpoint.restore_config(manager, step)
+        config = checkpoint.restore_config(manager, step, trusted)
         model, mesh, abstract = _prepare(config)
         variables = checkpoint.restore_variables(manager, step, abstract)
     return Network(step, config, model, variables, mesh)
 
 
-def _read_archive(path: str | os.PathLike[str]) -> Network:
+def _read_archive(path: str | os.PathLike[str], trusted: Collection[str]) -> Network:
     """Returns the network of an exported file; raises as `load_archive` does."""
-    config, variables, step = load_archive(path)
+    config, variables, step = load_archive(path, trusted=trusted)
     model, mesh, abstract = _prepare(config)
     check_variables(path, variables, abstract)
     shardings = jax.tree.map(lambda array: array.sharding, abstract)
@@ -116,7 +130,6 @@ def _read_archive(path: str | os.PathLike[str]) -> Network:
 
 def _prepare(config: ml_collections.ConfigDict) -> tuple[Star, Mesh, Any]:
     """Returns the network of a config, the mesh, and the shapes and shardings of its variables."""
-    check_config(config)
     mesh = make_mesh()
     model = build_model(config.model)
     return model, mesh, abstract_variables(config, model, mesh)

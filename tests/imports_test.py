@@ -22,6 +22,7 @@ LAYERS = (
     ("data_pipelines.datasets", "data_pipelines.sampling"),
     ("data_pipelines.synthetic", "data_pipelines.loader"),
     ("star_jax.compiler", "star_jax.config", "star_jax.finite", "star_jax.golden"),
+    ("star_jax.stored",),
     ("star_jax.models", "star_jax.augment", "star_jax.optim"),
     ("star_jax.losses", "star_jax.weights", "star_jax.distributed"),
     ("star_jax.training",),

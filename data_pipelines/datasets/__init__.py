@@ -32,5 +32,11 @@ def find_dataset(name: str, *, needs: str, datasets: Mapping[str, str] = DATASET
     Raises:
       InputError: there is no such dataset, its module cannot be imported, or it lacks the function.
     """
-    found = find_part(datasets, name, "--dataset", needs=(needs,))
+    found = find_part(
+        datasets,
+        name,
+        "--dataset",
+        kind=f"an object with a function {needs}",
+        include=lambda part: callable(getattr(part, needs, None)),
+    )
     return importlib.import_module(found) if name in datasets else found

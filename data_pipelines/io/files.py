@@ -58,6 +58,55 @@ def require_regular(path: str | os.PathLike[str], name: str | None = None) -> No
         )
 
 
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Returns the content of a local file or of an address.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      InputError: it is a folder, a pipe, a socket or a device.
+      OSError: it cannot be read.
+    """
+    if not remote.is_remote(path):
+        require_regular(path)
+        return pathlib.Path(path).read_bytes()
+    with remote.naming_failures(path):
+        return remote.locate(path).read_bytes()
+
+
+# How files begin that stand in for one that was not downloaded: what they are, and what to do.
+_STAND_INS = (
+    (
+        (b"version https://git-lfs.github.com/spec/",),
+        "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
+    ),
+    (
+        (b"<!doctype html", b"<html", b"<head", b"<?xml"),
+        "a web page, not the file itself; download it again, from the address of the file",
+    ),
+)
+
+
+def refuse_stand_in(path: str | os.PathLike[str], content: bytes | None = None) -> None:
+    """Raises an InputError if a file stands in for a binary file that was not downloaded.
+
+    Args:
+      path: of the file; it may be missing.
+      content: of the file, or its first bytes; None reads a local one.
+    """
+    if content is None:
+        require_regular(path)
+        if not os.path.exists(path):
+            return
+        with open(path, "rb") as file:
+            content = file.read(1024)
+    start = content[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not content:
+        raise InputError(f"{path}: is empty; download or copy it again")
+    for beginnings, what in _STAND_INS:
+        if start.startswith(beginnings):
+            raise InputError(f"{path}: is {what}")
+
+
 def read_inside(root: str | os.PathLike[str], relative: str) -> bytes:
     """Returns the content of the file at `root/relative`; raises as `resolve_inside` does."""
     return resolve_inside(root, relative).read_bytes()

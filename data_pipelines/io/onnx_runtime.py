@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-import pathlib
 import tempfile
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.errors import InputError, MissingPackageError
-from data_pipelines.io.files import require_regular
+from data_pipelines.io.files import read_file, refuse_stand_in
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -28,8 +27,8 @@ def open_image_model(path: str | os.PathLike[str], device: str, expected: str) -
       InputError: onnxruntime cannot load it, or its input is not one array of four axes of DTYPES.
       MissingPackageError: onnxruntime is not installed, or not for this device.
     """
-    require_regular(path)
-    content = pathlib.Path(path).read_bytes()
+    content = read_file(path)
+    refuse_stand_in(path, content)
     session = _open_session(path, content, device)
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type not in DTYPES or len(inputs[0].shape) != 4:

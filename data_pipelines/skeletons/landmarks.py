@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,8 +105,8 @@ def load_model(path: str | os.PathLike[str], *, batch_size: int = 32) -> Landmar
         raise MissingPackageError(
             f'{path}: TFLite models need ai-edge-litert: pip install -e ".[pose-tflite]"'
         ) from error
-    files.require_regular(path)
-    content = pathlib.Path(path).read_bytes()
+    content = files.read_file(path)
+    files.refuse_stand_in(path, content)
     try:
         interpreter = Interpreter(model_content=content, num_threads=os.cpu_count())
         interpreter.allocate_tensors()

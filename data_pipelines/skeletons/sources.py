@@ -78,7 +78,7 @@ def open_keypoints(path: str | os.PathLike[str]) -> Keypoints:
         raise FileNotFoundError(f"{path}: no such file of skeletons")
     if path.is_dir():
         return formats.NpySkeletons(path)
-    files.require_regular(path)
+    files.refuse_stand_in(path)
     if path.suffix in HDF5_SUFFIXES:
         return formats.Hdf5Skeletons(path)
     if path.suffix == ".json":

@@ -160,6 +160,15 @@ def local_part(array: Shaped[Array, " _ *row"]) -> Shaped[np.ndarray, " _ *row"]
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
+def to_numpy(array: Any) -> np.ndarray:
+    """Returns all of an array, of NumPy or on any devices, on every process."""
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
 def gather(tree: Any) -> Any:
     """Returns, on every process, the concatenated rows of all processes' NumPy arrays."""
     if jax.process_count() == 1:

@@ -12,11 +12,12 @@ from etils import epath
 from jaxtyping import Float64
 
 from data_pipelines.errors import InputError
+from data_pipelines.io.files import read_file
 from data_pipelines.io.remote import locate
 from data_pipelines.io.tables import aligned
-from star_jax.config import complete
 from star_jax.evaluation import bootstrap
 from star_jax.evaluation.scores import DIRECTIONS, METRICS, title_of
+from star_jax.stored import complete
 from star_jax.training import run_files
 
 # Entries of a report that describe what was evaluated and how, but not with which network.
@@ -95,10 +96,10 @@ def read_evaluation(path: str | os.PathLike[str], **facts: Any) -> Evaluation:
         raise FileNotFoundError(f"{report_path}: no such evaluation; run launch/eval.py first")
     report = run_files.read_json(report_path)
     stored = run_files.read_json(report_path.parent.parent / "config.json")
-    config = run_files.flatten(run_files.as_json(complete(stored)))
+    config = run_files.flatten(complete(stored))
     arrays_path = run_files.queries_path(report_path)
     try:
-        with np.load(io.BytesIO(arrays_path.read_bytes()), allow_pickle=False) as file:
+        with np.load(io.BytesIO(read_file(arrays_path)), allow_pickle=False) as file:
             queries = {name: file[name] for name in file.files}
         for direction in DIRECTIONS:
             shape = (len(queries[f"{direction}_identities"]), len(METRICS))

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import is_remote
 from data_pipelines.io.terminal import log
@@ -175,6 +175,7 @@ def embed_batches(
       float32[n, C], rows of length 1; row i is the tracklet of position i.
 
     Raises:
+      DivergedError: an embedding is not finite, or 0.
       Preempted: `stop_requested` returned True.
     """
     rows = split_rows(mesh)
@@ -198,7 +199,13 @@ def embed_batches(
     position, embedding = gather((np.concatenate(positions), np.concatenate(embeddings)))
     sums = np.zeros((num_tracklets, embedding.shape[1]), np.float32)
     np.add.at(sums, position[position >= 0], embedding[position >= 0])
-    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    if wrong := int(np.sum(~(np.isfinite(lengths) & (lengths > 0)))):
+        raise DivergedError(
+            f"{wrong} of {num_tracklets} embeddings are not finite or of length 0: the network "
+            "computes with numbers that are too large; use other weights"
+        )
+    return sums / lengths
 
 
 class Options(NamedTuple):
@@ -300,6 +307,7 @@ def evaluate_checkpoint(
     protocol: str | None = None,
     flip: bool | None = None,
     options: Options = AS_TRAINED,
+    trusted: Collection[str] = (),
 ) -> tuple[dict[str, Any], epath.Path]:
     """Evaluates a checkpoint of a run.
 
@@ -313,6 +321,7 @@ def evaluate_checkpoint(
       flip: whether to average the embeddings of clips and their mirror images; the config's if
         None.
       options: what else is different.
+      trusted: see `star_jax.load_weights`; `protocol` may be a part of any package.
 
     Returns:
       The report and the path that it was written to.
@@ -322,7 +331,7 @@ def evaluate_checkpoint(
       InputError: the checkpoint or the dataset does not fit the config, a value is invalid, or
         skeletons are to be corrupted and the network uses none.
     """
-    step, config, model, variables, mesh = restore_network(workdir, step)
+    step, config, model, variables, mesh = restore_network(workdir, step, trusted=trusted)
     if options.corruption is not None and not model.uses_skeletons:
         raise InputError(
             f"--corrupt={options.corruption}: the network of {workdir} uses no skeletons; leave it "

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Shaped
 
 from data_pipelines.errors import InputError
-from data_pipelines.io.files import write_file
+from data_pipelines.io.files import refuse_stand_in, write_file
 from data_pipelines.schema import MODALITIES
 
 _FORMAT = "star_jax embeddings 3"
@@ -85,6 +85,7 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; make it with launch/embed.py")
+    refuse_stand_in(path)
     expected = {"format", *(field.name for field in _FIELDS)}
     try:
         with zipfile.ZipFile(path) as archive:

@@ -47,7 +47,10 @@ _MODALITIES = {"i2v": (INFRARED, VISIBLE), "v2i": (VISIBLE, INFRARED)}  # query,
 
 def find_protocol(name: str) -> Rules:
     """Returns the rules at a name or path; raises an InputError if there are none."""
-    return find_part(PROTOCOLS, name, "config.eval.protocol", needs=Rules._fields)
+    where = "config.eval.protocol"
+    return find_part(
+        PROTOCOLS, name, where, kind="a Rules", include=lambda part: isinstance(part, Rules)
+    )
 
 
 class TrackletIndex(Protocol):

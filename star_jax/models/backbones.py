@@ -1,7 +1,7 @@
 """Backbones by name: networks from frames to frame features.
 
 To add a backbone, add it to `BACKBONES`, or name it in `config.model.backbone` as
-`package.module:object`. A backbone is a Flax module with
+`package.module:object`. A backbone is a Flax module class, or a `functools.partial` of one, with
 
 - `num_channels`, C;
 - `num_stages`, the stages after which style can be disturbed, 0 if it cannot;

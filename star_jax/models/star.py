@@ -4,6 +4,7 @@ Axis 1 is always time. Axes between time and the feature axes, such as the modal
 batch, are batch axes.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +27,8 @@ from star_jax.models.layers import Dtype, bnneck, classifier
 from star_jax.models.pooling import POOLINGS
 from star_jax.models.resnet import StyleSources
 from star_jax.models.skeleton import EdgeSequence
+
+MODULE_CLASS = "a Flax module class, or functools.partial of one"
 
 
 @flax.struct.dataclass
@@ -235,14 +238,23 @@ def build_model(config: ml_collections.ConfigDict) -> Star:
     values = config.to_dict()
     values["dtype"] = jnp.dtype(config.dtype)
     options = values.pop("backbone_options")
-    backbone = find_part(BACKBONES, config.backbone, "config.model.backbone")
-    values["backbone"] = build_part(backbone, values, options, "config.model.backbone")
-    for key, parts in (("guidance", GUIDANCE), ("pooling", POOLINGS)):
-        part = find_part(parts, config[key], f"config.model.{key}")
-        values[key] = part and build_part(part, values, {}, f"config.model.{key}")
+    for key, parts, own in (
+        ("backbone", BACKBONES, options),
+        ("guidance", GUIDANCE, {}),
+        ("pooling", POOLINGS, {}),
+    ):
+        where = f"config.model.{key}"
+        part = find_part(parts, config[key], where, kind=MODULE_CLASS, include=is_module_class)
+        values[key] = part and build_part(part, values, own, where)
     _require(values["backbone"], ("num_channels", "num_stages"), config, "backbone")
     _require(values["pooling"], ("uses_skeleton",), config, "pooling")
     return build_part(Star, values, {}, "config.model")
+
+
+def is_module_class(part: Any) -> bool:
+    """Returns whether an object is a `MODULE_CLASS`."""
+    created = part.func if isinstance(part, functools.partial) else part
+    return isinstance(created, type) and issubclass(created, nn.Module)
 
 
 def build_part(

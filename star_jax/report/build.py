@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Collection
 
 from etils import epath
 
@@ -28,6 +29,7 @@ def write_report(
     dataset_dir: str | None = None,
     output: str | os.PathLike[str] | None = None,
     command: str = "",
+    trusted: Collection[str] = (),
 ) -> tuple[epath.Path, epath.Path]:
     """Writes the report of a run: a page, and a PNG file of each figure.
 
@@ -38,6 +40,7 @@ def write_report(
       output: of the page; `<workdir>/report.html` if None. The pictures go to the folder beside it
         that has its name without an ending.
       command: the command line, which the page shows.
+      trusted: see `star_jax.load_weights`.
 
     Returns:
       The page, and the folder of the pictures.
@@ -45,7 +48,7 @@ def write_report(
     Raises:
       FileNotFoundError, InputError: as `run.read_run` does.
     """
-    run = read_run(workdir, step, dataset_dir)
+    run = read_run(workdir, step, dataset_dir, trusted)
     path = epath.Path(output) if output else workdir / "report.html"
     folder = path.parent / path.stem
     found = _write_sections(run, folder, command)

@@ -1,12 +1,13 @@
 """What a run has left behind: its network, the evaluations of a step, and its metrics."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from data_pipelines.errors import InputError
+from data_pipelines.parts import require_trusted
 from data_pipelines.records.reading import fingerprint
 from star_jax.evaluation.scores import DIRECTIONS
 from star_jax.network import Network, restore_network
@@ -36,23 +37,29 @@ class Run(NamedTuple):
     record: Mapping[str, Any]
 
 
-def read_run(workdir: epath.Path, step: int | None, dataset_dir: str | None = None) -> Run:
+def read_run(
+    workdir: epath.Path,
+    step: int | None,
+    dataset_dir: str | None = None,
+    trusted: Collection[str] = (),
+) -> Run:
     """Reads a run.
 
     Args:
       workdir: folder of the run.
       step: step of the checkpoint; the last one if None.
       dataset_dir: where the evaluated dataset is now; where it was evaluated if None.
+      trusted: see `star_jax.load_weights`.
 
     Raises:
       FileNotFoundError: there is no such checkpoint, no evaluation of it, or no dataset.
-      InputError: a file is damaged or of another version, or the dataset is another one than was
-        evaluated.
+      InputError: a file is damaged or of another version, the dataset is another one than was
+        evaluated, or a file names a part of a package that is not trusted.
     """
     if (workdir / "checkpoints").is_dir():  # restoring takes longer, and has an error for it
-        _require(read_reports(workdir), workdir, step)
-    network = restore_network(workdir, step)
-    reports = _require(read_reports(workdir), workdir, network.step)
+        _require(read_reports(workdir, trusted), workdir, step)
+    network = restore_network(workdir, step, trusted=trusted)
+    reports = _require(read_reports(workdir, trusted), workdir, network.step)
     main, others = choose(reports, network.config, fingerprint(dataset_dir) if dataset_dir else "")
     network.config.eval.flip = main["options"].get("flip", False)
     found_at = dataset_dir or main["dataset"]["dir"]
@@ -76,12 +83,13 @@ def read_run(workdir: epath.Path, step: int | None, dataset_dir: str | None = No
     )
 
 
-def read_reports(workdir: epath.Path) -> list[Mapping[str, Any]]:
+def read_reports(workdir: epath.Path, trusted: Collection[str] = ()) -> list[Mapping[str, Any]]:
     """Returns the evaluations of a run, in order of their files' names.
 
     Raises:
       FileNotFoundError: there are none.
-      InputError: a file is damaged or of another version.
+      InputError: a file is damaged or of another version, or names a protocol of a package that is
+        not trusted.
     """
     reports: list[Mapping[str, Any]] = []
     for path in run_files.report_paths(workdir):
@@ -95,6 +103,7 @@ def read_reports(workdir: epath.Path) -> list[Mapping[str, Any]]:
                 f"{path}: of another version of star_jax; remove it and evaluate again with "
                 f"launch/eval.py --workdir={workdir}"
             )
+        require_trusted(report["protocol"], f"{path}: protocol", trusted)
         reports.append(report)
     return reports
 

@@ -6,15 +6,12 @@ are temporarily unreadable, or are damaged.
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import itertools
-import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -25,10 +22,20 @@ from etils import epath
 
 from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.io import remote
-from star_jax.config import complete
 from star_jax.distributed.processes import is_first, largest, wait_for_all
-from star_jax.finite import find_not_finite
+from star_jax.finite import find_unusable
+from star_jax.stored import read_config
 from star_jax.training.checksums import checksums
+from star_jax.training.manifest import (
+    DamagedError,
+    Manifest,
+    MisfitError,
+    check_fit,
+    check_step,
+    read_manifest,
+    sealed,
+    structure_of,
+)
 from star_jax.training.steps import TrainState
 
 log = logging.getLogger(__name__)
@@ -37,33 +44,6 @@ T = TypeVar("T")
 
 # Pauses between attempts to read, for storage that is unavailable for up to a minute.
 PAUSES = (1.0, 3.0, 6.0, 10.0, 15.0, 30.0)  # seconds
-
-
-class MisfitError(InputError):
-    """Raised if a checkpoint belongs to a different network or optimizer."""
-
-
-class DamagedError(InputError):
-    """Raised if a checkpoint can be read, but differs from what was saved."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """Describes the contents of a checkpoint and the run that saved it.
-
-    Attributes:
-      config: the experiment.
-      dataset: fingerprint of the packed dataset that it was trained on.
-      structure: dtype and shape of each array by path; "empty" for a node without arrays.
-      checksums: checksum of each array by path.
-      orbax: the version of Orbax that wrote it.
-    """
-
-    config: dict[str, Any]
-    dataset: str
-    structure: dict[str, str]
-    checksums: dict[str, str]
-    orbax: str = ocp.__version__
 
 
 @contextlib.contextmanager
@@ -138,19 +118,19 @@ def save(
         return
     finish(manager)  # Orbax would also wait for it
     items = _items(state)
-    if (path := find_not_finite(items)) is not None:
+    if found := find_unusable(items):
         raise DivergedError(
-            f"step {step}: {path} is not finite, so that step is not saved; the last checkpoint is "
+            f"step {step}: {found}, so that step is not saved; the last checkpoint is "
             "good. Lower config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
         )
     _require_space(manager, sum(array.nbytes for array in jax.tree.leaves(items)))
-    manifest = Manifest(dict(config), dataset, _structure(items), checksums(items))
+    manifest = Manifest(dict(config), dataset, structure_of(items), checksums(items), step=step)
     with _naming_the_failure(manager):
         manager.save(
             step,
             args=ocp.args.Composite(
                 **{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()},
-                manifest=ocp.args.JsonSave(_sealed(manifest)),
+                manifest=ocp.args.JsonSave(sealed(manifest)),
             ),
         )
 
@@ -220,6 +200,9 @@ def restore_state(
             log.warning("%s; resuming from the checkpoint before it", error)
             damaged.append(step)
             continue
+        if manifest.step is None:
+            counted = _counted_steps(restored["optimizer"]["opt_state"])
+            check_step(manager.directory / str(step), step if counted is None else counted)
         _rename_damaged(manager, damaged)
         state = TrainState(
             step=jax.device_put(jax.numpy.int32(step), abstract.step.sharding),
@@ -237,9 +220,22 @@ def restore_state(
     return None
 
 
-def restore_config(manager: ocp.CheckpointManager, step: int) -> ml_collections.ConfigDict:
-    """Returns the config in the checkpoint of a step; raises as `restore_state` does."""
-    return complete(_restore(manager, step, {})[1].config)
+def restore_config(
+    manager: ocp.CheckpointManager, step: int, trusted: Collection[str] = ()
+) -> ml_collections.ConfigDict:
+    """Returns the config in the checkpoint of a step.
+
+    Args:
+      manager: manager of the run's checkpoints.
+      step: of the checkpoint.
+      trusted: packages of which the config may name parts; see `parts.require_trusted`.
+
+    Raises:
+      InputError: the config is of another version, or names a part of a package that is not
+        trusted; otherwise as `restore_state`.
+    """
+    manifest = _restore(manager, step, {})[1]
+    return read_config(manifest.config, f"{manager.directory / str(step)}", trusted)
 
 
 def restore_variables(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
@@ -249,6 +245,14 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, abstract: Any) 
       DamagedError: this checkpoint is damaged; otherwise as `restore_state`.
     """
     return _restore(manager, step, {"variables": abstract})[0]["variables"]
+
+
+def _counted_steps(opt_state: Any) -> int | None:
+    """Returns the steps that a state of the optimizer counts, None if it counts none."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        if jax.tree_util.keystr(path[-1:], simple=True) == "count":
+            return int(leaf)
+    return None
 
 
 def _restore(
@@ -266,10 +270,10 @@ def _restore(
                 raise
             log.warning("%s; trying again in %.0f s", error, pause)
             time.sleep(pause)
-    if (path := find_not_finite(arrays)) is not None:
+    if found := find_unusable(arrays):
         raise InputError(
-            f"{folder}: {path} is not finite; use an earlier checkpoint (a run resumes from it if "
-            "this one is removed)"
+            f"{folder}: {found}; use an earlier checkpoint (a run resumes from it if this one is "
+            "removed)"
         )
     return arrays, manifest
 
@@ -298,8 +302,8 @@ def _together(folder: epath.Path, act: Callable[..., T], *arguments: Any) -> T:
 
 
 def _manifest_that_fits(folder: epath.Path, items: Mapping[str, Any]) -> Manifest:
-    manifest = _read_manifest(folder)
-    _check_fit(folder, manifest, items)
+    manifest = read_manifest(folder)
+    check_fit(folder, manifest, items)
     return manifest
 
 
@@ -334,66 +338,6 @@ def _restore_arrays(
             f"the first is {changed[0]})"
         )
     return restored
-
-
-def _sealed(manifest: Manifest) -> dict[str, Any]:
-    """Returns the manifest as JSON content, with its own checksum."""
-    content = json.loads(json.dumps(dataclasses.asdict(manifest)))  # tuples become lists
-    return {"manifest": content, "sha256": _sha256(content)}
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _read_manifest(folder: epath.Path) -> Manifest:
-    """Reads the manifest of a checkpoint from the file that Orbax writes for a JSON item."""
-    path = folder / "manifest" / "metadata"
-    with remote.naming_failures(folder):
-        if exists := "manifest" in {item.name for item in folder.iterdir()}:
-            listed = path.name in {item.name for item in path.parent.iterdir()}
-            stored = path.read_bytes() if listed else b""
-    if not exists:
-        raise MisfitError(f"{folder}: not a checkpoint of this version of star_jax")
-    try:
-        sealed = json.loads(stored)
-        if sealed["sha256"] != _sha256(sealed["manifest"]):
-            raise ValueError("its checksum does not match")
-        return Manifest(**sealed["manifest"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedError(f"{folder} is damaged (its manifest: {error})") from error
-
-
-def _check_fit(folder: epath.Path, manifest: Manifest, items: Mapping[str, Any]) -> None:
-    """Raises a MisfitError that names the arrays whose dtype or shape differs from `items`."""
-    expected = _structure(items) if items else {}
-    saved = {
-        path: text for path, text in manifest.structure.items() if path.partition("/")[0] in items
-    }
-    differences = [
-        f"{path} is {saved.get(path, 'absent')}, not {expected.get(path, 'absent')}"
-        for path in sorted(saved.keys() | expected)
-        if saved.get(path) != expected.get(path)
-    ]
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise MisfitError(
-            f"{folder} belongs to a different network or optimizer: "
-            f"{'; '.join(differences[:3])}{more}. "
-            "Use the config and the code that it was trained with, or another workdir; nothing was "
-            "changed"
-        )
-
-
-def _structure(tree: Any) -> dict[str, str]:
-    """Returns dtype and shape of each array by path, "empty" for nodes without arrays."""
-    empty = lambda node: isinstance(node, (tuple, dict, list)) and not node  # noqa: E731
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): "empty"
-        if empty(leaf)
-        else f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=empty)
-    }
 
 
 def _read_all_files(folder: epath.Path) -> None:

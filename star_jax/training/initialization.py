@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -20,9 +20,20 @@ log = logging.getLogger(__name__)
 
 
 def starting_state(
-    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
+    config: ml_collections.ConfigDict,
+    model: Star,
+    steps_per_epoch: int,
+    mesh: Mesh,
+    trusted: Collection[str] = (),
 ) -> TrainState:
     """Returns the state before the first step, with the weights that `config.init` names.
+
+    Args:
+      config: the experiment.
+      model: its network.
+      steps_per_epoch: steps of an epoch.
+      mesh: of the devices.
+      trusted: see `with_network`.
 
     Raises:
       FileNotFoundError: there are no weights at the path.
@@ -32,28 +43,39 @@ def starting_state(
     if config.init.backbone:
         return with_backbone(state, model, config)
     if config.init.checkpoint:
-        return with_network(state, config)
+        return with_network(state, config, trusted)
     return state
 
 
 def with_backbone(state: TrainState, model: Star, config: ml_collections.ConfigDict) -> TrainState:
     """Returns the state with the ImageNet weights of `config.init.backbone`."""
     arrays = load_arrays(config.init.backbone)
-    return _with_variables(state, from_imagenet(arrays, model, state.variables))
+    try:
+        variables = from_imagenet(arrays, model, state.variables)
+    except InputError as error:
+        raise InputError(f"{config.init.backbone}: {error}") from error
+    return _with_variables(state, variables)
 
 
-def with_network(state: TrainState, config: ml_collections.ConfigDict) -> TrainState:
+def with_network(
+    state: TrainState, config: ml_collections.ConfigDict, trusted: Collection[str] = ()
+) -> TrainState:
     """Returns the state with the arrays of the network at `config.init.checkpoint` that fit.
 
     These are the parameters and statistics of the same name and shape. Logs which modules they are
     of, which arrays of the state stay as they are, and which of the network are not used.
+
+    Args:
+      state: the state of random weights.
+      config: the experiment.
+      trusted: packages of which the network's own config may name parts; see `load_weights`.
 
     Raises:
       FileNotFoundError: there is no network at the path.
       InputError: no array fits, or the network is damaged.
     """
     path = config.init.checkpoint
-    network = load_weights(path)
+    network = load_weights(path, trusted=trusted)
     found = _by_path(jax.device_get(network.variables))
     needed = _by_path(state.variables)
     taken = {name for name in found.keys() & needed if found[name].shape == needed[name].shape}

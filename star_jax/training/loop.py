@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import train_batches
 from data_pipelines.records.reading import fingerprint, open_index, resolve
 from data_pipelines.sampling import find_sampler, steps_per_epoch, trainable_labels
-from star_jax.config import check_config, check_training, complete
+from star_jax.config import check_config, check_training
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
 from star_jax.evaluation.embed import describe_evaluation, evaluate_split, evaluation_split
@@ -31,6 +31,7 @@ from star_jax.evaluation.scores import DIRECTIONS, format_table
 from star_jax.losses import build_losses
 from star_jax.models import build_model
 from star_jax.optim import learning_rate_factor
+from star_jax.stored import complete
 from star_jax.training import checkpoint, run_files
 from star_jax.training.initialization import starting_state
 from star_jax.training.metrics import MetricsWriter
@@ -50,6 +51,7 @@ def train(
     workdir: str | os.PathLike[str],
     *,
     started: float | None = None,
+    trusted: Collection[str] = (),
 ) -> TrainState:
     """Trains the network that `config` describes, or resumes the run in `workdir`.
 
@@ -58,6 +60,8 @@ def train(
       workdir: receives config, checkpoints, metrics and evaluations; a folder or an address.
       started: start time of the command by `time.monotonic`; now if None. The time from then to the
         end of the first step is logged and written to run.json.
+      trusted: packages of which the config stored with `config.init.checkpoint` may name parts; see
+        `star_jax.load_weights`. `config` itself may name any.
 
     Returns:
       The state after the last step.
@@ -112,7 +116,7 @@ def train(
         compiled_before = keep_compiled_programs(workdir)
         restored = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
         if restored is None:
-            state = starting_state(config, model, epoch, mesh)
+            state = starting_state(config, model, epoch, mesh, trusted)
         else:
             state, manifest = restored
             config = continued(config, manifest, manager.directory, dataset)
@@ -220,7 +224,7 @@ def continued(
             "identities; use the dataset that the run was started with, or another --workdir"
         )
     config = config.copy_and_resolve_references()
-    config.init.update(complete(manifest.config).init)
+    config.init.update(complete(manifest.config)["init"])
     return config
 
 

@@ -22,9 +22,9 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.io import remote
-from data_pipelines.io.files import hold, write_file, write_json
-from star_jax.config import complete
+from data_pipelines.io.files import hold, read_file, write_file, write_json
 from star_jax.distributed import processes
+from star_jax.stored import complete
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def require_same(
 
     `FREE_KEYS` and `optim.epochs` may differ.
     """
-    old, new = flatten(as_json(complete(before))), flatten(as_json(config))
+    old, new = flatten(complete(before)), flatten(as_json(config))
     differences = [
         f"{key} was {old.get(key, 'absent')}, now {new.get(key, 'absent')}"
         for key in sorted(set(old) | set(new))
@@ -265,7 +265,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
       InputError: the file has other content; names the file.
     """
     try:
-        return dict(json.loads(path.read_bytes()))
+        return dict(json.loads(read_file(path)))
     except (ValueError, TypeError) as error:
         raise InputError(
             f"{path}: not a JSON object ({error}); remove it, or use another --workdir"

@@ -1,6 +1,12 @@
 """Weights from elsewhere and for elsewhere: conversions, and files that last."""
 
-from star_jax.weights.archive import Archive, check_variables, load_archive, save_archive
+from star_jax.weights.archive import (
+    Archive,
+    check_variables,
+    checksum,
+    load_archive,
+    save_archive,
+)
 from star_jax.weights.authors import from_authors, to_authors
 from star_jax.weights.entries import abstract_variables
 from star_jax.weights.files import load_arrays, save_arrays
@@ -11,6 +17,7 @@ __all__ = [
     "Archive",
     "abstract_variables",
     "check_variables",
+    "checksum",
     "from_authors",
     "from_imagenet",
     "from_timm_vit",

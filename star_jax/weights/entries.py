@@ -85,11 +85,13 @@ def convert(
       InputError: arrays are missing, unknown or of the wrong shape; names them.
     """
     used = {name for _, names, _ in entries for name in names}
-    if missing := sorted(used - set(state_dict)):
-        raise InputError(f"the state dict lacks {', '.join(missing)}")
-    left = sorted(set(state_dict) - used)
-    if unknown := [x for x in left if not any(re.search(p, x) for p in may_be_unused)]:
-        raise InputError(f"the state dict has arrays that no part of the network uses: {unknown}")
+    missing, left = sorted(used - set(state_dict)), sorted(set(state_dict) - used)
+    unknown = [x for x in left if not any(re.search(p, x) for p in may_be_unused)]
+    trouble = [f"lacks {_some(missing)} of {len(used)} arrays"] * bool(missing)
+    trouble += [f"has {_some(unknown)} that no part of the network uses"] * bool(unknown)
+    if trouble:
+        advice = _without_prefix(missing, unknown)
+        raise InputError(f"the state dict {' and '.join(trouble)}{advice}")
     flat = {}
     for path, names, conversion in entries:
         try:
@@ -104,8 +106,23 @@ def convert(
             )
         flat[path] = jnp.asarray(flat[path], jnp.float32)
     if absent := sorted(set(expected) - set(flat)):
-        raise InputError(f"nothing in the state dict gives {', '.join(absent)}")
+        raise InputError(f"nothing in the state dict gives {_some(absent)}")
     return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _some(names: list[str]) -> str:
+    """Returns the number of names and the first of them, for messages."""
+    first = ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:3])
+    return f"{len(names)} ({first}{', ...' * (len(names) > 3)})"
+
+
+def _without_prefix(missing: list[str], unknown: list[str]) -> str:
+    """Returns what to do if the missing names are there with a prefix, else ""."""
+    for name in unknown if missing else ():
+        prefix = name.removesuffix(missing[0])
+        if prefix != name and {prefix + other for other in missing} <= set(unknown):
+            return f"; save {len(missing)} of these alone, without {prefix!r} before their names"
+    return ""
 
 
 def state_dict_of(variables: Mapping[str, Any], entries: Iterable[Entry]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import numpy as np
 import safetensors.numpy
 
 from data_pipelines.errors import InputError, MissingPackageError
-from data_pipelines.io.files import write_file
-from data_pipelines.io.remote import locate, naming_failures
-from star_jax.finite import find_not_finite
+from data_pipelines.io.files import read_file, refuse_stand_in, write_file
+from data_pipelines.io.remote import locate
+from star_jax.finite import find_unusable
 
 SAFETENSORS_DTYPES: dict[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
@@ -22,40 +22,61 @@ SAFETENSORS_DTYPES: dict[str, Any] = {
 }
 
 
+# What programs of training put before the names of a network's arrays: DataParallel, torch.compile,
+# and modules that hold the network.
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
+
+
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a state dict from a `.safetensors` or (with PyTorch installed) a `.pth` file.
 
-    The path may be an address, `gs://bucket/file`. Floating-point arrays become float32.
+    The path may be an address, `gs://bucket/file`. Floating-point arrays become float32. What all
+    names begin with, as far as it is of `PREFIXES`, is removed from them.
 
     Raises:
       FileNotFoundError: there is no such file.
-      InputError: the file is of another format, a `.pth` has other content than arrays, or an array
-        has an unsupported type or contains NaN or infinity.
+      InputError: the file is of another format or a web page, a `.pth` has other content than
+        arrays, or an array has an unsupported type or contains NaN, infinity or a negative running
+        variance.
       MissingPackageError: the file is a `.pth`, and PyTorch is not installed.
     """
-    stored, suffix = read_file(path), locate(path).suffix
+    suffix = locate(path).suffix
     if suffix == ".safetensors":
+        stored = read_weights(path)
         arrays = {name: _as_float32(x) for name, x in parse_safetensors(stored, path).items()}
     elif suffix in (".pth", ".pt"):
-        arrays = _read_torch(stored, path)
+        arrays = _read_torch(read_weights(path), path)
     else:
         raise InputError(f"{path}: use a .safetensors or a .pth file")
-    if name := find_not_finite(arrays):
-        raise InputError(f"{path}: {name} contains NaN or infinity; use other weights")
+    arrays = _without_prefix(arrays)
+    if found := find_unusable(arrays):
+        raise InputError(f"{path}: {found}; use other weights")
     return arrays
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
+def _without_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays without the `PREFIXES` that all of their names begin with."""
+    arrays = dict(arrays)
+    while arrays:
+        common = [prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in arrays)]
+        if not common:
+            break
+        arrays = {name.removeprefix(common[0]): array for name, array in arrays.items()}
+    return arrays
+
+
+def read_weights(path: str | os.PathLike[str]) -> bytes:
     """Returns the content of a file of weights, which may be at an address.
 
     Raises:
       FileNotFoundError: there is no such file.
+      InputError: it is no regular file, or stands in for one.
     """
-    file = locate(path)
-    with naming_failures(file):
-        stored = file.read_bytes() if file.is_file() else None
-    if stored is None:
-        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        stored = read_file(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no weights at {path}") from error
+    refuse_stand_in(path, stored)
     return stored
 
 
@@ -69,7 +90,10 @@ def parse_safetensors(stored: bytes, path: str | os.PathLike[str]) -> dict[str, 
     try:
         found = safetensors.deserialize(stored)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({error})") from error
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}); if it is still being written, wait, "
+            "else copy or download it again"
+        ) from error
     arrays = {}
     for name, facts in found:
         dtype = SAFETENSORS_DTYPES.get(facts["dtype"])
@@ -112,7 +136,8 @@ def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.nda
     try:
         content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path}: not a file of plain arrays ({error})") from error
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]  # the rest is bad advice
+        raise InputError(f"{path}: not a whole file of plain arrays ({reason})") from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
@@ -122,7 +147,7 @@ def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.nda
         if tensor.dtype is torch.bfloat16:  # NumPy has no bfloat16
             tensor = tensor.float()
         try:
-            arrays[name.removeprefix("module.")] = _as_float32(tensor.detach().numpy())
+            arrays[name] = _as_float32(tensor.detach().numpy())
         except TypeError as error:
             raise InputError(
                 f"{path}: {name} is of type {tensor.dtype}; convert it to float32"

@@ -12,6 +12,7 @@ import tiny
 import video_files
 
 from data_pipelines.datasets import folder
+from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.records import reading
 from data_pipelines.schema import MODALITIES
 from data_pipelines.skeletons.corruption import parse
@@ -218,6 +219,35 @@ WRONG = {
         r"keypoints\[0, 0, 0\] is \[inf, .*not finite",
     ),
     "confidence": ({"keypoints": -KEYPOINTS - 1}, r"keypoints\[0, 0, 0\] is .*negative confidence"),
+    **{
+        f"far {place}": (
+            {"keypoints": np.where(np.arange(17)[:, None] == 4, joint, KEYPOINTS)},
+            r"keypoints\[0, 0, 4\] is .*100 times",
+        )
+        for place, joint in {
+            "x": [3.1e3, 0, 1],
+            "-x": [-1e25, 0, 1],
+            "y": [0, 5.1e3, 1],
+            "-y": [0, -1e38, 0.01],
+        }.items()
+    },
+    "a huge confidence": (
+        {"keypoints": np.where(np.arange(17)[:, None] == 4, [1, 1, 1e25], KEYPOINTS)},
+        r"keypoints\[0, 0, 4\] is .*confidence above 1000",
+    ),
+    "ragged frames": ({"frames": [FRAMES[0].tolist(), FRAMES[0, :2].tolist()]}, "^frames is no arr"),
+    "ragged keypoints": (
+        {"keypoints": [KEYPOINTS[0].tolist(), KEYPOINTS[0, :2].tolist()]},
+        "^keypoints is no array",
+    ),
+    "frames of objects": ({"frames": FRAMES.astype(object)}, "frames are object: give uint8"),
+    "frames of text": ({"frames": FRAMES.astype(str)}, "frames are <U3: give uint8"),
+    "keypoints of objects": ({"keypoints": KEYPOINTS.astype(object)}, "keypoints are object"),
+    "keypoints of text": ({"keypoints": KEYPOINTS.astype(str)}, "keypoints are <U32"),
+    "complex keypoints": ({"keypoints": KEYPOINTS + 1j}, "keypoints are complex"),
+    "masked frames": ({"frames": np.ma.masked_array(FRAMES)}, "^frames is a masked array"),
+    "masked keypoints": ({"keypoints": np.ma.masked_array(KEYPOINTS)}, "^keypoints is a masked"),
+    "nothing": ({"frames": None}, r"frames have the shape \[\]"),
     "batch size": ({"batch_size": 0}, "batch_size is 0: use 1 or more"),
 }
 
@@ -229,6 +259,32 @@ def test_bad_input_is_named(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         Embedder(network(guided=True))(frames, keypoints, **arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_joints_that_are_far_from_the_frame_give_embeddings():
+    """The farthest that are accepted, and undetected ones anywhere."""
+    embed = Embedder(network(guided=True))
+    frames, keypoints = tracklets(1)
+    expected = embed(frames, keypoints, modality="visible")
+    anywhere = np.where(keypoints[..., 2:] == 0, np.float32([1e25, -1e25, 0]), keypoints)
+    np.testing.assert_array_equal(embed(frames, anywhere, modality="visible"), expected)
+    for joint in ([3000, 5000, 1000], [-3000, -5000, 1e-30]):
+        found = embed(frames, np.full_like(keypoints, joint), modality="visible")
+        assert np.isfinite(found).all() and np.abs(np.linalg.norm(found) - 1) < 1e-5
+    config = embed.network.config.copy_and_resolve_references()
+    config.model.keypoints = "pixels"  # which uses undetected joints, too
+    with pytest.raises(InputError, match="100 times"):
+        Embedder(embed.network._replace(config=config))(frames, anywhere, modality="visible")
+
+
+def test_a_network_that_overflows_is_named():
+    own = network(guided=False)
+    params = {**own.variables["params"]}
+    params["bnneck"] = {"scale": params["bnneck"]["scale"] * np.float32(1e38) * np.float32(9)}
+    variables = {**own.variables, "params": params}
+    with pytest.raises(DivergedError, match="2 of 2 embeddings"):
+        Embedder(own._replace(variables=variables))(FRAMES, modality="visible")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""NaN and infinity are found wherever they are."""
+"""NaN, infinity and negative variances are found wherever they are."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.distributed.parallel import AXES
-from star_jax.finite import find_not_finite
+from star_jax.finite import find_unusable
 
 
 def tree():
@@ -26,9 +26,14 @@ def tree():
     }
 
 
+def named(arrays):
+    """Returns the name of the unusable array."""
+    return find_unusable(arrays).split(" ")[0]
+
+
 def test_finite_arrays_of_all_kinds():
-    assert find_not_finite(tree()) is None
-    assert find_not_finite({}) is None
+    assert find_unusable(tree()) is None
+    assert find_unusable({}) is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -43,12 +48,36 @@ def test_the_array_is_named(value, place):
         array = np.array(inner[name])
         array.flat[place] = value
         inner[name] = jnp.asarray(array) if isinstance(inner[name], jax.Array) else array
-        assert find_not_finite(spoilt) == path
+        assert named(spoilt) == path
     spoilt = tree()
     spoilt["stats"][2] = value
-    assert find_not_finite(spoilt) == "stats/2"
+    assert named(spoilt) == "stats/2"
     spoilt["params"]["half"] = spoilt["params"]["half"].at[place].set(value)
-    assert find_not_finite(spoilt) == "params/half"
+    assert named(spoilt) == "params/half"
+
+
+@pytest.mark.parametrize("kind", [jnp.asarray, np.asarray])
+@pytest.mark.parametrize(
+    ("path", "refused"),
+    [
+        ("batch_stats/bnneck/var", True),
+        ("batch_stats/backbone/stem_visible/bn/var", True),
+        ("layer1.0.bn1.running_var", True),
+        ("batch_stats/bnneck/mean", False),
+        ("params/bnneck/var", False),  # a parameter that somebody called so
+        ("layer1.0.bn1.running_mean", False),
+    ],
+)
+def test_only_variances_must_not_be_negative(path, refused, kind):
+    arrays = {"params": {"kernel": -np.ones(3, np.float32)}}
+    *folders, name = path.split("/")
+    inner = arrays
+    for folder in folders:
+        inner = inner.setdefault(folder, {})
+    inner[name] = kind(np.array([1, 0, 2], np.float32))
+    assert find_unusable(arrays) is None
+    inner[name] = kind(np.array([1, -1e-20, 2], np.float32))
+    assert (find_unusable(arrays) or "").startswith(path) == refused
 
 
 @pytest.mark.parametrize("row", [0, 5, 15])
@@ -57,9 +86,9 @@ def test_arrays_that_are_split_over_devices(row):
     array = np.zeros((16, 3), np.float32)
     split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     arrays = {"whole": jnp.zeros(3), "split": jax.device_put(array, split)}
-    assert find_not_finite(arrays) is None
+    assert find_unusable(arrays) is None
     array[row, 1] = np.nan
-    assert find_not_finite(arrays | {"split": jax.device_put(array, split)}) == "split"
+    assert named(arrays | {"split": jax.device_put(array, split)}) == "split"
 
 
 def test_it_compiles_once_a_shape(caplog):
@@ -67,7 +96,7 @@ def test_it_compiles_once_a_shape(caplog):
     try:
         arrays = {"a": jnp.zeros((7, 3)), "b": jnp.ones(11)}
         for _ in range(3):
-            find_not_finite(arrays)
+            find_unusable(arrays)
     finally:
         jax.config.update("jax_log_compiles", False)
-    assert sum("Compiling jit(_is_finite)" in line for line in caplog.messages) == 2
+    assert sum("Compiling jit(_facts)" in line for line in caplog.messages) == 2

@@ -1,12 +1,15 @@
 """Trained networks are read from runs, checkpoints and exported files."""
 
+import hashlib
+
+import flax
 import jax
 import numpy as np
 import pytest
 import tiny
 
 from star_jax import build_model, load_weights, network
-from star_jax.distributed.parallel import make_mesh
+from star_jax.distributed.parallel import make_mesh, split_rows
 from star_jax.evaluation.embed import config_hash
 from star_jax.training import checkpoint
 from star_jax.training.steps import abstract_state
@@ -66,6 +69,25 @@ def test_an_exported_file_is_the_same_network(run, exported):
         assert array.is_fully_replicated
 
 
+def test_the_checksum_is_that_of_the_weights_wherever_they_are(run, exported):
+    network, alone = load_weights(run[0]), jax.devices()[3]
+    variables = run[1][12]
+    digest = hashlib.sha256()
+    for name, array in sorted(flax.traverse_util.flatten_dict(variables, sep="/").items()):
+        digest.update(f"{name} {array.dtype}[{', '.join(map(str, array.shape))}]".encode())
+        digest.update(array.astype("<f4").tobytes(order="C"))
+    expected = digest.hexdigest()
+    assert network.checksum == load_weights(exported).checksum == expected
+    rows = lambda x: split_rows(network.mesh) if x.shape[0] % 8 == 0 else alone  # noqa: E731
+    for places in (jax.tree.map(rows, variables), alone):
+        assert network._replace(variables=jax.device_put(variables, places)).checksum == expected
+    assert load_weights(run[0] / "checkpoints/3").checksum != expected
+    kernel = variables["params"]["classifier"]["kernel"].copy()
+    kernel[0, 0] = np.nextafter(kernel[0, 0], np.float32(9))
+    changed = {**variables, "params": {**variables["params"], "classifier": {"kernel": kernel}}}
+    assert network._replace(variables=changed).checksum != expected
+
+
 def test_an_exported_file_of_other_arrays_is_refused(exported, tmp_path):
     restored = load_weights(exported)
     restored.config.model.backbone_options.width = 8
@@ -87,7 +109,7 @@ def test_other_paths_are_named(run, tmp_path):
         run[0] / "checkpoints": "not the folder of a run",
         run[0] / "checkpoints/5": r"no checkpoint 5 \(there are: 3, 12\)",
         tmp_path / "weights.pth": r"weights.pth: not a network: give the folder of a run, .*export",
-        tmp_path / "x.safetensors": "x.safetensors: not a safetensors file",
+        tmp_path / "x.safetensors": "x.safetensors: not a whole safetensors file",
         tmp_path / "none.safetensors": "no weights at .*none.safetensors",
     }.items():
         with pytest.raises((FileNotFoundError, ValueError), match=message) as error:

@@ -1,6 +1,7 @@
 """Checkpoints: damaged ones, a full disk, and interrupted runs."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -21,11 +22,13 @@ import pytest
 import tiny
 from etils import epath
 
+from data_pipelines.errors import InputError
 from data_pipelines.records.reading import fingerprint
 from star_jax.distributed import parallel
 from star_jax.models import build_model
 from star_jax.optim import make_optimizer
 from star_jax.training import checkpoint, loop, steps
+from star_jax.training.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -45,8 +48,14 @@ def two_checkpoints(state, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("two_checkpoints")
     with checkpoint.open_manager(workdir, None) as manager:
         for step in (1, 2):
+            count = lambda x, step=step: jax.device_put(  # noqa: E731
+                np.full_like(x, step) if x.dtype == np.int32 else np.asarray(x), x.sharding
+            )
             saved = dataclasses.replace(
-                state, step=jnp.int32(step), params=increased(state.params, step)
+                state,
+                step=jnp.int32(step),
+                params=increased(state.params, step),
+                opt_state=jax.tree.map(count, state.opt_state),
             )
             checkpoint.save(manager, saved, tiny.baseline("nowhere").to_dict(), "a dataset")
         checkpoint.finish(manager)
@@ -220,22 +229,110 @@ def test_a_checkpoint_without_checksums_is_refused(two_checkpoints, state, tmp_p
         checkpoint.restore_state(manager, abstract(state))
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, -1e-6])
 def test_what_is_not_finite_is_neither_saved_nor_restored(state, tmp_path, monkeypatch, bad):
     statistics = jax.tree.map(jnp.copy, state.batch_stats)
     statistics["bnneck"]["var"] = statistics["bnneck"]["var"].at[1].set(bad)
     wrong = dataclasses.replace(state, batch_stats=statistics)
-    name = "batch_stats/bnneck/var is not finite"
+    name = "batch_stats/bnneck/var contains"
     with checkpoint.open_manager(tmp_path, None) as manager:
         with pytest.raises(FloatingPointError, match=name):
             checkpoint.save(manager, wrong, {}, "")
         assert not manager.all_steps()
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "find_not_finite", lambda _: None)
+            patch.setattr(checkpoint, "find_unusable", lambda _: None)
             checkpoint.save(manager, wrong, {}, "")
             checkpoint.finish(manager)
         with pytest.raises(ValueError, match=name):
             checkpoint.restore_variables(manager, 0, abstract(wrong).variables)
+
+
+def exchange(folder):
+    (folder / "1").rename(folder / "other")
+    (folder / "2").rename(folder / "1")
+    (folder / "other").rename(folder / "2")
+
+
+def rename(folder):
+    (folder / "2").rename(folder / "30")
+
+
+def change_manifest(folder, **changes):
+    """Changes fields of a manifest, and its checksum, as another program would write them."""
+    path = folder / "manifest" / "metadata"
+    content = json.loads(path.read_text())["manifest"] | changes
+    content = {key: value for key, value in content.items() if value is not ...}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({"manifest": content, "sha256": digest}))
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(("act", "found", "named"), [(exchange, 1, "2"), (rename, 2, "30")])
+def test_a_step_under_another_name_is_refused(
+    two_checkpoints, state, tmp_path, act, found, named, old
+):
+    """Earlier versions stored no step but in the optimizer, which training alone reads."""
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    if old:
+        for step in ("1", "2"):
+            change_manifest(workdir / "checkpoints" / step, step=...)
+    act(workdir / "checkpoints")
+    before = sorted(workdir.rglob("*"))
+    folder = workdir / "checkpoints" / named
+    with checkpoint.open_manager(workdir, None) as manager:
+        acts = [lambda: checkpoint.restore_state(manager, abstract(state))]
+        if not old:
+            acts.append(lambda: checkpoint.restore_config(manager, int(named)))
+        for restore in acts:
+            with pytest.raises(checkpoint.MisfitError, match=rf"^{folder}: .* step {found}\b"):
+                restore()
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_a_checkpoint_of_an_earlier_version_is_restored(two_checkpoints, state, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    change_manifest(workdir / "checkpoints" / "2", step=...)
+    with checkpoint.open_manager(workdir, None) as manager:
+        restored, manifest = checkpoint.restore_state(manager, abstract(state))
+        assert int(restored.step) == 2 and manifest.step is None
+        assert checkpoint.restore_config(manager, 2).seed == 0
+    jax.tree.map(np.testing.assert_array_equal, restored.params, increased(state.params, 2))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"config": value} for value in ("text", 3, None, ["model"], ...)),
+        *({"step": value} for value in ("2", 2.0, [2])),
+        *({"structure": value} for value in (None, [], {"a": 1})),
+        *({"checksums": value} for value in ("x", {"a": None}, ...)),
+        *({"dataset": 1}, {"orbax": None}, {"later": 1}),
+    ],
+)
+def test_a_strange_manifest_is_one_line_and_stays(two_checkpoints, state, tmp_path, changes):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints / "checkpoints/2/manifest", workdir / "checkpoints/2/manifest")
+    folder = workdir / "checkpoints/2"
+    change_manifest(folder, **changes)
+    with pytest.raises(checkpoint.MisfitError, match=f"^{folder}: ") as raised:
+        read_manifest(epath.Path(folder))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("item", ["variables", "manifest"])
+def test_a_pipe_in_a_checkpoint_is_named(two_checkpoints, state, tmp_path, item):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    path = content(workdir / "checkpoints" / "2" / item)
+    path.unlink()
+    os.mkfifo(path)
+    with (
+        checkpoint.open_manager(workdir, None) as manager,
+        pytest.raises(InputError, match=f"^{path}: is a folder, a pipe or a device"),
+    ):
+        checkpoint.restore_config(manager, 2)
 
 
 def test_only_damaged_checkpoints_are_an_error_and_stay(two_checkpoints, state, tmp_path):

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import simplejpeg
 import tiny
+from etils import epath
 
 from data_pipelines.errors import InputError
 from star_jax.distributed import parallel
+from star_jax.evaluation.embed import evaluate_checkpoint
 from star_jax.models import build_model
+from star_jax.network import load_weights
 from star_jax.training import checkpoint, loop
 from star_jax.training.steps import abstract_state
 
@@ -108,6 +111,25 @@ def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, mo
     assert len(training) == 3 and all(row["loss/CenterLoss"] > 0 for row in training)
     assert all(0 < row["loss/modality_gap"] < 4 for row in training)  # of vectors of length 1
 
+    # What the run has stored names code of others, which only those who trust it run again.
+    for refused in (load_weights, lambda run: load_weights(run, trusted=("my",))):
+        with pytest.raises(InputError, match=r"config\.data\.sampling is 'my_package\.sampler:CON"):
+            refused(tmp_path / "run")
+    assert load_weights(tmp_path / "run", trusted=("my_package",)).step == 3
+    evaluated = epath.Path(tmp_path / "run")
+    report, _ = evaluate_checkpoint(evaluated, None, flip=True, trusted=("my_package",))
+    assert report["protocol"] == "my_package.protocol:ANY_CAMERA"
+    export = [sys.executable, "launch/export.py", f"--workdir={tmp_path / 'run'}"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(package)])}
+    for trusted, code in (("", 1), ("other, my_package", 0)):
+        command = [*export, f"--trusted={trusted}"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+    with pytest.raises(InputError, match=r"config\.data\.sampling"):
+        load_weights(tmp_path / "run/export/3.safetensors")
+
     # The state of the loss is in the checkpoint, and what is restored is what was saved.
     config.model.num_identities = 6
     abstract = abstract_state(config, build_model(config.model), 1, parallel.make_mesh(config))
@@ -147,8 +169,18 @@ def test_three_steps_with_each_family_of_backbones(packed, tmp_path, backbone, o
         ({"model.backbone": "my_package.backbone:Nothing"}, "has no attribute 'Nothing'"),
         ({"model.pooling": "nowhere.parts:TopTwo"}, "No module named 'nowhere'"),
         ({"model.pooling": "my_package.backbone:PatchNet"}, "a pooling needs uses_skeleton"),
-        ({"data.sampling": "my_package.pooling:TopTwo"}, "it has no sample_batch, training_frames"),
-        ({"eval.protocol": "my_package.pooling:TopTwo"}, "it has no camera_rule, visible_batch"),
+        ({"data.sampling": "my_package.pooling:TopTwo"}, r"config\.data\.sampling .* a Sampler"),
+        ({"eval.protocol": "my_package.pooling:TopTwo"}, r"config\.eval\.protocol .* a Rules"),
+        ({"model.backbone": "my_package.loss:modality_gap"}, r"config\.model\.backbone .* Flax"),
+        ({"losses.extra": (("my_package.sampler:SAMPLERS", 1.0),)}, r"config\.losses\.extra .* dict"),
+        *(
+            ({key: value if key != "losses.extra" else ((value, 1.0),)}, f"config.{key} is '{value}'")
+            for key in (
+                *("model.backbone", "model.guidance", "model.pooling"),
+                *("data.sampling", "eval.protocol", "losses.extra"),
+            )
+            for value in ("sys:exit", "builtins:dict", "subprocess:Popen", "os:system")
+        ),
         ({"losses.extra": (("my_package.loss:No", 1.0),)}, "has no attribute 'No'"),
         ({"model.backbone_options": {"widht": 3}}, r"options\.widht does not exist: .* width"),
         ({"model.backbone_options": {"width": 0}}, "options.width is 0: use an integer from 1"),

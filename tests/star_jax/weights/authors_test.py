@@ -79,7 +79,7 @@ def test_the_authors_arrays_go_to_their_places():
 )
 def test_a_missing_array_is_named(name):
     arrays = {key: array for key, array in state_dict().items() if key != name}
-    with pytest.raises(ValueError, match=f"^the state dict lacks {name}$"):
+    with pytest.raises(ValueError, match=rf"\({re.escape(name)}\)"):
         from_authors(arrays, model_config())
 
 
@@ -88,7 +88,7 @@ def test_a_missing_array_is_named(name):
 )
 def test_an_unknown_array_is_named(name):
     arrays = {**state_dict(), name: np.zeros(3)}
-    with pytest.raises(ValueError, match=rf"arrays that no part of the network uses: \['{name}'\]"):
+    with pytest.raises(ValueError, match=rf"\({re.escape(name)}\)"):
         from_authors(arrays, model_config())
 
 

@@ -2,7 +2,9 @@
 
 import builtins
 import json
+import os
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from data_pipelines.errors import InputError
-from star_jax.weights import load_arrays
+from star_jax import load_weights
+from star_jax.weights import load_archive, load_arrays
 
 ARRAYS = {
     "conv1.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -35,7 +38,7 @@ def test_a_missing_file_is_named(tmp_path):
     for name in ("weights.safetensors", "weights.pth"):
         with pytest.raises(FileNotFoundError, match=f"no weights at .*{name}"):
             load_arrays(tmp_path / name)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match=f"^{tmp_path}: "):
         load_arrays(tmp_path)
 
 
@@ -54,7 +57,7 @@ def safetensors_file(header, content):
 
 def safetensors_of(dtype, shape, content):
     facts = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(content)]}
-    return safetensors_file({"bn1.running_var": facts}, content)
+    return safetensors_file({"bn1.bias": facts}, content)
 
 
 BROKEN_SAFETENSORS = {
@@ -94,7 +97,7 @@ def test_halves_become_float32(tmp_path, dtype):
     bits, largest = HALVES[dtype]
     path = tmp_path / "weights.safetensors"
     path.write_bytes(safetensors_of(dtype, [2, 2], struct.pack("<4H", *bits)))
-    array = load_arrays(path)["bn1.running_var"]
+    array = load_arrays(path)["bn1.bias"]
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, np.array([[1, -2], [0.15625, largest]], np.float32))
 
@@ -112,7 +115,7 @@ def test_doubles_become_float32_and_integers_stay(tmp_path):
 def test_types_of_eight_bits_are_refused(tmp_path, dtype):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(safetensors_of(dtype, [2], b"\x38\x38"))
-    message = rf"^{path}: bn1\.running_var is of type {dtype}; convert it to float32"
+    message = rf"^{path}: bn1\.bias is of type {dtype}; convert it to float32"
     with pytest.raises(InputError, match=message):
         load_arrays(path)
 
@@ -130,8 +133,43 @@ def test_types_of_eight_bits_are_refused(tmp_path, dtype):
 def test_weights_that_are_not_finite_are_refused(tmp_path, dtype, value):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(safetensors_of(dtype, [3], bytes(2 * len(value)) + value))
-    with pytest.raises(InputError, match=rf"^{path}: bn1\.running_var contains NaN or infinity"):
+    with pytest.raises(InputError, match=rf"^{path}: bn1\.bias contains NaN or infinity"):
         load_arrays(path)
+
+
+def test_a_negative_variance_is_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file({"bn1.running_var": np.array([1, -1e-9], np.float32), "a": -np.ones(3)}, path)
+    with pytest.raises(InputError, match=rf"^{path}: bn1\.running_var "):
+        load_arrays(path)
+
+
+STAND_INS = {
+    "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 102170000\n",
+    "web page": b"\xef\xbb\xbf\n<!DOCTYPE HTML><title>Sign in</title>",
+    "download it again": b"<html><body>Too many requests</body></html>",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("advice", STAND_INS)
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_what_was_saved_in_place_of_weights_is_named(tmp_path, name, advice):
+    (tmp_path / name).write_bytes(STAND_INS[advice])
+    for load in (load_arrays, load_archive):
+        with pytest.raises(InputError, match=rf"{name}: .*{advice}"):
+            load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_only_regular_files_are_opened(tmp_path, name, make):
+    make(tmp_path / name)
+    for load in (load_arrays, load_archive, load_weights)[: 2 if name.endswith("pth") else 3]:
+        before = time.monotonic()
+        with pytest.raises(InputError, match=f"{name}: is a folder, a pipe or a device"):
+            load(tmp_path / name)
+        assert time.monotonic() - before < 5
 
 
 def test_pth_of_halves(tmp_path):
@@ -149,7 +187,7 @@ def test_pth_of_halves(tmp_path):
 
 def test_a_pth_without_pytorch_says_what_to_do(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
-    path.write_bytes(b"")
+    path.write_bytes(b"x")
     plain_import = builtins.__import__
 
     def without_torch(name, *args, **kwargs):
@@ -162,8 +200,20 @@ def test_a_pth_without_pytorch_says_what_to_do(tmp_path, monkeypatch):
         load_arrays(path)
 
 
+PREFIXES = ["module.", "_orig_mod.", "backbone.", "model.", "encoder.", "module.model.backbone."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_programs_of_training_put_before_all_names_is_removed(tmp_path, prefix):
+    path = tmp_path / "weights.safetensors"
+    save_file({f"{prefix}{name}": array for name, array in ARRAYS.items()}, path)
+    assert_arrays(load_arrays(path))
+    save_file({f"{prefix}x": np.ones(2), "head": np.ones(1)}, path)
+    assert set(load_arrays(path)) == {f"{prefix}x", "head"}
+
+
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", *PREFIXES])
 def test_pth(tmp_path, nested, prefix):
     torch = pytest.importorskip("torch")
     path = tmp_path / "weights.pth"

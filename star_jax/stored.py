@@ -1,0 +1,72 @@
+"""Configs that are stored with networks: in archives, in checkpoints and in the folders of runs.
+
+Such a config may come from anyone. As a plain dictionary it is data: it can be compared and shown.
+Only `read_config` makes a `ConfigDict` of it, which networks are built from, so that none is built
+before the parts that it names have been checked.
+"""
+
+import copy
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from data_pipelines.errors import InputError
+from data_pipelines.parts import is_path, require_trusted
+from star_jax.config import ADDED_KEYS, KEYS, check_config, entries, shown
+
+
+def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored config, as parsed from JSON, with the `ADDED_KEYS` that it lacks."""
+    config = copy.deepcopy(dict(stored))
+    for key, value in ADDED_KEYS.items():
+        section, _, name = key.rpartition(".")
+        part = config.get(section) if section else config
+        if isinstance(part, dict):
+            part.setdefault(name, value)
+    return config
+
+
+def read_config(stored: Any, where: str, trusted: Collection[str]) -> ml_collections.ConfigDict:
+    """Returns the config that was stored with a network; imports nothing.
+
+    Args:
+      stored: the config as parsed from JSON.
+      where: the file, for errors.
+      trusted: packages of which the config may name parts; see `parts.require_trusted`.
+
+    Raises:
+      InputError: it is not a config of this version, or names a part of a package that is not
+        trusted.
+    """
+    if not isinstance(stored, Mapping):
+        raise InputError(f"{where}: its config is {shown(stored)}, not an object with sections")
+    try:
+        config = ml_collections.ConfigDict(complete(stored))
+        check_config(config)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of strange names
+        raise InputError(
+            f"{where}: this version of star_jax cannot use its config ({error})"
+        ) from error
+    for key, path in parts_elsewhere(config):
+        require_trusted(path, f"{where}: config.{key}", trusted)
+    return config
+
+
+def parts_elsewhere(config: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yields the keys of a valid config that name parts of other packages, and the paths."""
+    for key, value in entries(config, ""):
+        if KEYS[key].values.name_parts:
+            yield from ((key, text) for text in _texts(value) if is_path(text))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yields the texts in a value of any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | ml_collections.ConfigDict):
+        for name in value:
+            yield from _texts(value[name])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
