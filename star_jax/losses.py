@@ -1,23 +1,14 @@
 """STAR's losses, and losses of other packages by path.
 
 The first functions are formulas that map arrays, given as keyword arguments, to a float32 scalar.
-Each entry of `LOSSES` is a function of `(output, batch, step)`:
-
-- output: the `StarOutput` of B pairs of tracklets; the modalities are an axis of its arrays;
-- batch: the `TrainBatch` on the device: `labels` int32[B], `cameras` and `positions` int32[B, 2],
-  and the frames and keypoints as loaded, without augmentation;
-- step: int32[], completed steps.
-
-It returns a float32 scalar, or None if the network does not compute the inputs of the loss. A loss
-with parameters or state is a Flax module with the same call: its parameters are trained with
-`config.optim.lr`, its other collections are updated by each call, and checkpoints contain both.
+Each entry of `LOSSES` is a `Loss`.
 """
 
 import functools
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -33,6 +24,27 @@ from star_jax.models.star import StarOutput, build_part, is_module_class
 
 Batch = Mapping[str, Any]
 LOSS = "a function of (output, batch, step), a Flax module or its class"
+
+
+class Loss(Protocol):
+    """A function, or a Flax module if the loss has parameters or state.
+
+    The parameters are trained with `config.optim.lr`, other collections are updated by each call,
+    and checkpoints contain both.
+    """
+
+    def __call__(
+        self, output: StarOutput, batch: Batch, step: Int32[Array, ""], /
+    ) -> Float32[Array, ""] | None:
+        """Returns a float32 scalar; None if the network does not compute what the loss needs.
+
+        Args:
+          output: the network's output for B pairs of tracklets; the modalities are an axis of its
+            arrays.
+          batch: the `TrainBatch` on the device: `labels` int32[B], `cameras` and `positions`
+            int32[B, 2], and the frames and keypoints as loaded, without augmentation.
+          step: int32[], completed steps.
+        """
 
 
 def cross_entropy(
@@ -217,7 +229,7 @@ def skeleton_consistency_loss(
     return skeleton_consistency(joints=output.graph, edges=output.edges_last)
 
 
-LOSSES: Mapping[str, Any] = {
+LOSSES: Mapping[str, Loss] = {
     "identity": identity_loss,
     "triplet": triplet_loss,
     "frame_identity": frame_identity_loss,
@@ -249,7 +261,7 @@ class Losses(nn.Module):
       parts: name, weight and function or module of each loss.
     """
 
-    parts: tuple[tuple[str, float, Any], ...]
+    parts: tuple[tuple[str, float, Loss], ...]
 
     @property
     def has_state(self) -> bool:

@@ -10,7 +10,7 @@ from data_pipelines.skeletons.sources import without_skeleton
 from star_jax.evaluation.retrieval import RetrievalResult
 from star_jax.losses import cross_entropy, modality_consistency
 from star_jax.models import StyleSources
-from star_jax.models.pooling import GuidedPooling
+from star_jax.models.skeleton import EdgeSequence
 from star_jax.models.star import l2_normalize
 
 LOGITS = jnp.zeros((3, 5))
@@ -42,10 +42,11 @@ def test_an_axis_that_differs_between_arguments_is_an_error():
 
 
 def test_modules_are_checked_under_transformations():
-    frames, skeleton = jnp.ones((2, 4, 8)), jnp.ones((2, 16))
-    jax.eval_shape(GuidedPooling().init, jax.random.key(0), frames, skeleton)
-    with pytest.raises(TypeCheckError, match="parameter 'skeleton'"):
-        jax.eval_shape(GuidedPooling().init, jax.random.key(0), frames, skeleton[:1])
+    keypoints, detected = jnp.ones((2, 4, 17, 3)), jnp.ones((2, 4, 17), bool)
+    init = EdgeSequence(8).init
+    jax.eval_shape(init, jax.random.key(0), keypoints, detected)
+    with pytest.raises(TypeCheckError, match="parameter 'detected'"):
+        jax.eval_shape(init, jax.random.key(0), keypoints, detected[:1])
 
 
 def test_fields_of_a_dataclass_are_checked():

@@ -1,25 +1,19 @@
 """Backbones by name: networks from frames to frame features.
 
 To add a backbone, add it to `BACKBONES`, or name it in `config.model.backbone` as
-`package.module:object`. A backbone is a Flax module class, or a `functools.partial` of one, with
-
-- `num_channels`, C;
-- `num_stages`, the stages after which style can be disturbed, 0 if it cannot;
-- a call with the signature of `star_jax.models.resnet.ResNet`.
-
-It is created with the values of `config.model` that it has as attributes, such as `dtype`, and with
-`config.model.backbone_options`.
+`package.module:object`. A backbone is a Flax module class, or a `functools.partial` of one, with the
+attributes and the call of `star_jax.models.interfaces.Backbone`. It is created with the values of
+`config.model` that it has as attributes, such as `dtype`, and with `config.model.backbone_options`.
 """
 
 import functools
 from collections.abc import Callable, Mapping
 
-import flax.linen as nn
-
+from star_jax.models.interfaces import Backbone
 from star_jax.models.resnet import ResNet
 from star_jax.models.vit import ViT
 
-BACKBONES: Mapping[str, Callable[..., nn.Module]] = {
+BACKBONES: Mapping[str, Callable[..., Backbone]] = {
     "resnet18": functools.partial(ResNet, block="basic", stage_sizes=(2, 2, 2, 2)),
     "resnet34": functools.partial(ResNet, block="basic", stage_sizes=(3, 4, 6, 3)),
     "resnet50": functools.partial(ResNet, block="bottleneck", stage_sizes=(3, 4, 6, 3)),

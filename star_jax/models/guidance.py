@@ -1,15 +1,17 @@
 """Refinement of the visual features of each frame by skeletons.
 
-A guidance is a module called with frame features, skeleton features and detected frames. To add
-one, add it to `GUIDANCE`, or name it in `config.model.guidance` as `package.module:object`.
+A guidance is a `star_jax.models.interfaces.Guidance`. To add one, add it to `GUIDANCE`, or name it
+in `config.model.guidance` as `package.module:object`.
 """
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
+from star_jax.models.interfaces import FrameFeatures, Guidance, Skeletons
 from star_jax.models.layers import Dtype, linear, precision_of
 
 NUM_HEADS = 4
@@ -23,32 +25,24 @@ class FrameGuidance(nn.Module):
     """
 
     dtype: Dtype = jnp.float32
+    uses_keypoints: ClassVar[bool] = True
+    uses_skeleton: ClassVar[bool] = True
 
     @nn.compact
     def __call__(
-        self,
-        features: Float32[Array, "B T *M C"],
-        edges: Float32[Array, "B T *M C"],
-        detected: Bool[Array, "B T *M"],
+        self, features: FrameFeatures, skeletons: Skeletons | None
     ) -> Float32[Array, "B T *M C"]:
-        """Returns the refined frame features.
-
-        Args:
-          features: V, float32[B, T, ..., C], not negative.
-          edges: S, float32[B, T, ..., C].
-          detected: bool[B, T, ...], frames that have a skeleton; the others are masked.
-
-        Returns:
-          G, float32[B, T, ..., C], positive.
-        """
-        channels = features.shape[-1]
+        """Returns G, float32[B, T, ..., C], positive; frames without a skeleton are masked."""
+        assert skeletons is not None and skeletons.edges is not None  # uses_skeleton
+        vectors, edges, detected = features.vectors, skeletons.edges, skeletons.detected.any(-1)
+        channels = vectors.shape[-1]
         mask = jnp.moveaxis(detected, 1, -1)[..., None, None, :]  # of keys, for all queries
-        to_features = self.attention("edges_to_features")(edges, features, sow_weights=True)
-        to_edges = self.attention("features_to_edges")(features, edges, mask=mask, sow_weights=True)
+        to_features = self.attention("edges_to_features")(edges, vectors, sow_weights=True)
+        to_edges = self.attention("features_to_edges")(vectors, edges, mask=mask, sow_weights=True)
         x = jnp.concatenate([to_features, to_edges], axis=-1)
         x = nn.relu(linear(channels, 2 * channels, self.dtype, name="ffn1")(x))
         x = nn.relu(linear(channels, channels, self.dtype, name="ffn2")(x))
-        return x.astype(jnp.float32) + features + 1e-3
+        return x.astype(jnp.float32) + vectors + 1e-3
 
     def attention(self, name: str) -> nn.MultiHeadDotProductAttention:
         """Returns attention over time, initialized as PyTorch's one matrix of input projections."""
@@ -100,4 +94,4 @@ def attend(
     return jnp.einsum("b...hts,bs...hd->bt...hd", weights, value, precision=precision)
 
 
-GUIDANCE: Mapping[str, Callable[..., nn.Module] | None] = {"frame": FrameGuidance, "none": None}
+GUIDANCE: Mapping[str, Callable[..., Guidance] | None] = {"frame": FrameGuidance, "none": None}

@@ -1,7 +1,7 @@
 """Pooling over time: from frame features to one feature per tracklet.
 
-A pooling is a module called with frame features and skeleton features. To add
-one, add it to `POOLINGS`, or name it in `config.model.pooling` as `package.module:object`.
+A pooling is a `star_jax.models.interfaces.Pooling`. To add one, add it to `POOLINGS`, or name it in
+`config.model.pooling` as `package.module:object`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
+from star_jax.models.interfaces import FrameFeatures, Pooling, Skeletons
 from star_jax.models.layers import Dtype, gem_pool, linear
 
 POWERS = (0.7, 1.0, 3.0, 5.0, 7.0)
@@ -24,21 +25,16 @@ class GuidedPooling(nn.Module):
     """
 
     dtype: Dtype = jnp.float32
+    uses_keypoints: ClassVar[bool] = True
     uses_skeleton: ClassVar[bool] = True
 
     @nn.compact
     def __call__(
-        self, frames: Float32[Array, "B T *M C"], skeleton: Float32[Array, "B *M 2*C"]
+        self, features: FrameFeatures, skeletons: Skeletons | None
     ) -> Float32[Array, "B *M C"]:
-        """Returns the features pooled over time.
-
-        Args:
-          frames: float32[B, T, ..., C], positive.
-          skeleton: s, float32[B, ..., 2 * C].
-
-        Returns:
-          float32[B, ..., C].
-        """
+        """Returns the vectors, which must be positive, pooled as s decides: float32[B, ..., C]."""
+        assert skeletons is not None and skeletons.descriptor is not None  # uses_skeleton
+        frames, skeleton = features.vectors, skeletons.descriptor
         shape = (len(POWERS), frames.shape[-1])
         logits = linear(shape, skeleton.shape[-1], self.dtype, name="weigh")(skeleton)
         weights = nn.softmax(logits.astype(jnp.float32), axis=-2)
@@ -55,43 +51,46 @@ class GemPooling(nn.Module):
     """
 
     gem_power: float
+    uses_keypoints: ClassVar[bool] = False
     uses_skeleton: ClassVar[bool] = False
 
     def __call__(
-        self, frames: Float32[Array, "B T *M C"], skeleton: Float32[Array, "B *M D"] | None = None
+        self, features: FrameFeatures, skeletons: Skeletons | None = None
     ) -> Float32[Array, "B *M C"]:
-        """Returns float32[B, ..., C] of frames float32[B, T, ..., C], not negative."""
-        del skeleton
-        return gem_pool(frames, self.gem_power)
+        """Returns float32[B, ..., C] of vectors float32[B, T, ..., C], not negative."""
+        del skeletons
+        return gem_pool(features.vectors, self.gem_power)
 
 
 class MeanPooling(nn.Module):
     """Computes the mean over time."""
 
+    uses_keypoints: ClassVar[bool] = False
     uses_skeleton: ClassVar[bool] = False
 
     def __call__(
-        self, frames: Float32[Array, "B T *M C"], skeleton: Float32[Array, "B *M D"] | None = None
+        self, features: FrameFeatures, skeletons: Skeletons | None = None
     ) -> Float32[Array, "B *M C"]:
-        """Returns float32[B, ..., C] of frames float32[B, T, ..., C]."""
-        del skeleton
-        return frames.mean(1)
+        """Returns float32[B, ..., C] of vectors float32[B, T, ..., C]."""
+        del skeletons
+        return features.vectors.mean(1)
 
 
 class MaxPooling(nn.Module):
     """Computes the maximum of each channel over time."""
 
+    uses_keypoints: ClassVar[bool] = False
     uses_skeleton: ClassVar[bool] = False
 
     def __call__(
-        self, frames: Float32[Array, "B T *M C"], skeleton: Float32[Array, "B *M D"] | None = None
+        self, features: FrameFeatures, skeletons: Skeletons | None = None
     ) -> Float32[Array, "B *M C"]:
-        """Returns float32[B, ..., C] of frames float32[B, T, ..., C]."""
-        del skeleton
-        return frames.max(1)
+        """Returns float32[B, ..., C] of vectors float32[B, T, ..., C]."""
+        del skeletons
+        return features.vectors.max(1)
 
 
-POOLINGS: Mapping[str, Callable[..., nn.Module]] = {
+POOLINGS: Mapping[str, Callable[..., Pooling]] = {
     "guided": GuidedPooling,
     "gem": GemPooling,
     "mean": MeanPooling,

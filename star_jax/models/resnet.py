@@ -4,17 +4,18 @@ Convolutions pad as in PyTorch. 1x1 convolutions are matrix products, which XLA 
 and no slower elsewhere.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from star_jax.config import Values, flag, integer, integers
+from star_jax.models.interfaces import FrameFeatures, StyleSources
 from star_jax.models.layers import BatchNorm, InstanceBatchNorm, mean_and_variance, precision_of
 from star_jax.models.stems import apply_stems
 
@@ -200,23 +201,6 @@ class Stage(nn.Module):
         return x
 
 
-@flax.struct.dataclass
-class StyleSources:
-    """The frames whose style other frames take, and the backbone stages after which they do.
-
-    Frames are numbered in the order of the axes: `(pair * T + t) * 2 + modality`.
-
-    Attributes:
-      same: int32[B * T * 2], for each frame one of the same modality.
-      other: int32[B * T * 2], for each frame one of the other modality.
-      stages: the stage after which the style of `same` is taken, and a later one for `other`.
-    """
-
-    same: Int32[Array, " frames"]
-    other: Int32[Array, " frames"]
-    stages: tuple[int, int] = flax.struct.field(pytree_node=False, default=(2, 3))
-
-
 def adain(x: Float[Array, "N H W C"], source: Int32[Array, " N"]) -> Float[Array, "N H W C"]:
     """Returns maps with the style of others (adaptive instance normalization, AdaIN).
 
@@ -291,17 +275,10 @@ class ResNet(nn.Module):
         modality: str | None = None,
         train: bool,
         style: StyleSources | None = None,
-    ) -> tuple[Float32[Array, "B T *M C"], Float32[Array, "B T *M C"] | None]:
-        """Computes the frame features V, and the disturbed features V' if a style is given.
+    ) -> FrameFeatures:
+        """Computes the last stage's maps and their means V, and V' if a style is given.
 
-        Args:
-          frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3], normalized.
-          modality: "visible" or "infrared"; None for frames of both.
-          train: whether batch norm uses the batch's statistics and updates the running ones.
-          style: sources of style, or None for no disturbed pass.
-
-        Returns:
-          V and V' (or None), float32[B, T, C] or float32[B, T, 2, C].
+        Args and returned values are those of `star_jax.models.interfaces.Backbone`.
         """
         visible = functools.partial(self.stem_visible, train=train)
         infrared = functools.partial(self.stem_infrared, train=train)
@@ -312,16 +289,19 @@ class ResNet(nn.Module):
             x = stage(x, train=train)
             if number == same_after:
                 undisturbed = x
-        features = spatial_mean(x).reshape(*frames.shape[:-3], -1)
+        axes = frames.shape[:-3]
+        features = FrameFeatures(
+            vectors=spatial_mean(x).reshape(*axes, -1), maps=x.reshape(*axes, *x.shape[1:])
+        )
         if style is None or undisturbed is None:
-            return features, None
+            return features
         # The undisturbed pass updates the running statistics first.
         y = adain(undisturbed, style.same)
         for number, stage in enumerate(self.stages[same_after:], start=same_after + 1):
             y = stage(y, train=train)
             if number == other_after:
                 y = adain(y, style.other)
-        return features, spatial_mean(y).reshape(features.shape)
+        return dataclasses.replace(features, disturbed=spatial_mean(y).reshape(*axes, -1))
 
 
 def spatial_mean(x: Float[Array, "N H W C"]) -> Float32[Array, "N C"]:

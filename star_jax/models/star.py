@@ -4,6 +4,7 @@ Axis 1 is always time. Axes between time and the feature axes, such as the modal
 batch, are batch axes.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -22,10 +23,16 @@ from data_pipelines.parts import find_part
 from star_jax.config import check_section, shown
 from star_jax.models.backbones import BACKBONES
 from star_jax.models.guidance import GUIDANCE
+from star_jax.models.interfaces import (
+    Backbone,
+    Guidance,
+    Pooling,
+    Skeletons,
+    StyleSources,
+)
 from star_jax.models.keypoint_graph import KeypointGraphNetwork
 from star_jax.models.layers import Dtype, bnneck, classifier
 from star_jax.models.pooling import POOLINGS
-from star_jax.models.resnet import StyleSources
 from star_jax.models.skeleton import EdgeSequence
 
 MODULE_CLASS = "a Flax module class, or functools.partial of one"
@@ -41,17 +48,17 @@ class StarOutput:
     Attributes:
       frame_features: V, float32[B, T, C].
       disturbed: V', float32[B, T, C], or None without style sources.
-      edges: S, float32[B, T, C], or None without skeletons.
-      edges_last: S at the last step, float32[B, C], or None without skeletons.
+      edges: S, float32[B, T, C], or None without skeleton branch.
+      edges_last: S at the last step, float32[B, C], or None without skeleton branch.
       guided: G, float32[B, T, C]; V + 1e-3 without guidance.
-      graph: Q, float32[B, C], or None without skeletons.
-      skeleton: s, float32[B, 2 * C], or None without skeletons.
-      tracklet: z, float32[B, C].
-      embedding: float32[B, C], of length 1.
+      graph: Q, float32[B, C], or None without skeleton branch.
+      skeleton: s, float32[B, 2 * C], or None without skeleton branch.
+      tracklet: z, float32[B, D]; D is C with the poolings of this package.
+      embedding: float32[B, D], of length 1.
       logits: float32[B, N].
       frame_logits: float32[B, T, N], of V.
       disturbed_logits: float32[B, T, N], of V', or None without style sources.
-      skeleton_logits: float32[B, N], or None without skeletons.
+      skeleton_logits: float32[B, N], or None without skeleton branch.
     """
 
     frame_features: Float32[Array, "B T *M C"]
@@ -61,8 +68,8 @@ class StarOutput:
     guided: Float32[Array, "B T *M C"]
     graph: Float32[Array, "B *M C"] | None
     skeleton: Float32[Array, "B *M 2*C"] | None
-    tracklet: Float32[Array, "B *M C"]
-    embedding: Float32[Array, "B *M C"]
+    tracklet: Float32[Array, "B *M D"]
+    embedding: Float32[Array, "B *M D"]
     logits: Float32[Array, "B *M N"]
     frame_logits: Float32[Array, "B T *M N"]
     disturbed_logits: Float32[Array, "B T *M N"] | None
@@ -88,9 +95,9 @@ class Star(nn.Module):
     """
 
     num_identities: int
-    backbone: Any
-    guidance: Any
-    pooling: Any
+    backbone: Backbone
+    guidance: Guidance | None
+    pooling: Pooling
     keypoints: str
     graph_edges: str
     dropout_rate: float
@@ -99,12 +106,21 @@ class Star(nn.Module):
 
     @property
     def uses_skeletons(self) -> bool:
+        """Whether any part uses keypoints, with or without the skeleton branch."""
+        return self.has_skeleton_branch or any(part.uses_keypoints for part in self._guided_parts)
+
+    @property
+    def has_skeleton_branch(self) -> bool:
         """Whether there is a skeleton branch, which guides the frames, the pooling or both."""
-        return self.guidance is not None or self.pooling.uses_skeleton
+        return any(part.uses_skeleton for part in self._guided_parts)
+
+    @property
+    def _guided_parts(self) -> tuple[Guidance | Pooling, ...]:
+        return (self.pooling,) if self.guidance is None else (self.guidance, self.pooling)
 
     def setup(self) -> None:
         """Creates the skeleton branch, if there is one, and the heads."""
-        if self.uses_skeletons:
+        if self.has_skeleton_branch:
             channels = self.backbone.num_channels
             self.edge_sequence = EdgeSequence(channels, self.dtype)
             self.keypoint_graph = KeypointGraphNetwork(
@@ -150,34 +166,36 @@ class Star(nn.Module):
         """
         if self.uses_skeletons and keypoints is None:
             raise InputError("the network is guided by skeletons, and keypoints is None: give them")
-        features, disturbed = self.backbone(frames, modality=modality, train=train, style=style)
-        guided = features + 1e-3
-        edges = edges_last = graph = skeleton = skeleton_logits = None
+        features = self.backbone(frames, modality=modality, train=train, style=style)
+        skeletons = edges_last = skeleton_logits = None
         if self.uses_skeletons and keypoints is not None:
-            keypoints, detected = self.prepare_keypoints(keypoints, frames.shape[-3:-1])
-            edges = self.edge_sequence(keypoints, detected)
-            edges_last = last_detected(edges, detected.any(-1))
-            graph = self.keypoint_graph(keypoints, detected, train=train)
-            skeleton = self.skeleton_bnneck(jnp.concatenate([edges_last, graph], -1), train=train)
-            skeleton_logits = self.skeleton_classifier(skeleton)
-            if self.guidance is not None:
-                guided = self.guidance(features, edges, detected.any(-1))
+            skeletons = Skeletons(*self.prepare_keypoints(keypoints, frames.shape[-3:-1]))
+            if self.has_skeleton_branch:
+                skeletons, edges_last = self.described(skeletons, train)
+                skeleton_logits = self.skeleton_classifier(skeletons.descriptor)
         # The offset keeps the powers of guided pooling differentiable; the baseline has none.
-        tracklet = self.pooling(guided if self.uses_skeletons else features, skeleton)
+        guided = features.vectors + 1e-3
+        if self.guidance is not None:
+            guided = self.guidance(features, skeletons)
+        pooled = features
+        if self.guidance is not None or self.pooling.uses_skeleton:
+            pooled = dataclasses.replace(features, vectors=guided)
+        tracklet = self.pooling(pooled, skeletons)
 
         normalized = self.bnneck(tracklet, train=train)
-        frame_logits = self.frame_classifier(self.frame_bnneck(features, train=train))
+        frame_logits = self.frame_classifier(self.frame_bnneck(features.vectors, train=train))
         disturbed_logits = None
-        if disturbed is not None:
-            disturbed_logits = self.frame_classifier(self.frame_bnneck(disturbed, train=train))
+        if features.disturbed is not None:
+            disturbed = self.frame_bnneck(features.disturbed, train=train)
+            disturbed_logits = self.frame_classifier(disturbed)
         return StarOutput(
-            frame_features=features,
-            disturbed=disturbed,
-            edges=edges,
+            frame_features=features.vectors,
+            disturbed=features.disturbed,
+            edges=None if skeletons is None else skeletons.edges,
             edges_last=edges_last,
             guided=guided,
-            graph=graph,
-            skeleton=skeleton,
+            graph=None if skeletons is None else skeletons.graph,
+            skeleton=None if skeletons is None else skeletons.descriptor,
             tracklet=tracklet,
             embedding=l2_normalize(normalized),
             logits=self.classifier(normalized),
@@ -185,6 +203,17 @@ class Star(nn.Module):
             disturbed_logits=disturbed_logits,
             skeleton_logits=skeleton_logits,
         )
+
+    def described(self, skeletons: Skeletons, train: bool) -> tuple[Skeletons, jax.Array]:
+        """Returns the skeletons with S, Q and s, and S at the last step, float32[B, ..., C]."""
+        keypoints, detected = skeletons.keypoints, skeletons.detected
+        edges = self.edge_sequence(keypoints, detected)
+        edges_last = last_detected(edges, detected.any(-1))
+        graph = self.keypoint_graph(keypoints, detected, train=train)
+        both = jnp.concatenate([edges_last, graph], -1)
+        descriptor = self.skeleton_bnneck(both, train=train)
+        found = {"edges": edges, "graph": graph, "descriptor": descriptor}
+        return dataclasses.replace(skeletons, **found), edges_last
 
     def prepare_keypoints(
         self, keypoints: Float32[Array, "*batch J 3"], frame_size: tuple[int, ...]
@@ -247,7 +276,9 @@ def build_model(config: ml_collections.ConfigDict) -> Star:
         part = find_part(parts, config[key], where, kind=MODULE_CLASS, include=is_module_class)
         values[key] = part and build_part(part, values, own, where)
     _require(values["backbone"], ("num_channels", "num_stages"), config, "backbone")
-    _require(values["pooling"], ("uses_skeleton",), config, "pooling")
+    for key in ("guidance", "pooling"):
+        if values[key] is not None:
+            _require(values[key], ("uses_keypoints", "uses_skeleton"), config, key)
     return build_part(Star, values, {}, "config.model")
 
 

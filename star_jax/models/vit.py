@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Float32
 
 from star_jax.config import Values, integer, integers
 from star_jax.models.guidance import attend
+from star_jax.models.interfaces import FrameFeatures, StyleSources
 from star_jax.models.layers import Dtype, precision_of
-from star_jax.models.resnet import StyleSources
 from star_jax.models.stems import apply_stems
 
 INIT = nn.initializers.truncated_normal(0.02)
@@ -100,18 +100,17 @@ class ViT(nn.Module):
         modality: str | None = None,
         train: bool,
         style: StyleSources | None = None,
-    ) -> tuple[Float32[Array, "B T *M {self.width}"], None]:
-        """Computes the frame features V: the final class token, made positive.
+    ) -> FrameFeatures:
+        """Computes the frame features V, of the class token, and maps of the patches' tokens.
+
+        Both are those of the last block, made positive. The frames are padded with zeros to whole
+        patches.
 
         Args:
-          frames: float32[B, T, H, W, 3] of one modality, or float32[B, T, 2, H, W, 3] of both (axis
-            2: visible, infrared), normalized; padded with zeros to whole patches.
+          frames: these and what is returned are those of `star_jax.models.interfaces.Backbone`.
           modality: "visible", "infrared", or None for both.
           train: ignored; training and inference do not differ.
           style: must be None, since there are no stages after which to disturb style.
-
-        Returns:
-          V, float32[B, T, C] or float32[B, T, 2, C], not negative, and None.
 
         Raises:
           ValueError: the modality is unknown, the shape of the frames does not fit it, or a style
@@ -148,8 +147,12 @@ class ViT(nn.Module):
         make_block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             x = make_block(self.num_heads, self.dtype, name=f"block{i}")(x)
-        features = layer_norm(jnp.float32, "norm")(x[:, 0])
+        norm = layer_norm(jnp.float32, "norm")
         # Generalized means over time take powers of features, which must not be negative. A ReLU
         # would drop about half of a pretrained class token; softplus preserves the order of values.
-        features = nn.softplus(features)
-        return features.reshape(*frames.shape[:-3], self.width), None
+        token, patches = (nn.softplus(norm(tokens)) for tokens in (x[:, 0], x[:, 1:]))
+        axes = frames.shape[:-3]
+        return FrameFeatures(
+            vectors=token.reshape(*axes, self.width),
+            maps=patches.astype(self.dtype).reshape(*axes, *grid, self.width),
+        )

@@ -282,7 +282,7 @@ def _intermediates(model: Any, sown: Mapping[str, Any], detected: Array) -> dict
             name = {"to_features": "edges_to_features", "to_edges": "features_to_edges"}[field]
             (weights,) = sown["guidance"][name]["attention_weights"]
             found[field] = weights.mean(1)
-    if model.uses_skeletons and "keypoint_graph" in sown:
+    if "keypoint_graph" in sown:
         (weights,) = sown["keypoint_graph"]["gat2"]["weights"]
         found["joints"] = _attention_to_joints(
             weights.mean(-1),

@@ -291,7 +291,7 @@ def attention(
             "the number."
         )
         blocks.append(Panels([render("attention_joints", figure)], caption))
-    elif not model.uses_skeletons:
+    else:
         missing = _NO_SKELETONS
     return section._replace(blocks=blocks, missing=missing.strip())
 

@@ -94,7 +94,7 @@ def to_authors(
                 "so that it has no place for these weights; export a safetensors file"
             )
     model = build_model(config)
-    if model.backbone.ibn:
+    if isinstance(model.backbone, ResNet) and model.backbone.ibn:
         raise InputError(
             "config.model.backbone_options.ibn is True: the authors' network has no instance norm, "
             "so that it has no place for these weights; export a safetensors file"
@@ -134,7 +134,7 @@ def never_used_arrays(used: Mapping[str, Any]) -> dict[str, np.ndarray | jax.Arr
 def authors_entries(model: Star, expected: Mapping[str, Any]) -> list[Entry]:
     """Returns the entries of all arrays of a network with a ResNet, `expected` by path."""
     entries = [*resnet_entries(expected, AUTHORS_STEMS, "base_resnet.base."), *head_entries()]
-    if model.uses_skeletons:
+    if model.has_skeleton_branch:
         entries += skeleton_entries(model.backbone.num_channels)
     return [entry for entry in entries if entry[0] in expected]
 

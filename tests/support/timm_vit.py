@@ -89,6 +89,11 @@ def resizing(length, new_length):
 
 def class_token(arrays, frame):
     """Computes the normalized class token of one frame, [H, W, 3]."""
+    return tokens_of(arrays, frame)[0]
+
+
+def tokens_of(arrays, frame):
+    """Computes all normalized tokens of one frame, the class token first, then row by row."""
     arrays = {name: array.astype(np.float64) for name, array in arrays.items()}
     rows, columns = (math.ceil(length / PATCH_SIZE) for length in frame.shape[:2])
     padded = np.zeros((rows * PATCH_SIZE, columns * PATCH_SIZE, 3))
@@ -111,4 +116,4 @@ def class_token(arrays, frame):
         x = x + attention(arrays, f"{name}.attn", layer_norm(arrays, f"{name}.norm1", x))
         y = gelu(linear(arrays, f"{name}.mlp.fc1", layer_norm(arrays, f"{name}.norm2", x)))
         x = x + linear(arrays, f"{name}.mlp.fc2", y)
-    return layer_norm(arrays, "norm", x)[0]
+    return layer_norm(arrays, "norm", x)

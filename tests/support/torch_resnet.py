@@ -78,6 +78,11 @@ def norm(x, arrays, name):
 
 def features(arrays, frame):
     """Computes the mean over the last map of one frame, [H, W, 3]."""
+    return last_map(arrays, frame).mean((1, 2))
+
+
+def last_map(arrays, frame):
+    """Computes the last map, [C, h, w], of one frame, [H, W, 3]."""
     x = convolve(frame.transpose(2, 0, 1).astype(float), arrays["conv1.weight"], 2)
     x = np.maximum(norm(x, arrays, "bn1"), 0)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))  # nothing is below zero
@@ -101,4 +106,4 @@ def features(arrays, frame):
                 x = norm(x, arrays, f"{name}.downsample.1")
             x = np.maximum(x + y, 0)
             i += 1
-    return x.mean((1, 2))
+    return x

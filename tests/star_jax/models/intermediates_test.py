@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from star_jax.models import FrameFeatures, Skeletons
 from star_jax.models.guidance import FrameGuidance
 from star_jax.models.pooling import POWERS, GuidedPooling
 
@@ -22,7 +23,11 @@ def sown(module, *arguments):
 def test_the_weights_of_the_pooling_are_those_it_pools_with():
     frames = RNG.uniform(0.5, 2, (3, 4, 8)).astype(np.float32)
     skeleton = RNG.normal(size=(3, 16)).astype(np.float32)
-    params, result, found = sown(GuidedPooling(), frames, skeleton)
+    params, result, found = sown(
+        GuidedPooling(),
+        FrameFeatures(frames),
+        Skeletons(np.zeros((3, 4, 17, 3)), np.ones((3, 4, 17), bool), descriptor=skeleton),
+    )
     (weights,) = found["weights"]
     np.testing.assert_allclose(np.sum(weights, axis=1), 1, rtol=1e-5)
 
@@ -39,7 +44,9 @@ def test_attention_sums_to_one_over_the_frames_that_are_not_masked(name):
     features = RNG.uniform(0.5, 2, (2, 3, 8)).astype(np.float32)
     edges = RNG.normal(size=(2, 3, 8)).astype(np.float32)
     detected = np.array([[True, True, False], [True, True, True]])
-    _, _, found = sown(FrameGuidance(), features, edges, detected)
+    joints = np.repeat(detected[..., None], 17, axis=-1)
+    skeletons = Skeletons(np.zeros((2, 3, 17, 3)), joints, edges=edges)
+    _, _, found = sown(FrameGuidance(), FrameFeatures(features), skeletons)
     (weights,) = found[name]["attention_weights"]
     assert weights.shape == (2, 4, 3, 3)
     np.testing.assert_allclose(np.sum(weights, axis=-1), 1, rtol=1e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.coco17 import EDGES
-from star_jax.models import StyleSources
+from star_jax.models import FrameFeatures, Skeletons, StyleSources
 from star_jax.models.guidance import FrameGuidance
 from star_jax.models.keypoint_graph import (
     GraphAttention,
@@ -39,6 +39,13 @@ def random_variables(module, *inputs, **options):
     drawn = {path: random(i, *leaf.shape) * 0.3 for i, (path, leaf) in enumerate(flat.items())}
     positive = {path: np.abs(x) + 0.5 for path, x in drawn.items() if path[-1] == "var"}
     return flax.traverse_util.unflatten_dict(drawn | positive)
+
+
+def skeletons(detected, **descriptors):
+    """Returns skeletons, of which the parts of STAR use one joint, and what the branch computes."""
+    joints = np.zeros((*detected.shape, 17), bool)
+    joints[..., 5] = detected
+    return Skeletons(np.zeros((*joints.shape, 3), np.float32), joints, **descriptors)
 
 
 def sigmoid(x):
@@ -238,7 +245,8 @@ def test_backbone(block):
     module = ResNet(block, (1, 1, 1, 1), 2)
     variables = random_variables(module, frames, train=False)
     apply = jax.jit(functools.partial(module.apply, train=False))
-    features, disturbed = apply(variables, frames, style=style)
+    output = apply(variables, frames, style=style)
+    features, disturbed = output.vectors, output.disturbed
     assert features.shape == (1, 2, 2, module.num_channels)
     assert module.num_channels == 2 * 8 * (4 if block == "bottleneck" else 1)
     expected = BackboneTwin(variables, block)(frames, style.same, style.other)
@@ -463,7 +471,8 @@ def test_frame_guidance():
     features, edges = np.abs(random(0, 2, T, 8)), random(1, 2, T, 8)
     detected = np.array([[True, True, True], [True, False, True]])
     module = FrameGuidance()
-    variables = random_variables(module, features, edges, detected)
+    inputs = lambda edges: (FrameFeatures(features), skeletons(detected, edges=edges))  # noqa: E731
+    variables = random_variables(module, *inputs(edges))
     params = variables["params"]
     expected = []
     for v, s, present in zip(features, edges, detected, strict=True):
@@ -473,19 +482,20 @@ def test_frame_guidance():
         for layer in ("ffn1", "ffn2"):
             x = np.maximum(x @ params[layer]["kernel"] + params[layer]["bias"], 0)
         expected.append(x + v + 1e-3)
-    output = module.apply(variables, features, edges, detected)
+    output = module.apply(variables, *inputs(edges))
     close(output, expected)
     assert np.min(output) > 0
     # A frame without a skeleton is masked.
     edges[1, 1] = 1e6 * edges[1, 1]
-    others = module.apply(variables, features, edges, detected)[:, 0::2]
+    others = module.apply(variables, *inputs(edges))[:, 0::2]
     close(others, np.array(expected)[:, 0::2])
 
 
 def test_guided_pooling():
     frames, skeleton = np.abs(random(0, 2, T, 8)) + 1e-3, random(1, 2, 16)
     module = GuidedPooling()
-    variables = random_variables(module, frames, skeleton)
+    inputs = FrameFeatures(frames), skeletons(np.ones((2, T), bool), descriptor=skeleton)
+    variables = random_variables(module, *inputs)
     weigh = variables["params"]["weigh"]
     powers = (0.7, 1, 3, 5, 7)
     expected = np.zeros((2, 8))
@@ -496,4 +506,4 @@ def test_guided_pooling():
             ]
             means = [(frames[b, :, c] ** p).mean() ** (1 / p) for p in powers]
             expected[b, c] = softmax(np.array(logits), 0) @ means
-    close(module.apply(variables, frames, skeleton), expected)
+    close(module.apply(variables, *inputs), expected)

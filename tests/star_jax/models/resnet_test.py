@@ -68,9 +68,10 @@ def test_imported_networks(block, ibn):
     module = ResNet(block, sizes, 4, ibn=ibn)
     variables = imported(module, arrays)
     apply = jax.jit(functools.partial(module.apply, modality="infrared", train=False))
-    features, _ = apply(variables, FRAMES)
-    expected = [[torch_resnet.features(arrays, frame) for frame in row] for row in FRAMES]
-    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    features = apply(variables, FRAMES)
+    maps = np.array([[torch_resnet.last_map(arrays, frame) for frame in row] for row in FRAMES])
+    np.testing.assert_allclose(features.vectors, maps.mean((3, 4)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features.maps, np.moveaxis(maps, 2, -1), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -79,7 +80,7 @@ def test_inference_with_instance_norm_in_bfloat16():
     arrays = torch_resnet.state_dict("basic", sizes, 4, ibn=True)
     module = ResNet("basic", sizes, 4, jnp.bfloat16, ibn=True)
     apply = jax.jit(functools.partial(module.apply, modality="visible", train=False))
-    features, _ = apply(imported(module, arrays), FRAMES)
+    features = apply(imported(module, arrays), FRAMES).vectors
     expected = [[torch_resnet.features(arrays, frame) for frame in row] for row in FRAMES]
     error = np.abs(features - np.array(expected))
     assert 0 < error.mean() < 0.02 and np.mean(expected) > 0.5
@@ -96,10 +97,10 @@ def test_training_with_instance_norm_in_bfloat16():
     @functools.partial(jax.value_and_grad, has_aux=True)
     def step(params):
         variables_of = {**variables, "params": params}
-        (features, _), updates = module.apply(
+        features, updates = module.apply(
             variables_of, FRAMES, modality="visible", train=True, mutable=["batch_stats"]
         )
-        return jnp.square(features).sum(), updates["batch_stats"]
+        return jnp.square(features.vectors).sum(), updates["batch_stats"]
 
     (_, statistics), gradients = step(variables["params"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((statistics, gradients)))

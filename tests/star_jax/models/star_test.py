@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,9 @@ import tiny
 from configs import star_hitsz_vcm
 from star_jax.losses import LOSSES, Losses
 from star_jax.models import build_model
+from star_jax.models.resnet import ResNet
 from star_jax.models.star import l2_normalize, last_detected
+from star_jax.models.vit import ViT
 from star_jax.training.steps import random_style_sources
 
 ROWS, T, H, W, C, N = 4, 3, 64, 48, 64, 5
@@ -232,6 +236,59 @@ def test_guidance_and_pooling_have_the_parameters_and_outputs_that_they_need(gui
     if pooling in expected:
         close(output.tracklet, expected[pooling])
     assert output.disturbed is None and output.disturbed_logits is None
+
+
+class Marked(nn.Module):
+    """A guidance by keypoints alone: adds the number of detected joints to each vector."""
+
+    uses_keypoints: ClassVar[bool] = True
+    uses_skeleton: ClassVar[bool] = False
+
+    def __call__(self, features, skeletons):
+        assert skeletons.edges is skeletons.graph is skeletons.descriptor is None
+        return features.vectors + skeletons.detected.sum(-1)[..., None]
+
+
+def test_keypoints_alone_need_no_skeleton_branch():
+    model = build_model(model_config(guidance="none", pooling="mean")).clone(guidance=Marked())
+    assert model.uses_skeletons and not model.has_skeleton_branch
+    frames, keypoints = jnp.asarray(FRAMES[:1]), np.zeros((1, *FRAMES.shape[1:2], 17, 3))
+    keypoints[0, 0, :6, 2] = 0.5
+    variables = jax.eval_shape(
+        functools.partial(init, model), paired(FRAMES), paired(random_keypoints())
+    )
+    assert set(variables["params"]) == HEADS
+    apply = jax.jit(functools.partial(model.apply, modality="visible"))
+    output = apply(tiny.random_weights(variables), frames, keypoints.astype(np.float32))
+    close(output.tracklet, output.frame_features.mean(1) + 6 / FRAMES.shape[1], atol=1e-4)
+    with pytest.raises(ValueError, match="keypoints"):
+        jax.eval_shape(model.init, jax.random.key(0), paired(FRAMES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [("frame", "guided"), ("none", "gem")])
+@pytest.mark.parametrize("backbone", [ResNet, ViT])
+def test_maps_that_nothing_uses_cost_nothing(monkeypatch, backbone, parts):
+    """The compiled program is that of a backbone that returns none."""
+    options = {"depth": 1, "width": 8, "num_heads": 1} if backbone is ViT else {"width": 1}
+    model = build_model(model_config(guidance=parts[0], pooling=parts[1])).clone(
+        backbone=ViT(**options) if backbone is ViT else ResNet("basic", (1, 1, 1, 1), **options)
+    )
+    keypoints = random_keypoints()
+    shapes = functools.partial(init, model)
+    variables = jax.eval_shape(shapes, paired(FRAMES), paired(keypoints))
+
+    def costs():
+        embed = functools.partial(model.apply, modality="visible")
+        compiled = jax.jit(lambda *inputs: embed(*inputs).embedding)
+        compiled = compiled.lower(variables, FRAMES, keypoints).compile()
+        analysis = compiled.cost_analysis()
+        return analysis["flops"], analysis["bytes accessed"]
+
+    with_maps, call = costs(), backbone.__call__
+    without = lambda *args, **kwargs: call(*args, **kwargs).replace(maps=None)  # noqa: E731
+    monkeypatch.setattr(backbone, "__call__", without)
+    assert with_maps == costs() and with_maps[0] > 0
 
 
 @pytest.mark.slow

@@ -54,9 +54,9 @@ def expected_features(frames, modality):
 @functools.partial(jax.jit, static_argnames=("modality", "dtype", "remat"))
 def features_of(variables, frames, modality, dtype=jnp.float32, remat=False):
     module = make_vit(dtype=dtype, remat=remat)
-    features, disturbed = module.apply(variables, frames, modality=modality, train=True)
-    assert disturbed is None
-    return features
+    features = module.apply(variables, frames, modality=modality, train=True)
+    assert features.disturbed is None
+    return features.vectors
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,20 @@ def test_vit(size, modality):
     features = features_of(variables(), frames, modality)
     assert features.dtype == jnp.float32
     close(features, expected_features(frames, modality))
+
+
+def test_maps_are_the_tokens_of_the_patches_in_their_places():
+    frames, (rows, columns) = random_frames(1, 2, 23, 9), (3, 2)  # of partial patches
+    apply = jax.jit(functools.partial(make_vit().apply, modality="visible", train=False))
+    features = apply(variables(), frames)
+    assert features.maps.shape == (1, 2, rows, columns, timm_vit.WIDTH)
+    for t, frame in enumerate(frames[0]):
+        tokens = np.log1p(np.exp(timm_vit.tokens_of(timm_vit.state_dict(), frame)))
+        for row, column in np.ndindex(rows, columns):
+            close(features.maps[0, t, row, column], tokens[1 + row * columns + column])
+    narrow = make_vit(dtype=jnp.bfloat16)
+    run = functools.partial(narrow.apply, modality="visible", train=False)
+    assert jax.eval_shape(run, variables(), frames).maps.dtype == jnp.bfloat16
 
 
 @pytest.mark.slow

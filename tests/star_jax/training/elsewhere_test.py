@@ -1,5 +1,7 @@
 """Parts of another package by config alone: those of the pages in docs/how_to."""
 
+import functools
+import importlib
 import json
 import os
 import re
@@ -14,10 +16,11 @@ import simplejpeg
 import tiny
 from etils import epath
 
+import star_jax
 from data_pipelines.errors import InputError
 from star_jax.distributed import parallel
 from star_jax.evaluation.embed import evaluate_checkpoint
-from star_jax.models import build_model
+from star_jax.models import FrameFeatures, Skeletons, build_model
 from star_jax.network import load_weights
 from star_jax.training import checkpoint, loop
 from star_jax.training.steps import abstract_state
@@ -162,19 +165,78 @@ def test_three_steps_with_each_family_of_backbones(packed, tmp_path, backbone, o
     assert shapes(guided.params["backbone"]) == shapes(state.params["backbone"])
 
 
+@pytest.mark.slow
+def test_a_pose_guided_pooling_needs_a_config_alone(package, packed, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(package))
+    config = config_of(packed, base=tiny.baseline, pooling="my_package.pooling:BodyParts")
+    config.model.backbone_options = {"stage_sizes": (1, 1, 1, 1), "width": 4}
+    config.eval.every_epochs = 3
+    state = loop.train(config, tmp_path / "run")
+    assert int(state.step) == 3 and list((tmp_path / "run/eval").glob("3-*.json"))
+    assert "keypoint_graph" not in state.params  # no skeleton branch
+    assert state.params["classifier"]["kernel"].shape == (6 * 32, 6)  # the whole, and five parts
+
+    network = star_jax.load_weights(tmp_path / "run")
+    frames = np.random.default_rng(0).normal(size=(1, 2, 64, 48, 3)).astype(np.float32)
+    joints = np.full((1, 2, 17, 3), 20, np.float32)
+    embed = jax.jit(functools.partial(network.model.apply, modality="visible"))
+    unseen = embed(network.variables, frames, joints * [1, 1, 0]).tracklet[0].reshape(6, 32)
+    seen = embed(network.variables, frames, joints).tracklet[0].reshape(6, 32)
+    np.testing.assert_allclose(seen[0], unseen[0], rtol=1e-5)
+    assert (np.asarray(unseen[1:]) == 0).all() and (np.asarray(seen[1:]) > 0).any(1).all()
+
+
+def test_samples_of_a_map_worked_out_by_hand(package, monkeypatch):
+    monkeypatch.syspath_prepend(str(package))
+    sample = importlib.import_module("my_package.pooling").sample
+    cells = np.array([[1, 2, 4], [8, 16, 32]], np.float32)[..., None]
+    expected = {
+        (1 / 2, 1 / 4): 2,  # the center of a cell
+        (1 / 3, 1 / 4): 1.5,  # on the border of two
+        (2 / 3, 1 / 2): 13.5,  # where four meet
+        (1 / 4, 5 / 8): 7.8125,  # a quarter of a cell right of, three quarters below a center
+        (0, 0): 1,
+        (1, 1): 32,
+        (-3, 1 / 4): 1,
+        (1 / 2, 2): 16,
+    }
+    points = np.array(list(expected), np.float32)
+    found = jax.jit(sample)(np.stack([cells, 2 * cells])[None], np.stack([points, points])[None])
+    assert found.shape == (1, 2, len(points), 1)
+    values = list(expected.values())
+    np.testing.assert_allclose(found[0, 0, :, 0], values, rtol=1e-5)
+    np.testing.assert_allclose(found[0, 1, :, 0], 2 * np.array(values), rtol=1e-5)
+
+
+def test_parts_of_the_body_are_weighted_by_confidence(package, monkeypatch):
+    monkeypatch.syspath_prepend(str(package))
+    pooling = importlib.import_module("my_package.pooling").BodyParts()
+    maps = np.array([1, 5], np.float32).reshape(1, 2, 1, 1, 1)  # of two frames
+    joints, detected = np.zeros((1, 2, 17, 3), np.float32), np.zeros((1, 2, 17), bool)
+    joints[0, :, 13, 2], detected[0, :, 13] = (0.25, 0.75), True  # a knee
+    joints[0, :, 5, 2] = 1  # a shoulder that is not detected
+    features = FrameFeatures(maps[..., 0, 0, :] + 10, maps)
+    pooled = pooling.apply({}, features, Skeletons(joints, detected))
+    np.testing.assert_allclose(pooled, [[13, 0, 0, 0, 0.25 * 1 + 0.75 * 5, 0]])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model.backbone": "my_package.pooling:TopTwo"}, "a backbone needs num_channels, num_st"),
         ({"model.backbone": "my_package.backbone:Nothing"}, "has no attribute 'Nothing'"),
         ({"model.pooling": "nowhere.parts:TopTwo"}, "No module named 'nowhere'"),
-        ({"model.pooling": "my_package.backbone:PatchNet"}, "a pooling needs uses_skeleton"),
+        ({"model.pooling": "my_package.backbone:PatchNet"}, "a pooling needs uses_keypoints, us"),
+        ({"model.guidance": "my_package.backbone:PatchNet"}, "a guidance needs uses_keypoints, u"),
         ({"data.sampling": "my_package.pooling:TopTwo"}, r"config\.data\.sampling .* a Sampler"),
         ({"eval.protocol": "my_package.pooling:TopTwo"}, r"config\.eval\.protocol .* a Rules"),
         ({"model.backbone": "my_package.loss:modality_gap"}, r"config\.model\.backbone .* Flax"),
-        ({"losses.extra": (("my_package.sampler:SAMPLERS", 1.0),)}, r"config\.losses\.extra .* dict"),
+        ({"losses.extra": (("my_package.sampler:SAMPLERS", 1.0),)}, r"losses\.extra .* dict"),
         *(
-            ({key: value if key != "losses.extra" else ((value, 1.0),)}, f"config.{key} is '{value}'")
+            (
+                {key: value if key != "losses.extra" else ((value, 1.0),)},
+                f"config.{key} is '{value}",
+            )
             for key in (
                 *("model.backbone", "model.guidance", "model.pooling"),
                 *("data.sampling", "eval.protocol", "losses.extra"),
