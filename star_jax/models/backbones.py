@@ -1,9 +1,10 @@
 """Backbones by name: networks from frames to frame features.
 
 To add a backbone, add it to `BACKBONES`, or name it in `config.model.backbone` as
-`package.module:object`. A backbone is a Flax module class, or a `functools.partial` of one, with the
-attributes and the call of `star_jax.models.interfaces.Backbone`. It is created with the values of
-`config.model` that it has as attributes, such as `dtype`, and with `config.model.backbone_options`.
+`package.module:object`. A backbone is a Flax module class, or a `functools.partial` of one, with
+the attributes and the call of `star_jax.models.interfaces.Backbone`. It is created with the values
+of `config.model` that it has as attributes, such as `dtype`, and with
+`config.model.backbone_options`.
 """
 
 import functools
