@@ -235,7 +235,10 @@ WRONG = {
         {"keypoints": np.where(np.arange(17)[:, None] == 4, [1, 1, 1e25], KEYPOINTS)},
         r"keypoints\[0, 0, 4\] is .*confidence above 1000",
     ),
-    "ragged frames": ({"frames": [FRAMES[0].tolist(), FRAMES[0, :2].tolist()]}, "^frames is no arr"),
+    "ragged frames": (
+        {"frames": [FRAMES[0].tolist(), FRAMES[0, :2].tolist()]},
+        "^frames is no arr",
+    ),
     "ragged keypoints": (
         {"keypoints": [KEYPOINTS[0].tolist(), KEYPOINTS[0, :2].tolist()]},
         "^keypoints is no array",
