@@ -212,10 +212,11 @@ def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
     train = [sys.executable, str(FOLDER / "train.py"), workdir]
     train.append(f"--config={command.CONFIG_FILE.path}")
     train += [f"--config.{key}={value}" for key, value in overrides(run.changes).items()]
-    train.append(f"--trusted={','.join(TRUSTED.value)}")
+    # What this command's own config names is trained, and then evaluated from the stored config.
     own = {path.partition(":")[0] for _, path in parts_elsewhere(with_changes(run.changes))}
-    trusted = f"--trusted={','.join([*TRUSTED.value, *sorted(own)])}"  # what was just trained
-    evaluate = [sys.executable, str(FOLDER / "eval.py"), workdir, trusted]
+    evaluate = [sys.executable, str(FOLDER / "eval.py"), workdir]
+    for command_line, trusted in ((train, TRUSTED.value), (evaluate, [*TRUSTED.value, *own])):
+        command_line += [f"--trusted={','.join(sorted(trusted))}"] if trusted else []
     run.workdir.mkdir(parents=True, exist_ok=True)
     with open(run.workdir / "log.txt", "a") as log:
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Reads and writes weights: `.safetensors` files; reads `.pth` with PyTorch installed."""
+"""Reads and writes weights: `.safetensors` files; reads `.pth` with PyTorch 2.6 or newer."""
 
 import io
 import json
@@ -28,7 +28,7 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
 
 
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads a state dict from a `.safetensors` or (with PyTorch installed) a `.pth` file.
+    """Reads a state dict from a `.safetensors` or (with PyTorch 2.6 or newer) a `.pth` file.
 
     The path may be an address, `gs://bucket/file`. Floating-point arrays become float32. What all
     names begin with, as far as it is of `PREFIXES`, is removed from them.
@@ -38,7 +38,7 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       InputError: the file is of another format or a web page, a `.pth` has other content than
         arrays, or an array has an unsupported type or contains NaN, infinity or a negative running
         variance.
-      MissingPackageError: the file is a `.pth`, and PyTorch is not installed.
+      MissingPackageError: the file is a `.pth`, and PyTorch is missing or too old.
     """
     suffix = locate(path).suffix
     if suffix == ".safetensors":
@@ -133,6 +133,11 @@ def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.nda
         raise MissingPackageError(
             f"{path}: reading a .pth needs PyTorch; install it, or use a .safetensors file"
         ) from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        raise MissingPackageError(
+            f"{path}: a .pth can run code in PyTorch {torch.__version__} (CVE-2025-32434); install "
+            "2.6 or newer, or use a .safetensors file"
+        )
     try:
         content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:
@@ -140,7 +145,9 @@ def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.nda
         raise InputError(f"{path}: not a whole file of plain arrays ({reason})") from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
-    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()
+    ):
         raise InputError(f"{path}: has other content than arrays by name; save a state dict")
     arrays = {}
     for name, tensor in content.items():

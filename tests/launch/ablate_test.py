@@ -29,6 +29,7 @@ if "COMMAND" == "train":
         (workdir / "again").touch()
         sys.exit("error: the disk is full")
 else:
+    (workdir / "evaluated.json").write_text(json.dumps(flags))
     flags = json.loads((workdir / "flags.json").read_text())
     seed = int(flags["config.seed"])
     values = np.random.default_rng(7).uniform(20, 80, (60, 6))
@@ -49,7 +50,7 @@ GRID = """
 def get_grid():
     return {
         "baseline": {"augment.padding": 0},
-        "padded, once": {"augment.padding": 2},
+        "padded, once": {"augment.padding": 2, "model.pooling": "mine.pooling:Two"},
         "padded more": {"augment.padding": 3},
     }
 """
@@ -107,8 +108,13 @@ def test_a_grid_is_run_resumed_and_compared(folder):
         "config": "config.py",
         "config.optim.epochs": "7",
         "config.augment.padding": "2",
+        "config.model.pooling": "mine.pooling:Two",
         "config.seed": "1",
     }
+    # The evaluation opens the config that the training has stored.
+    for name, trusted in (("padded_once", {"trusted": "mine.pooling"}), ("padded_more", {})):
+        flags = json.loads((folder / f"runs/{name}/1/evaluated.json").read_text())
+        assert flags == {"workdir": f"runs/{name}/1", **trusted}
 
     # Scores of the stand-in are those of the same queries, shifted by padding and seed.
     values = np.random.default_rng(7).uniform(20, 80, (60, 6))

@@ -460,6 +460,7 @@ FILES = {
     "syntax": "def get_config(:\n",
     "nothing": "x = 1\n",
     "raises": "def get_config():\n    return 1 / 0\n",
+    "ends": "import sys\nsys.exit(0)\n",
     "dict": "def get_config():\n    return {'seed': 1}\n",
     "lacks": "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict()\n",
 }
@@ -471,6 +472,7 @@ FILES = {
     [
         ("syntax", [], r'File ".*syntax.py", line 1\n.*SyntaxError.*syntax.py: the file cannot be'),
         ("raises", [], r"ZeroDivisionError: .*raises.py: the file cannot be run"),
+        ("ends", [], r"SystemExit: 0\n.*ends.py: the file cannot be run"),
         ("nothing", [], r"^error: --config=\S*nothing.py: the file defines no get_config"),
         (
             "dict",

@@ -15,8 +15,10 @@ import video_files
 
 from data_pipelines import schema
 from data_pipelines.datasets import bupt_lists, folder, hitsz_vcm
-from data_pipelines.io import files, frames
+from data_pipelines.errors import InputError
+from data_pipelines.io import files, frames, onnx_runtime
 from data_pipelines.skeletons import extraction, pose, sources
+from star_jax.evaluation import embeddings
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +119,29 @@ def test_a_pipe_in_place_of_a_pose_model_or_its_output_is_named(tmp_path):
     model = pose.PoseModel("0", (64, 48), 1, False, False, None)
     with pytest.raises(ValueError, match=r"out\.h5: is a folder, a pipe or a device"):
         extraction.extract(model, tmp_path, [], tmp_path / "out.h5")
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
+PAGE = "\n <!DOCTYPE html>\n<html>Sign in</html>"
+
+
+@pytest.mark.parametrize(("content", "what"), [(LFS, "LFS"), (PAGE, "web page"), ("", "empty")])
+def test_what_was_downloaded_in_place_of_a_file_is_named(tmp_path, content, what):
+    for name, read in {
+        "skeletons.h5": sources.open_keypoints,
+        "skeletons.json": sources.open_keypoints,
+        "pose.onnx": lambda path: onnx_runtime.open_image_model(path, "cpu", "images"),
+        "embeddings.npz": embeddings.load,
+    }.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=f"{name}: is .*{what}"):
+            read(tmp_path / name)
+
+
+def test_a_file_that_only_mentions_a_page_is_not_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"<html>": "version https://git-lfs.github.com/spec/v1"}')
+    files.refuse_stand_in(tmp_path / "a.json")
+    files.refuse_stand_in(tmp_path / "missing.json")
 
 
 def test_concurrent_writers_of_one_file_do_not_mix(tmp_path):

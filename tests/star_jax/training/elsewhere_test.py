@@ -27,6 +27,7 @@ from star_jax.training.steps import abstract_state
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted((ROOT / "docs/how_to").glob("*.md"))
+NO_PARTS = ("sys:exit", "builtins:dict", "subprocess:Popen", "os:system")
 TRACKLETS = """{
             split: [
                 schema.Tracklet(modality, f"{person}", camera, (f"{person}.jpg",) * 5, row)
@@ -231,11 +232,14 @@ def test_parts_of_the_body_are_weighted_by_confidence(package, monkeypatch):
         ({"data.sampling": "my_package.pooling:TopTwo"}, r"config\.data\.sampling .* a Sampler"),
         ({"eval.protocol": "my_package.pooling:TopTwo"}, r"config\.eval\.protocol .* a Rules"),
         ({"model.backbone": "my_package.loss:modality_gap"}, r"config\.model\.backbone .* Flax"),
-        ({"losses.extra": (("my_package.sampler:SAMPLERS", 1.0),)}, r"losses\.extra .* dict"),
+        (
+            {"losses.extra": (("my_package.sampler:SAMPLERS", 1.0),)},
+            r"config\.losses\.extra .* dict",
+        ),
         *(
             (
                 {key: value if key != "losses.extra" else ((value, 1.0),)},
-                f"config.{key} is '{value}",
+                f"config.{key} is '{value}'",
             )
             for key in (
                 *("model.backbone", "model.guidance", "model.pooling"),

@@ -4,7 +4,9 @@ import builtins
 import json
 import os
 import struct
+import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +203,15 @@ def test_a_pth_without_pytorch_says_what_to_do(tmp_path, monkeypatch):
 
 
 PREFIXES = ["module.", "_orig_mod.", "backbone.", "model.", "encoder.", "module.model.backbone."]
+
+
+@pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu121"])
+def test_a_pytorch_that_runs_code_of_files_is_not_asked(tmp_path, monkeypatch, version):
+    (tmp_path / "weights.pth").write_bytes(b"x")
+    torch = types.SimpleNamespace(__version__=version, load=lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with pytest.raises(ImportError, match=r"weights\.pth: .*2\.6"):
+        load_arrays(tmp_path / "weights.pth")
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
