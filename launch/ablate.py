@@ -38,9 +38,11 @@ from star_jax.stored import parts_elsewhere
 
 FOLDER = Path(__file__).parent
 CONFIG = command.define_config()
-GRID = command.define_required("grid", "File of the variants, such as configs/ablations/star.py.")
+GRID = command.define_path(
+    "grid", None, "File of the variants, such as configs/ablations/star.py.", required=True
+)
 SEEDS = flags.DEFINE_integer("seeds", 5, "Training seeds of each variant: 0, 1, ...", lower_bound=1)
-OUTPUT = command.define_required("output", "Folder of the runs and of the result.")
+OUTPUT = command.define_path("output", None, "Folder of the runs and of the result.", required=True)
 JOBS = flags.DEFINE_integer(
     "jobs", None, "Runs at a time; default: one on each GPU, one without GPUs.", lower_bound=1
 )

@@ -22,6 +22,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from data_pipelines.errors import InputError, UserError
+from data_pipelines.io import remote
 from data_pipelines.io.terminal import printable
 from launch import end_at_once
 from star_jax import config
@@ -79,6 +80,45 @@ def define_required(name: str, description: str) -> flags.FlagHolder[str]:
     return flags.DEFINE_string(name, None, f"{description} Required.", required=True)
 
 
+class PathParser(flags.ArgumentParser):
+    """A path of which `~` at its start is the home directory."""
+
+    def __init__(self, addresses: bool):
+        """Stores whether the path may be an address."""
+        self._addresses = addresses
+
+    def parse(self, path: str) -> str:
+        """Returns the path; raises an InputError, which names the flag, as `remote.local` does."""
+        return remote.expand(path) if self._addresses else remote.local(path)
+
+
+def define_path(
+    name: str,
+    default: str | None,
+    description: str,
+    *,
+    addresses: bool = False,
+    required: bool = False,
+) -> flags.FlagHolder:
+    """Defines a flag that takes a path.
+
+    Args:
+      name: of the flag.
+      default: its value if it is not given.
+      description: for its help.
+      addresses: whether the path may be an address, gs://bucket/folder.
+      required: whether the flag must be given, which its help then says.
+    """
+    return flags.DEFINE(
+        PathParser(addresses),
+        name,
+        default,
+        f"{description} Required." if required else description,
+        serializer=flags.ArgumentSerializer(),
+        required=required,
+    )
+
+
 def either(first: flags.FlagHolder, second: flags.FlagHolder) -> Any:
     """Returns the value of whichever of two flags is given.
 
@@ -99,11 +139,17 @@ def define_checkpoint(
     Args:
       alternative: what else `--checkpoint` may name, for its help, such as `, or a file`.
     """
-    workdir = flags.DEFINE_string(
-        "workdir", None, "Folder of a run; its last checkpoint is used. This or --checkpoint."
+    workdir = define_path(
+        "workdir",
+        None,
+        "Folder of a run; its last checkpoint is used. This or --checkpoint.",
+        addresses=True,
     )
-    checkpoint = flags.DEFINE_string(
-        "checkpoint", None, f"One checkpoint, <workdir>/checkpoints/<step>{alternative}."
+    checkpoint = define_path(
+        "checkpoint",
+        None,
+        f"One checkpoint, <workdir>/checkpoints/<step>{alternative}.",
+        addresses=True,
     )
     return workdir, checkpoint, define_trusted()
 
@@ -247,6 +293,7 @@ def call_in_file(flag: str, value: str, function: str) -> Any:
       function: its name.
     """
     file, *argument = value.split(":", 1)
+    file = remote.expand(file)
     if not Path(file).is_file():
         fail(f"--{flag}={value}: no such file", 2)
     try:
@@ -274,6 +321,8 @@ def explain(message: str) -> str:
     """Returns the first line of an error of absl.flags, reworded for the user."""
     if match := re.fullmatch(r"flag --(\w+)=None: Flag .* must have a value.*", message):
         return f"--{match[1]} is missing; see --help"
+    elif match := re.fullmatch(r"flag (--\w+)=(.*): \2: (.*)", message):  # an error of a path
+        return f"{match[1]}={match[2]}: {match[3]}"
     return message
 
 

@@ -17,10 +17,10 @@ from launch import command
 WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint(
     ", or a .safetensors file of launch/export.py"
 )
-SOURCE = command.define_required("source", "The packed dataset.")
+SOURCE = command.define_path("source", None, "The packed dataset.", addresses=True, required=True)
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
 CLIPS = command.define_clips()
-OUTPUT = command.define_required("output", "Path to write, without an extension.")
+OUTPUT = command.define_path("output", None, "Path to write, without an extension.", required=True)
 
 
 def main() -> None:

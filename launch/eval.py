@@ -16,7 +16,9 @@ from data_pipelines.skeletons.corruption import parse
 from launch import command
 
 WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint()
-DATASET_DIR = flags.DEFINE_string("dataset_dir", None, "Packed dataset; default: the config's.")
+DATASET_DIR = command.define_path(
+    "dataset_dir", None, "Packed dataset; default: the config's.", addresses=True
+)
 SPLIT = flags.DEFINE_enum(
     "split", "test", ["test", "validation"], "validation: the identities that training held out."
 )

@@ -33,11 +33,12 @@ WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint()
 FORMAT = flags.DEFINE_enum(
     "format", "safetensors", ["safetensors", "pytorch", "stablehlo"], "What to write."
 )
-OUTPUT = flags.DEFINE_string(
+OUTPUT = command.define_path(
     "output",
     None,
     "Path to write, without an extension; default: <workdir>/export/<step>, with -pytorch after it "
     "for that format.",
+    addresses=True,
 )
 
 

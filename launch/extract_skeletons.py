@@ -21,17 +21,19 @@ from data_pipelines.datasets import DATASETS, find_dataset
 from data_pipelines.errors import InputError
 from launch import command
 
-MODEL = command.define_required(
+MODEL = command.define_path(
     "model",
+    None,
     "The pose model: rtmpose-m, rtmpose-l, rtmpose-x, vitpose-b or blazepose, or a file, .onnx or "
     ".tflite.",
+    required=True,
 )
 DATASET = command.define_required(
     "dataset", f"{', '.join(DATASETS)}, or package.module:object for one of your own."
 )
-SOURCE = command.define_required("source", "Root of the dataset.")
-OUTPUT = flags.DEFINE_string("output", None, "File to write; <source>/skeletons.h5 if not given.")
-OVERLAY = flags.DEFINE_string(
+SOURCE = command.define_path("source", None, "Root of the dataset.", required=True)
+OUTPUT = command.define_path("output", None, "File to write; <source>/skeletons.h5 if not given.")
+OVERLAY = command.define_path(
     "overlay", None, "Folder for pictures of some frames with their skeletons, to look at."
 )
 BATCH_SIZE = flags.DEFINE_integer(

@@ -33,16 +33,16 @@ DATASET = command.define_required(
     "dataset",
     f"{', '.join(DATASETS)}, synthetic_vcm, or package.module:object for one of your own.",
 )
-SOURCE = flags.DEFINE_string(
+SOURCE = command.define_path(
     "source", None, "Root of the dataset. Required, except for synthetic_vcm."
 )
-KEYPOINTS = flags.DEFINE_string(
+KEYPOINTS = command.define_path(
     "keypoints",
     None,
     "Skeletons: HDF5, COCO JSON or a folder of .npy; looked for in the source if not given.",
 )
 CHECK = flags.DEFINE_bool("check", False, "Check the dataset instead of packing it.")
-DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where packed datasets go.")
+DATA_DIR = command.define_path("data_dir", "data", "Where packed datasets go.")
 AUXILIARY = flags.DEFINE_bool("auxiliary", False, "bupt_campus: pack the auxiliary split, too.")
 FAKE_INFRARED = flags.DEFINE_bool(
     "fake_infrared", False, "bupt_campus: FakeIR frames in place of the visible ones."
@@ -51,7 +51,7 @@ EVERY = flags.DEFINE_integer("every", 1, "folder: N takes every N-th frame.", lo
 WITHOUT_SKELETONS = flags.DEFINE_bool(
     "without_skeletons", False, "folder: pack no skeletons, for a network without guidance."
 )
-SPLIT_FILE = flags.DEFINE_string(
+SPLIT_FILE = command.define_path(
     "split_file", None, "folder: CSV file of identity,split: who is in train and who in test."
 )
 TEST_SHARE = flags.DEFINE_float(
@@ -61,7 +61,10 @@ ALLOW_WHOLE_VIDEOS = flags.DEFINE_bool(
     "allow_whole_videos", False, "folder: also pack videos that are wider than high."
 )
 UPDATE = flags.DEFINE_bool(
-    "update", False, "folder: add to what is packed already, reading only what is new or changed."
+    "update",
+    False,
+    "folder: add to what is packed already, reading only what is new or changed: files that have "
+    "another size or modification time, and another content.",
 )
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "folder: replace what is packed already.")
 SPLIT_SEED = flags.DEFINE_integer("split_seed", 0, "folder: seed of --test_share.", lower_bound=0)

@@ -12,16 +12,20 @@ with other options are shown beside each other.
 import shlex
 import sys
 
-from absl import flags
-
 from launch import command
 
 WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint()
-DATASET_DIR = flags.DEFINE_string(
-    "dataset_dir", None, "Where the evaluated dataset is; default: where it was evaluated."
+DATASET_DIR = command.define_path(
+    "dataset_dir",
+    None,
+    "Where the evaluated dataset is; default: where it was evaluated.",
+    addresses=True,
 )
-OUTPUT = flags.DEFINE_string(
-    "output", None, "The page; default: <workdir>/report.html. Figures go to a folder beside it."
+OUTPUT = command.define_path(
+    "output",
+    None,
+    "The page; default: <workdir>/report.html. Figures go to a folder beside it.",
+    addresses=True,
 )
 
 

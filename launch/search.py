@@ -26,11 +26,13 @@ from launch import command
 WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint(
     ", or a .safetensors file of launch/export.py"
 )
-SOURCE = flags.DEFINE_string("source", None, "The packed dataset to embed and search.")
+SOURCE = command.define_path(
+    "source", None, "The packed dataset to embed and search.", addresses=True
+)
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
 CLIPS = command.define_clips()
-QUERY = flags.DEFINE_string("query", None, "Instead: embeddings to search with, .npz.")
-GALLERY = flags.DEFINE_string("gallery", None, "Embeddings to search in, .npz.")
+QUERY = command.define_path("query", None, "Instead: embeddings to search with, .npz.")
+GALLERY = command.define_path("gallery", None, "Embeddings to search in, .npz.")
 MODALITIES = ["infrared", "visible", "any"]
 QUERY_MODALITY = flags.DEFINE_enum("query_modality", "infrared", MODALITIES, "Which queries.")
 GALLERY_MODALITY = flags.DEFINE_enum(
@@ -43,7 +45,7 @@ MAX_QUERIES = flags.DEFINE_integer(
     "Number of queries that are printed and shown, spread evenly; scores are of all.",
     lower_bound=1,
 )
-OUTPUT = command.define_required("output", "Folder for page and table.")
+OUTPUT = command.define_path("output", None, "Folder for page and table.", required=True)
 
 
 def main() -> None:

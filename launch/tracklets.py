@@ -18,13 +18,13 @@ from absl import flags
 from data_pipelines import schema
 from launch import command
 
-VIDEO = command.define_required("video", "The video, .mp4, .mov, .avi or .mkv.")
+VIDEO = command.define_path("video", None, "The video, .mp4, .mov, .avi or .mkv.", required=True)
 MODALITY = flags.DEFINE_enum(
     "modality", None, list(schema.MODALITIES), "What the camera sees. Required.", required=True
 )
 CAMERA = command.define_required("camera", "A name; each video of a modality needs another one.")
-OUTPUT = command.define_required("output", "Folder of footage to write to.")
-DETECTOR = flags.DEFINE_string(
+OUTPUT = command.define_path("output", None, "Folder of footage to write to.", required=True)
+DETECTOR = command.define_path(
     "detector", "yolox-m", "yolox-tiny, yolox-m, yolox-x, or an .onnx file of a YOLOX model."
 )
 DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "cuda"], "Where the detector runs.")

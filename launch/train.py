@@ -23,8 +23,12 @@ from absl import flags
 from launch import command
 
 CONFIG = command.define_config()
-WORKDIR = command.define_required(
-    "workdir", "Folder of the run, created if missing, or gs://bucket/folder."
+WORKDIR = command.define_path(
+    "workdir",
+    None,
+    "Folder of the run, created if missing, or gs://bucket/folder.",
+    addresses=True,
+    required=True,
 )
 TRUSTED = command.define_trusted()
 COORDINATOR = flags.DEFINE_string("coordinator", None, "Address of process 0, host:port.")

@@ -21,11 +21,9 @@ eval_seed*.npz and train_seed*.npz.
 import math
 import sys
 
-from absl import flags
-
 from launch import command
 
-JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
+JSON = command.define_path("json", None, "Also write the results to this file.", addresses=True)
 
 
 def main() -> None:

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny
+import video_files
 from fsspec.implementations.memory import MemoryFileSystem
 
+from data_pipelines.datasets import folder
 from data_pipelines.io import files, remote
 from data_pipelines.records import copies, origin, reading
 from star_jax import network, weights
@@ -89,6 +91,45 @@ def test_addresses_and_local_paths_are_distinguished(tmp_path):
     for path in ("run", "./gs/run", "run//eval", str(tmp_path), tmp_path):
         assert not remote.is_remote(path)
         assert remote.locate(path) == Path(path)
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for function in (remote.expand, remote.local, remote.locate, remote.absolute):
+        assert str(function("~/x")) == str(function(Path("~/x"))) == f"{tmp_path}/x"
+        assert Path(function("a/~")) in (Path("a/~"), tmp_path / "a/~")
+        with pytest.raises(ValueError, match=r"^~nobody0/x: "):
+            function("~nobody0/x")
+    assert remote.expand("gs://~/~") == "gs://~/~"
+    files.write_file("~/a/b.txt", b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_where_only_a_local_path_will_do_an_address_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for address in ("gs://bucket/x", Path("gs://bucket/x"), "s3://bucket/x"):
+        with pytest.raises(ValueError, match="is an address"):
+            remote.local(address)
+    with pytest.raises(ValueError, match="gs:/bucket/x"):  # what pathlib makes of an address
+        files.write_file(Path("gs://bucket/x"), b"")
+    video_files.write_image(tmp_path / "people/alice/visible/door/walk/1.jpg")
+    for option in ({}, {"update": True}, {"overwrite": True}):
+        with pytest.raises(ValueError, match="is an address"):
+            folder.prepare("people", "gs://bucket/x", without_skeletons=True, **option)
+    assert [path.name for path in tmp_path.iterdir()] == ["people"]
+
+
+def test_paths_in_a_config_may_begin_with_a_tilde(packed, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "packed").symlink_to(packed)
+    index = reading.open_index("~/packed", "test")
+    assert len(index.rows) == len(reading.open_records("~/packed", "test"))
+    weights.save_arrays("~/weights.safetensors", {"a": np.ones(3, np.float32)}, {})
+    assert weights.load_arrays(tmp_path / "weights.safetensors")["a"].sum() == 3
+    assert weights.load_arrays("~/weights.safetensors")["a"].sum() == 3
+    workdir, step = network.locate_checkpoint("~/run/checkpoints/7")
+    assert (str(workdir), step) == (f"{tmp_path}/run", 7)
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/run", "http://host/run", "file:///run"])

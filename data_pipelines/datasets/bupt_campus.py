@@ -179,3 +179,7 @@ class _VisibleKeypoints:
     def read(self, tracklet: schema.Tracklet) -> Float32[np.ndarray, "n 17 3"]:
         """Returns float32[n, 17, 3]; see `sources.Keypoints.read`."""
         return self._source.read(renamed(tracklet, visible_path))
+
+    def example(self) -> str | None:
+        """Returns the name of a skeleton; see `sources.Keypoints.example`."""
+        return self._source.example()

@@ -15,9 +15,10 @@ from data_pipelines import schema
 from data_pipelines.datasets import skeleton_checks
 from data_pipelines.datasets.findings import Findings
 from data_pipelines.io import frames as frames_lib
-from data_pipelines.io.progress import with_progress
+from data_pipelines.io.progress import map_ahead, with_progress
 from data_pipelines.io.terminal import log
 from data_pipelines.records import conditions, packing
+from data_pipelines.records.record import checked
 from data_pipelines.skeletons import sources
 from data_pipelines.skeletons.sheets import evenly_spaced
 
@@ -51,7 +52,7 @@ def check_tracklets(
         for split, tracklets in splits.items()
     }
     with findings.catch():
-        conditions.with_conditions(builder.source, packed)
+        conditions.with_conditions(builder.source, checked(builder.source, packed))
     missing = _check_skeletons(findings, builder, splits)
     for split, tracklets in splits.items():
         kept = packed[split]
@@ -103,7 +104,7 @@ def _check_frames(
     start = time.monotonic()
     errors_of = functools.partial(frames_lib.frame_errors, builder.source)
     with concurrent.futures.ThreadPoolExecutor(builder.num_workers) as pool:
-        found = packing.map_ahead(pool, errors_of, tracklets, ahead=4 * builder.num_workers)
+        found = map_ahead(pool, errors_of, tracklets, ahead=4 * builder.num_workers)
         for errors in with_progress(found, len(tracklets), f"{split}: reading"):
             unreadable += len(errors)
             for error in errors:
@@ -125,11 +126,8 @@ def _check_skeletons(
             frames = missing[split]
             missing[split] = _check_skeletons_of_split(findings, builder, source, split, tracklets)
             if missing[split] == frames > 0 and not builder.without_skeletons:
-                findings.report(
-                    f"{split}: no frame has a skeleton; make skeletons of exactly these frames "
-                    "with launch/extract_skeletons.py",
-                    "the skeletons",
-                )
+                trouble = sources.no_match(source, tracklets[0].frames[0])
+                findings.report(f"{split}: {trouble}", "the skeletons")
     return missing
 
 

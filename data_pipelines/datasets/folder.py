@@ -12,49 +12,32 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from data_pipelines import schema
 from data_pipelines.datasets import checks, splits
 from data_pipelines.datasets.findings import RAISE_ERRORS, Findings
+from data_pipelines.datasets.folder_layout import (
+    LAYOUT,
+    Found,
+    find_tracklets,
+    is_unread_footage,
+    natural_key,
+)
+from data_pipelines.datasets.identities import read_identities_file
 from data_pipelines.errors import InputError
-from data_pipelines.footage.tracklets import IDENTITIES, IDENTITY_COLUMNS, TRACKS
-from data_pipelines.io.files import resolve_inside
-from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames, open_video
-from data_pipelines.io.progress import with_progress
-from data_pipelines.io.tables import read_rows
+from data_pipelines.io import remote
+from data_pipelines.io.frames import count_frames, open_video
+from data_pipelines.io.names import read_identities, read_name
+from data_pipelines.io.progress import map_ahead, with_progress
 from data_pipelines.io.terminal import log
-from data_pipelines.records import conditions, packing, replacing
+from data_pipelines.records import packing, replacing
 
 SPLIT = "test"
-LAYOUT = (
-    "<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg (.jpeg, .png) or "
-    "<identity>/<visible|infrared>/<camera>/<tracklet>.mp4 (.m4v, .mov, .avi, .mkv)"
-)
-RESERVED = ("skeletons", TRACKS)  # folders in the root that are no identities
-_UNREAD_SUFFIXES = (  # footage that is not read
-    *(".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
-    *(".3gp", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
-)
-_SKELETON_SUFFIXES = (".h5", ".hdf5", ".json", ".npy")
 _MAX_CAMERA = 2**31 - 1  # an int32 in records
-
-
-class _Entries(NamedTuple):
-    folders: list[str]  # names, in natural order
-    images: list[str]
-    videos: list[str]
-
-
-class _Found(NamedTuple):
-    identity: str
-    modality: int
-    camera: str
-    path: str  # of the folder of frames or of the video
-    images: list[str]  # names; empty for a video
 
 
 def read_index(
@@ -67,9 +50,10 @@ def read_index(
     """Finds the tracklets of a folder.
 
     Pictures are not opened, but videos are decoded to count their frames. Frames are in natural
-    order, 2 before 10. Cameras keep their numbers if all are different whole numbers, and are
-    numbered from 1 in the order of their names otherwise. Hidden files and others that are not
-    footage are skipped with a log message.
+    order, 2 before 10. People and cameras have the names that `names.read_name` returns. Cameras
+    keep their numbers if all are different whole numbers, and are numbered from 1 in the order of
+    their names otherwise. Hidden files and others that are not footage are skipped with a log
+    message.
 
     Args:
       root: of the dataset.
@@ -89,17 +73,18 @@ def read_index(
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{root}: no such folder; expected {LAYOUT} below it")
     skipped: list[str] = []
-    found = _named(root, list(_find(root, skipped)))
-    unread = [path for path in skipped if _is_unread_footage(path)]
+    found = list(find_tracklets(root, skipped))
+    unread = [path for path in skipped if is_unread_footage(path)]
     if unread:
         findings.warn(
             f"{root}: left out {len(unread)} files of footage in formats that are not read "
             f"({_examples(unread)}); convert them to .jpg, .png or .mp4"
         )
-    if others := [path for path in skipped if not _is_unread_footage(path)]:
+    if others := [path for path in skipped if not is_unread_footage(path)]:
         log(f"{root}: skipped {len(others)} files that are not footage ({_examples(others)})")
     if not found:
         raise InputError(f"{root}: no tracklet; expected {LAYOUT}")
+    found = _named(root, found)
     cameras = _number_cameras({tracklet.camera for tracklet in found})
     videos = [tracklet.path for tracklet in found if not tracklet.images]
     counts = _count_frames(root, videos, findings, allow_whole_videos)
@@ -210,6 +195,7 @@ def prepare(
     """
     if update and overwrite:
         raise InputError("update and overwrite are both given: use one of them")
+    data_dir = remote.local(data_dir)
     folder, target = os.path.realpath(source), os.path.realpath(data_dir)
     if os.path.commonpath([folder, target]) == folder:
         raise InputError(
@@ -273,12 +259,6 @@ def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
     return read_index(source)
 
 
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Returns a key that sorts numbers within names by their value: `2` before `10`."""
-    parts = re.split("([0-9]+)", name)  # text and numbers alternate
-    return [int(part) if position % 2 else part for position, part in enumerate(parts)], name
-
-
 def _split_of(
     split_file: str | os.PathLike[str] | None, test_share: float | None, split_seed: int
 ) -> Callable[[str], str] | None:
@@ -296,124 +276,18 @@ def _split_of(
     return functools.partial(splits.split_by_share, test_share=test_share, seed=split_seed)
 
 
-def _find(root: str | os.PathLike[str], skipped: list[str]) -> Iterator[_Found]:
-    """Yields the tracklets in the order of their paths; appends skipped files to `skipped`."""
-    for identity in _folders(root, "", skipped):
-        if identity in RESERVED:
-            continue
-        for modality in _folders(root, identity, skipped):
-            if modality not in schema.MODALITIES:
-                raise InputError(
-                    f"{identity}/{modality}: the folders of an identity are visible and infrared, "
-                    f"not {modality!r}; expected {LAYOUT}"
-                )
-            for camera in _folders(root, f"{identity}/{modality}", skipped):
-                place = f"{identity}/{modality}/{camera}"
-                number = schema.MODALITIES.index(modality)
-                for name, images in _tracklets(root, place, skipped):
-                    yield _Found(identity, number, camera, f"{place}/{name}", images)
+def _named(root: str | os.PathLike[str], found: list[Found]) -> list[Found]:
+    """Returns the tracklets with the names of their people and cameras.
 
-
-def _named(root: str | os.PathLike[str], found: list[_Found]) -> list[_Found]:
-    """Returns the tracklets with the identities that `identities.csv` gives them, if it exists."""
-    if not os.path.lexists(os.path.join(root, IDENTITIES)):
-        return found
-    paths = {tracklet.path for tracklet in found}
-    names: dict[str, str] = {}
-    absent = []
-    for place, row in read_rows(resolve_inside(root, IDENTITIES), IDENTITY_COLUMNS):
-        path, identity = row["tracklet"], row["identity"].strip()
-        if path in names:
-            raise InputError(f"{place}: names the tracklet {path} again; delete one of the rows")
-        if not identity:
-            raise InputError(f"{place}: the identity is empty; use {schema.UNKNOWN} or a name")
-        names[path] = identity
-        if path not in paths:
-            absent.append(path)
-    if absent:
-        log(f"{IDENTITIES}: {len(absent)} of its tracklets do not exist ({_examples(absent)})")
-    return [t._replace(identity=names.get(t.path, t.identity)) for t in found]
-
-
-def _folders(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> list[str]:
-    """Returns the folders in a folder that may hold no footage itself."""
-    entries = _list(root, folder, skipped)
-    for name in entries.images + entries.videos:
-        raise InputError(f"{os.path.join(folder, name)}: is in the wrong place; expected {LAYOUT}")
-    return entries.folders
-
-
-def _tracklets(
-    root: str | os.PathLike[str], camera: str, skipped: list[str]
-) -> Iterator[tuple[str, list[str]]]:
-    """Yields the tracklets of a camera's folder: a name, and the names of the images in it."""
-    entries = _list(root, camera, skipped)
-    if entries.images:
-        raise InputError(
-            f"{camera}/{entries.images[0]}: a tracklet's pictures need a folder of their own; "
-            f"expected {LAYOUT}"
-        )
-    stems = {name: os.path.splitext(name)[0] for name in entries.videos}
-    _require_different(camera, {name: name for name in entries.folders} | stems)
-    for name in sorted(entries.folders + entries.videos, key=natural_key):
-        if name in stems:
-            yield name, []
-            continue
-        inside = _list(root, f"{camera}/{name}", skipped)
-        for stray in inside.folders + inside.videos:
-            raise InputError(f"{camera}/{name}/{stray}: is in the wrong place; expected {LAYOUT}")
-        if not inside.images:
-            raise InputError(
-                f"{camera}/{name}: a tracklet without a picture ({', '.join(IMAGE_SUFFIXES)}); "
-                "convert what is there, or remove the folder"
-            )
-        _require_different(
-            f"{camera}/{name}", {image: os.path.splitext(image)[0] for image in inside.images}
-        )
-        yield name, inside.images
-
-
-def _require_different(folder: str, stems: Mapping[str, str]) -> None:
-    """Raises an error if two names share a stem, since skeletons are found by the stems."""
-    names: dict[str, str] = {}
-    for name, stem in stems.items():
-        if stem in names:
-            raise InputError(
-                f"{folder}: {names[stem]} and {name} differ only in their extension; rename one"
-            )
-        names[stem] = name
-
-
-def _list(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> _Entries:
-    """Lists a folder in natural order; appends skipped files to `skipped`."""
-    entries = _Entries([], [], [])
-    real_root = os.path.realpath(root)
-    with os.scandir(os.path.join(root, folder)) as scan:
-        for entry in sorted(scan, key=lambda entry: natural_key(entry.name)):
-            path = os.path.join(folder, entry.name)
-            try:
-                path.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(f"{path!a}: the name is not UTF-8; rename it") from error
-            if entry.is_symlink():
-                target = os.path.realpath(entry.path)
-                if os.path.commonpath([real_root, target]) != real_root:
-                    raise InputError(
-                        f"{path}: leads out of the dataset's root {root} (to {target}); put the "
-                        "footage itself, not a link, below the root"
-                    )
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.name.startswith("."):
-                skipped.append(path)
-            elif entry.is_dir():
-                entries.folders.append(entry.name)
-            elif suffix in IMAGE_SUFFIXES:
-                entries.images.append(entry.name)
-            elif suffix in VIDEO_SUFFIXES:
-                entries.videos.append(entry.name)
-            elif suffix not in _SKELETON_SUFFIXES and path not in (conditions.NAME, IDENTITIES):
-                skipped.append(path)
-    return entries
+    People have the names that `identities.csv` gives them, else those of their folders.
+    """
+    given = read_identities_file(root, [tracklet.path for tracklet in found])
+    identities = read_identities({t.identity: t.path for t in found})
+    cameras = {t.camera: read_name(t.camera, t.path) for t in found}
+    return [
+        t._replace(identity=given.get(t.path, identities[t.identity]), camera=cameras[t.camera])
+        for t in found
+    ]
 
 
 def _number_cameras(names: Iterable[str]) -> dict[str, int]:
@@ -444,7 +318,7 @@ def _count_frames(
     counts = {}
     threads = os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        counted = packing.map_ahead(pool, count, videos, ahead=2 * threads)
+        counted = map_ahead(pool, count, videos, ahead=2 * threads)
         shown = with_progress(counted, len(videos), "counting frames")
         for video, frames in zip(videos, shown, strict=True):
             with findings.catch("the videos"):
@@ -466,10 +340,6 @@ def _require_one_person(root: str | os.PathLike[str], video: str) -> None:
                     "launch/tracklets.py, or pack it as it is with --allow_whole_videos"
                 )
             return
-
-
-def _is_unread_footage(path: str) -> bool:
-    return path.lower().endswith(_UNREAD_SUFFIXES) and not os.path.basename(path).startswith(".")
 
 
 def _examples(paths: Sequence[str]) -> str:

@@ -5,11 +5,11 @@ A split is by identity: all tracklets of a person are in the same one.
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
-from data_pipelines.io.tables import read_rows
+from data_pipelines.io.tables import read_table
 from data_pipelines.io.terminal import log
 
 SPLITS = ("train", "test")
@@ -69,10 +69,10 @@ def split_by_share(identity: str, test_share: float, seed: int) -> str:
 def read_split_file(path: str | os.PathLike[str]) -> Callable[[str], str]:
     """Reads a CSV file with the columns `identity` and `split`; returns an identity's split.
 
-    The file is UTF-8. Other columns, and identities without footage, are ignored.
+    Other columns, and identities without footage, are ignored.
 
     Args:
-      path: of the file.
+      path: of the file; see `tables.read_rows`.
 
     Returns:
       A function of an identity to "train" or "test"; raises an InputError that names the identity
@@ -82,19 +82,18 @@ def read_split_file(path: str | os.PathLike[str]) -> Callable[[str], str]:
       FileNotFoundError: there is no such file.
       InputError: the file is not as described above, or names an identity twice.
     """
-    found: dict[str, str] = {}
-    for place, row in read_rows(path, _COLUMNS):
-        identity, split = row["identity"], row["split"]
-        if identity == schema.UNKNOWN:
+
+    def entry(row: Mapping[str, str]) -> tuple[str, str]:
+        if row["identity"] == schema.UNKNOWN:
             raise InputError(
-                f"{place}: {schema.UNKNOWN} stands for people whose identity is not known, who are "
-                "in no split; delete the row"
+                f"{schema.UNKNOWN} stands for people whose identity is not known, who are in no "
+                "split; delete the row"
             )
-        if identity in found:
-            raise InputError(f"{place}: names {identity} again; delete one of the rows")
-        if split not in SPLITS:
-            raise InputError(f"{place}: split is {split!r:.80}: use {' or '.join(SPLITS)}")
-        found[identity] = split
+        if row["split"] not in SPLITS:
+            raise InputError(f"split is {row['split']!r:.80}: use {' or '.join(SPLITS)}")
+        return row["identity"], row["split"]
+
+    found = read_table(path, _COLUMNS, entry)
 
     def split_of(identity: str) -> str:
         if identity not in found:
@@ -102,6 +101,6 @@ def read_split_file(path: str | os.PathLike[str]) -> Callable[[str], str]:
                 f"{path}: no row for the identity {identity}; add {identity},train or "
                 f"{identity},test"
             )
-        return found[identity]
+        return found[identity][1]
 
     return split_of

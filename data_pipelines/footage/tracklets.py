@@ -14,10 +14,8 @@ Tracks and frames have their numbers as names.
 """
 
 import contextlib
-import csv
 import functools
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -36,11 +34,12 @@ from data_pipelines.footage.crops import CropWriter, name_of
 from data_pipelines.footage.detection import Detector
 from data_pipelines.footage.tracking import LOWEST_SCORE, Detections, Tracker
 from data_pipelines.io import remote
-from data_pipelines.io.files import hold, naming_full_disk, require_regular, write_file, write_json
+from data_pipelines.io.files import hold, naming_full_disk, require_regular, write_json
 from data_pipelines.io.frames import open_video
 from data_pipelines.io.journal import Journal, open_journal
+from data_pipelines.io.names import path_key, read_name
 from data_pipelines.io.progress import Progress
-from data_pipelines.io.tables import read_rows
+from data_pipelines.io.tables import add_rows, read_rows
 from data_pipelines.io.terminal import log
 
 TRACKS = "tracks"
@@ -119,9 +118,9 @@ def extract(
         other tracklets of the same camera, or another process is writing them.
       OSError: a file cannot be written.
     """
+    camera = read_name(camera, "camera")
     _check_options(modality, camera, min_score, min_frames, margin, every)
-    if remote.is_remote(output):
-        raise InputError(f"{output}: the output must be a local folder")
+    output = remote.local(output)
     places = _Places(output, modality, camera)
     path = _find_video(video, places)
     source = {"video": _fingerprint(path), "detector": detector.sha256, "every": str(every)}
@@ -319,10 +318,11 @@ def _move(places: _Places) -> None:
 
 
 def _read_identities(places: _Places) -> list[str]:
-    """Returns the tracklets that have a row in the file of identities."""
+    """Returns the keys (`names.path_key`) of the tracklets with a row in the file of identities."""
     if not places.identities.exists():
         return []
-    return [row["tracklet"] for _, row in read_rows(places.identities, IDENTITY_COLUMNS)]
+    rows = read_rows(places.identities, IDENTITY_COLUMNS)
+    return [path_key(row["tracklet"]) for _, row in rows]
 
 
 def _add_identities(places: _Places, tracks: int) -> None:
@@ -330,14 +330,10 @@ def _add_identities(places: _Places, tracks: int) -> None:
     with open(places.output / TRACKS / ".lock", "w") as lock:
         hold(lock, None)  # another camera's tracklets may be finished at the same time
         present = set(_read_identities(places))
-        content = ",".join(IDENTITY_COLUMNS)
-        if places.identities.exists():
-            content = places.identities.read_bytes().decode()
-        header = next(csv.reader(io.StringIO(content.removeprefix("\ufeff"))))
-        text = io.StringIO()
-        rows = csv.DictWriter(text, header, restval="", lineterminator="\n")
-        for name in _names(tracks):
-            if (tracklet := f"{places.prefix}/{name}") not in present:
-                rows.writerow({"tracklet": tracklet, "identity": schema.UNKNOWN})
-        separator = "" if content.endswith("\n") else "\n"
-        write_file(places.identities, (content + separator + text.getvalue()).encode())
+        tracklets = [f"{places.prefix}/{name}" for name in _names(tracks)]
+        rows = [
+            dict(zip(IDENTITY_COLUMNS, (tracklet, schema.UNKNOWN), strict=True))
+            for tracklet in tracklets
+            if tracklet not in present
+        ]
+        add_rows(places.identities, IDENTITY_COLUMNS, rows)

@@ -162,13 +162,14 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     If several processes write the same file, the last one wins.
 
     Raises:
+      InputError: an address begins with another scheme than `remote.SCHEME`.
       OSError: it cannot be written, for instance because the disk is full; the old file is kept.
     """
     if remote.is_remote(path):
         with remote.naming_failures(path):
             remote.locate(path).write_bytes(content)  # an object store shows whole files only
         return
-    path = pathlib.Path(path)
+    path = pathlib.Path(remote.local(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # one for each writer
     try:

@@ -7,7 +7,6 @@ video is.
 
 import collections
 import contextlib
-import hashlib
 import itertools
 import os
 import re
@@ -168,20 +167,9 @@ def open_video(
         yield max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), frames()
 
 
-def hash_sizes(root: str | os.PathLike[str], tracklets: Iterable[schema.Tracklet]) -> str:
-    """Hashes the sizes of the tracklets' files, to detect that files were replaced.
-
-    Modification times would detect more, but differ in a copy. Paths are not checked and files may
-    be missing: reading them raises the error.
-    """
-    digest = hashlib.sha256()
-    for tracklet in tracklets:
-        for file in dict.fromkeys(map(_file_of, tracklet.frames)):
-            size = -1
-            with contextlib.suppress(OSError):
-                size = os.stat(f"{os.fspath(root)}/{file}").st_size
-            digest.update(b"%d " % size)
-    return digest.hexdigest()
+def files_of(frames: Iterable[str]) -> list[str]:
+    """Returns the paths of the files, pictures or videos, that hold frames; each of them once."""
+    return list(dict.fromkeys(map(_file_of, frames)))
 
 
 def _file_of(frame: str) -> str:

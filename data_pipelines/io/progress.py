@@ -1,8 +1,10 @@
 """Progress of long loops, on the terminal or in a log."""
 
+import collections
+import concurrent.futures
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Self, TextIO, TypeVar
 
 from tqdm import tqdm
@@ -115,3 +117,20 @@ def with_progress(
         for done, item in enumerate(items, start=1):
             yield item
             progress.update(done)
+
+
+def map_ahead(
+    pool: concurrent.futures.Executor, function: Callable, items: Iterable, ahead: int
+) -> Generator:
+    """Yields function(item) in order, computing at most `ahead` results in advance."""
+    futures: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+        for item in items:
+            futures.append(pool.submit(function, item))
+            if len(futures) > ahead:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        for future in futures:
+            future.cancel()

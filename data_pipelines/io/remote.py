@@ -1,7 +1,8 @@
-"""Addresses in an object store, `gs://bucket/folder`, used like local paths."""
+"""Paths as users write them: addresses in an object store, `gs://bucket/folder`, and `~`."""
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 from etils import epath
@@ -9,6 +10,7 @@ from etils import epath
 from data_pipelines.errors import InputError, MissingPackageError
 
 SCHEME = "gs://"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # also as pathlib writes it, with one slash
 
 # Otherwise epath would import TensorFlow wherever it is installed, and read addresses with it.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -19,17 +21,40 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith(SCHEME)
 
 
+def expand(path: str | os.PathLike[str]) -> str:
+    """Returns a local path with the user's home directory for `~` at its start, or an address.
+
+    Raises:
+      InputError: there is no such user, or the address does not begin with `SCHEME`.
+    """
+    if _ADDRESS.match(os.fspath(path)) and not is_remote(path):
+        raise InputError(f"{path}: give a local path or an address that begins with {SCHEME}")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise InputError(f"{path}: there is no such user; write a local path in full")
+    return expanded
+
+
+def local(path: str | os.PathLike[str]) -> str:
+    """Returns a local path with the user's home directory for `~` at its start.
+
+    Raises:
+      InputError: it is an address, or there is no such user.
+    """
+    if _ADDRESS.match(os.fspath(path)):
+        raise InputError(f"{path}: is an address; only a local path can be used here")
+    return expand(path)
+
+
 def locate(path: str | os.PathLike[str]) -> epath.Path:
     """Returns a local path or an address as a path object, which `pathlib` could not represent.
 
     Raises:
-      ValueError: the address does not begin with `SCHEME`.
+      InputError: as `expand` does.
       ImportError: the package that addresses need is missing.
     """
-    scheme, separator, _ = os.fspath(path).partition("//")
-    if separator and scheme.endswith(":"):
-        if not is_remote(path):
-            raise InputError(f"{path}: give a local path or an address that begins with {SCHEME}")
+    expanded = expand(path)
+    if is_remote(expanded):
         import fsspec  # slow to import, and local paths do not need it
 
         try:
@@ -40,12 +65,13 @@ def locate(path: str | os.PathLike[str]) -> epath.Path:
             ) from error
         # Listings are not cached, since other processes write there, too.
         fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
-    return epath.Path(path)
+    return epath.Path(expanded)
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """Returns an address, or a local path made absolute, as `locate` does."""
-    return locate(path if is_remote(path) else os.path.abspath(path))
+    located = locate(path)
+    return located if is_remote(located) else epath.Path(os.path.abspath(located))
 
 
 @contextlib.contextmanager

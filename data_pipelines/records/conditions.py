@@ -1,13 +1,13 @@
 """Under which conditions tracklets were filmed: an optional `attributes.csv` in a dataset's root.
 
-The file is UTF-8 and has a header. Each of its rows describes one tracklet; other columns and rows
-of tracklets that are not packed are ignored, and every packed tracklet needs a row.
+Each row of the file describes one tracklet; other columns and rows of tracklets that are not packed
+are ignored, and every packed tracklet needs a row.
 
 | column | content |
 | --- | --- |
 | `split`, `row`, `identity`, `modality` | the tracklet: the split, `Tracklet.row` and \
 `Tracklet.identity`, `rgb` or `ir` |
-| `occluder` | what passes in front of the person, or `none` |
+| `occluder` | what passes in front of the person, or `none` in any case |
 | `light` | brightness relative to good light, 1 |
 | `resolution` | relative to a sharp picture of this size, 1 |
 | `motion_blur` | 0 if nothing is smeared |
@@ -21,13 +21,14 @@ from collections.abc import Mapping, Sequence
 from data_pipelines import schema
 from data_pipelines.errors import InputError
 from data_pipelines.io import files
-from data_pipelines.io.tables import read_rows
+from data_pipelines.io.tables import read_table
 
 NAME = "attributes.csv"
 _KEY = ("split", "row", "identity", "modality")
 _NUMBERS = ("light", "resolution", "motion_blur")
 _COLUMNS = (*_KEY, "occluder", *_NUMBERS)
 _MODALITIES = {"rgb": schema.VISIBLE, "ir": schema.INFRARED}
+_NO_WORDS = ("-", "0", "false", "n/a", "na", "nan", "no", "null")  # how others write "none"
 _AGAIN = f"correct it, or remove {NAME} to pack without conditions"
 
 _Key = tuple[str, int, str, int]  # split, row, identity, modality
@@ -52,14 +53,14 @@ def with_conditions(
     """
     if not os.path.lexists(os.path.join(root, NAME)):
         return splits
-    found = _read(root)
+    found = read_table(files.resolve_inside(root, NAME), _COLUMNS, _entry)
 
     def described(split: str, tracklet: schema.Tracklet) -> schema.Tracklet:
         key = (split, tracklet.row, tracklet.identity, tracklet.modality)
         # Taken out, since a row describes one tracklet, and test rows of BUPTCampus are lines of
         # two lists.
-        conditions = found.pop(key, None)
-        if conditions is None:
+        _, conditions = found.pop(key, ("", ()))
+        if not conditions:
             modality = {number: name for name, number in _MODALITIES.items()}[tracklet.modality]
             raise InputError(
                 f"{NAME}: no row for the {split} tracklet of row {tracklet.row}, identity "
@@ -73,29 +74,23 @@ def with_conditions(
     }
 
 
-def _read(root: str | os.PathLike[str]) -> dict[_Key, tuple[str, ...]]:
-    """Returns the conditions of each row of the file."""
-    found: dict[_Key, tuple[str, ...]] = {}
-    for place, row in read_rows(files.resolve_inside(root, NAME), _COLUMNS):
-        key = _key(place, row)
-        if key in found:
-            raise InputError(f"{place}: describes a tracklet again; delete one of the rows")
-        found[key] = _conditions(place, row)
-    return found
-
-
-def _key(place: str, row: Mapping[str, str]) -> _Key:
+def _entry(row: Mapping[str, str]) -> tuple[_Key, tuple[str, ...]]:
+    """Returns which tracklet a row describes, and its conditions, at least one."""
     number, modality = row["row"], row["modality"]
     if not (number.isascii() and number.isdecimal() and len(number) < 10):
-        raise InputError(f"{place}: row is {number!r:.80}, not a whole number; {_AGAIN}")
+        raise InputError(f"row is {number!r:.80}, not a whole number; {_AGAIN}")
     if modality not in _MODALITIES:
-        raise InputError(f"{place}: modality is {modality!r:.80}: use rgb or ir")
-    return row["split"], int(number), row["identity"], _MODALITIES[modality]
+        raise InputError(f"modality is {modality!r:.80}: use rgb or ir")
+    return (row["split"], int(number), row["identity"], _MODALITIES[modality]), _conditions(row)
 
 
-def _conditions(place: str, row: Mapping[str, str]) -> tuple[str, ...]:
-    if not row["occluder"]:
-        raise InputError(f"{place}: occluder is empty: name what passes in front, or use none")
+def _conditions(row: Mapping[str, str]) -> tuple[str, ...]:
+    occluder = row["occluder"].casefold()
+    if not occluder or occluder in _NO_WORDS:
+        raise InputError(
+            f"occluder is {row['occluder']!r}: name what passes in front, or use none if nothing "
+            "does"
+        )
     values = {}
     for name in _NUMBERS:
         try:
@@ -103,11 +98,9 @@ def _conditions(place: str, row: Mapping[str, str]) -> tuple[str, ...]:
         except ValueError:
             values[name] = math.nan
         if not 0 <= values[name] < math.inf:
-            raise InputError(
-                f"{place}: {name} is {row[name]!r:.80}, not a number of 0 or more; {_AGAIN}"
-            )
+            raise InputError(f"{name} is {row[name]!r:.80}, not a number of 0 or more; {_AGAIN}")
     holds = {
-        "occluded": row["occluder"] != "none",
+        "occluded": occluder != "none",
         "low light": values["light"] < 1,
         "low resolution": values["resolution"] < 1,
         "smeared": values["motion_blur"] > 0,

@@ -11,31 +11,37 @@ import datetime
 import functools
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float32
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
 from data_pipelines.io import frames as frames_lib
-from data_pipelines.io.files import hold, naming_full_disk, write_json
-from data_pipelines.io.progress import with_progress
+from data_pipelines.io import remote
+from data_pipelines.io.files import naming_full_disk, write_json
+from data_pipelines.io.progress import map_ahead, with_progress
 from data_pipelines.io.terminal import log
-from data_pipelines.records import origin, reading
+from data_pipelines.records import contents, origin, reading, staging
 from data_pipelines.records.conditions import with_conditions
+from data_pipelines.records.record import (
+    checked,
+    columns_of,
+    counts_of,
+    joined,
+    make_record,
+    serialized,
+)
 from data_pipelines.skeletons import sources
 
 TRACKLETS_PER_SHARD = 512
+OLDER = "older"  # what `change` returns for a dataset without contents
 
 
 class _LocalDatasetInfo(tfds.core.DatasetInfo):
@@ -80,6 +86,7 @@ class TrackletBuilder(FileReaderBuilder):
         keypoints: str | os.PathLike[str] | None = None,
         without_skeletons: bool = False,
         num_workers: int | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ):
         """Stores where the source is; nothing is read before `prepare`.
@@ -89,15 +96,23 @@ class TrackletBuilder(FileReaderBuilder):
           keypoints: the skeletons (see `sources.open_keypoints`); None looks in the root.
           without_skeletons: pack no skeletons, for a network that uses none.
           num_workers: threads that read and check frames; None takes one a core.
-          **kwargs: of `tfds.core.DatasetBuilder`, for instance `data_dir`.
+          data_dir: where packed datasets are kept.
+          **kwargs: of `tfds.core.DatasetBuilder`.
+
+        Raises:
+          InputError: `source` or `data_dir` is an address.
         """
-        self.source = pathlib.Path(source)
+        self.source = pathlib.Path(remote.local(source))
         self._keypoints = keypoints
         self.without_skeletons = without_skeletons
         self.num_workers = num_workers or os.cpu_count() or 1
         self._shards: dict[str, dict[str, Any]] = {}  # as `origin.json` lists them
+        self._footage: dict[tuple[str, ...], contents.Footage] = {}  # of frames
+        self.known_contents: dict[str, str] = {}  # of footage that was identified before, by stamp
         self.packed_frames: PackedFrames = lambda tracklet: None
-        super().__init__(file_format="array_record", **kwargs)
+        if data_dir is not None:  # None is TFDS's default
+            data_dir = remote.local(data_dir)
+        super().__init__(file_format="array_record", data_dir=data_dir, **kwargs)
         directory = pathlib.Path(self.data_dir)
         self.staging = directory.with_name(f".{directory.name}.packing")
 
@@ -116,8 +131,11 @@ class TrackletBuilder(FileReaderBuilder):
 
     @functools.cached_property
     def tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
-        """The tracklets of every split, as the source's index and `attributes.csv` list them."""
-        return with_conditions(self.source, self._read_tracklets())
+        """The tracklets of every split, as the source's index and `attributes.csv` list them.
+
+        Raises as `checked` and `conditions.with_conditions` do.
+        """
+        return with_conditions(self.source, checked(self.source, self._read_tracklets()))
 
     def _all_tracklets(self) -> Iterator[schema.Tracklet]:
         return itertools.chain.from_iterable(self.tracklets.values())
@@ -130,7 +148,7 @@ class TrackletBuilder(FileReaderBuilder):
     def open_keypoints(self) -> sources.Keypoints:
         """Opens the skeletons, for a `with` statement."""
         if self.without_skeletons:
-            return _NoSkeletons()
+            return sources.NoSkeletons()
         return sources.open_keypoints(self.keypoints_path)
 
     def read(self, tracklets: Sequence[schema.Tracklet]) -> Iterator[schema.Record]:
@@ -145,7 +163,7 @@ class TrackletBuilder(FileReaderBuilder):
         with self.open_keypoints() as source, self._frames_of(tracklets) as frames:
             self._require_a_skeleton(source)
             for tracklet in tracklets:
-                yield _record(tracklet, next(frames), source, labels={})
+                yield make_record(tracklet, next(frames), source, labels={})
 
     @contextlib.contextmanager
     def _frames_of(
@@ -159,16 +177,35 @@ class TrackletBuilder(FileReaderBuilder):
 
     def _frames(self, tracklet: schema.Tracklet) -> frames_lib.Frames:
         """Returns the frames of a tracklet, from an earlier packing if they are the same."""
+        self.footage_of(tracklet)  # now that its files are read anyway
         return self.packed_frames(tracklet) or frames_lib.read_frames(self.source, tracklet)
 
-    def footage_of(self, tracklet: schema.Tracklet) -> str:
-        """Returns a hash of a tracklet's frames and the sizes of their files."""
-        sizes = frames_lib.hash_sizes(self.source, [tracklet])
-        return hashlib.sha256("\n".join([sizes, *tracklet.frames]).encode()).hexdigest()
+    def footage_of(self, tracklet: schema.Tracklet) -> contents.Footage:
+        """Identifies a tracklet's footage, once."""
+        frames = tracklet.frames
+        if frames not in self._footage:
+            self._footage[frames] = contents.identify(self.source, frames, self.known_contents)
+        return self._footage[frames]
+
+    def identify_footage(self) -> None:
+        """Identifies all footage, in threads."""
+        new = [one for one in self._all_tracklets() if one.frames not in self._footage]
+        with concurrent.futures.ThreadPoolExecutor(self.num_workers) as pool:
+            found = map_ahead(pool, self.footage_of, new, ahead=4 * self.num_workers)
+            collections.deque(with_progress(found, len(new), "comparing footage"), maxlen=0)
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 of the index, the skeletons and the footage, to distinguish sources."""
+        digest = hashlib.sha256()
+        self.identify_footage()
+        for tracklet in self._all_tracklets():
+            digest.update(self.footage_of(tracklet).content.encode())
+        return {**self.without_footage, "contents": digest.hexdigest()}
 
     @functools.cached_property
-    def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of the index, the skeletons and the sizes of files, to distinguish sources."""
+    def without_footage(self) -> dict[str, str]:
+        """The part of `fingerprint` for which no footage is read."""
         digest = hashlib.sha256()
         for split, tracklets in self.tracklets.items():
             for tracklet in tracklets:
@@ -178,7 +215,6 @@ class TrackletBuilder(FileReaderBuilder):
             "keypoints": "none"
             if self.without_skeletons
             else sources.fingerprint(self.keypoints_path),
-            "files": frames_lib.hash_sizes(self.source, self._all_tracklets()),
         }
 
     def _log_download_bytes(self) -> None:
@@ -208,15 +244,14 @@ class TrackletBuilder(FileReaderBuilder):
         """Moves finished shards to a directory and describes them in TFDS' metadata."""
         split_infos = []
         self.info.metadata["fingerprint"] = self.fingerprint
-        self.info.metadata["footage"] = {
-            split: [self.footage_of(tracklet) for tracklet in tracklets]
-            for split, tracklets in self.tracklets.items()
-        }
+        self.info.metadata["footage"] = contents.described(
+            {split: [*map(self.footage_of, rows)] for split, rows in self.tracklets.items()}
+        )
         for split in self.tracklets:
             names = [shard.name for shard in shards if shard.split == split]
             for name in names:
                 os.replace(self.staging / name, directory / name)
-            self.info.metadata[split] = _joined([facts[name]["columns"] for name in names])
+            self.info.metadata[split] = joined([facts[name]["columns"] for name in names])
             split_infos.append(
                 tfds.core.SplitInfo(
                     name=split,
@@ -242,11 +277,7 @@ class TrackletBuilder(FileReaderBuilder):
         for tracklet in self._all_tracklets():
             if not sources.without_skeleton(source.read(tracklet)).all():
                 return
-        raise InputError(
-            f"{self.keypoints_path}: no frame of the dataset has a skeleton in it, not even "
-            f"{tracklet.frames[0]}; make skeletons of exactly these frames with "
-            "launch/extract_skeletons.py"
-        )
+        raise InputError(f"{self.keypoints_path}: {sources.no_match(source, tracklet.frames[0])}")
 
     def _plan_shards(self) -> list[_Shard]:
         shards = []
@@ -274,8 +305,12 @@ class TrackletBuilder(FileReaderBuilder):
         """Packs the shards that are not yet in the staging folder; returns the facts of all."""
         facts = {}
         for shard in shards:
-            known = _read_facts(self.staging / shard.name)
-            if known and known.get("files") == frames_lib.hash_sizes(self.source, shard.tracklets):
+            if (known := staging.read_facts(self.staging / shard.name)) is None:
+                continue
+            packed = known.get("footage", [])
+            self.known_contents.update(packed)
+            found = [self.footage_of(tracklet).content for tracklet in shard.tracklets]
+            if found == [content for _, content in packed]:
                 facts[shard.name] = known
         missing = [shard for shard in shards if shard.name not in facts]
         if len(missing) < len(shards):
@@ -298,17 +333,16 @@ class TrackletBuilder(FileReaderBuilder):
         columns: dict[str, list[Any]] = collections.defaultdict(list)
         path = self.staging / shard.name
         partial = path.with_name(f"{shard.name}.partial")
-        files = frames_lib.hash_sizes(self.source, shard.tracklets)
         with reading.open_writer(partial) as write:
             for tracklet in shard.tracklets:
-                record = _record(tracklet, next(frames), source, shard.labels)
-                write(_serialized(record))
-                for name, value in _columns(tracklet, record).items():
+                record = make_record(tracklet, next(frames), source, shard.labels)
+                write(serialized(record))
+                for name, value in columns_of(tracklet, record).items():
                     columns[name].append(value)
         facts = {
-            "files": files,
+            "footage": [self.footage_of(tracklet) for tracklet in shard.tracklets],
             "bytes": partial.stat().st_size,
-            "sha256": _sha256(partial),
+            "sha256": staging.sha256(partial),
             "columns": dict(columns),
         }
         write_json(path.with_name(f"{shard.name}.facts.json"), facts)
@@ -317,12 +351,12 @@ class TrackletBuilder(FileReaderBuilder):
 
     def write_origin(self, directory: pathlib.Path) -> None:
         """Writes where the records come from, what they hold, and the checksums of all files."""
-        splits = {split: _counts(self.info.metadata[split]) for split in self.tracklets}
+        splits = {split: counts_of(self.info.metadata[split]) for split in self.tracklets}
         for split, counts in splits.items():
             missing, frames = counts["frames_without_skeleton"], counts["frames"]
             log(f"{split}: {missing} of {frames} frames have no skeleton")
         described = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            path.name: {"bytes": path.stat().st_size, "sha256": staging.sha256(path)}
             for path in sorted({*directory.iterdir()} - {directory / name for name in self._shards})
         }
         content = {
@@ -336,128 +370,6 @@ class TrackletBuilder(FileReaderBuilder):
             "files": {**self._shards, **described},
         }
         write_json(directory / origin.NAME, origin.sealed(content))
-
-
-class _NoSkeletons:
-    """Skeletons of a dataset that has none."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        pass
-
-    def read(self, tracklet: schema.Tracklet) -> Float32[np.ndarray, "n 17 3"]:
-        """Returns zeros, float32[n, 17, 3]."""
-        return np.zeros((len(tracklet.frames), schema.NUM_JOINTS, 3), np.float32)
-
-
-def _record(
-    tracklet: schema.Tracklet,
-    frames: frames_lib.Frames,
-    source: sources.Keypoints,
-    labels: Mapping[str, int],
-) -> schema.Record:
-    return schema.Record(
-        frames=frames.jpegs,
-        keypoints=source.read(tracklet),
-        height=frames.heights,
-        width=frames.widths,
-        identity=tracklet.identity,
-        label=labels.get(tracklet.identity, -1),
-        camera=tracklet.camera,
-        camera_name=tracklet.camera_name,
-        modality=tracklet.modality,
-        tracklet=tracklet.row,
-        frame_ids=list(tracklet.frames),
-        conditions=list(tracklet.conditions),
-    )
-
-
-def _serialized(record: schema.Record) -> bytes:
-    """Returns a record as TFDS stores it, the same bytes each time, so that checksums agree."""
-    example = _serializer().get_tf_example(reading.features().encode_example(record))
-    return example.SerializeToString(deterministic=True)
-
-
-@functools.cache
-def _serializer() -> ExampleSerializer:
-    return ExampleSerializer(reading.features().get_serialized_info())
-
-
-def _columns(tracklet: schema.Tracklet, record: schema.Record) -> dict[str, Any]:
-    """Returns the entries of `schema.Index` for a tracklet."""
-    return {
-        "identities": record["identity"],
-        "labels": record["label"],
-        "cameras": record["camera"],
-        "camera_names": record["camera_name"],
-        "modalities": record["modality"],
-        "num_frames": len(record["frames"]),
-        "rows": record["tracklet"],
-        "missing_skeletons": int(sources.without_skeleton(record["keypoints"]).sum()),
-        "queries": tracklet.query,
-        "galleries": tracklet.gallery,
-        "conditions": ";".join(record["conditions"]),
-    }
-
-
-def _joined(parts: Sequence[Mapping[str, list]]) -> dict[str, list]:
-    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
-
-
-def _counts(columns: Mapping[str, list]) -> dict[str, int]:
-    infrared = columns["modalities"].count(schema.INFRARED)
-    return {
-        "tracklets": len(columns["rows"]),
-        "visible_tracklets": len(columns["rows"]) - infrared,
-        "infrared_tracklets": infrared,
-        "frames": sum(columns["num_frames"]),
-        "frames_without_skeleton": sum(columns["missing_skeletons"]),
-        "identities": len(set(columns["identities"])),
-        "cameras": len(set(columns["cameras"])),
-    }
-
-
-@contextlib.contextmanager
-def _claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]:
-    """Locks the staging folder, and empties it first if it belongs to another source.
-
-    Removes it at the end; after an error it keeps finished shards, if any, to resume from.
-    """
-    staging.mkdir(parents=True, exist_ok=True)
-    with open(staging / "lock", "w") as lock:
-        refusal = f"{staging}: another process is packing this dataset; let it finish"
-        hold(lock, refusal)
-        if not os.fstat(lock.fileno()).st_nlink:  # the other one has just finished and removed it
-            raise InputError(refusal)
-        claim = staging / "fingerprint.json"
-        try:
-            if not claim.exists() or json.loads(claim.read_text()) != source:
-                for path in {*staging.iterdir()} - {staging / "lock"}:
-                    path.unlink()
-                write_json(claim, source)
-            yield
-        except BaseException as error:
-            kept = len(list(staging.glob("*.facts.json")))
-            if not kept:
-                shutil.rmtree(staging)
-            elif isinstance(error, KeyboardInterrupt):
-                log(f"{kept} finished shards are kept: the same command resumes after them")
-            raise
-        shutil.rmtree(staging)
-
-
-def _read_facts(shard: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the facts of a finished shard; None if it is not finished, or damaged."""
-    path = shard.with_name(f"{shard.name}.facts.json")
-    facts = json.loads(path.read_text()) if path.exists() and shard.exists() else None
-    return facts if facts and facts["sha256"] == _sha256(shard) else None
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare(builder: TrackletBuilder, *, hint: str = "remove the directory") -> pathlib.Path:
@@ -482,30 +394,46 @@ def prepare(builder: TrackletBuilder, *, hint: str = "remove the directory") -> 
     directory = pathlib.Path(builder.data_dir)
     if not directory.exists():
         _fill(directory, builder)
-    changed = changes(directory, builder)
-    if changed:  # the first is enough: with another index the files differ, too
+    changed = change(directory, builder)
+    if changed == OLDER:
+        log(
+            f"{directory}: was packed by an older version, which knew only sizes of files, so that "
+            f"their content is not compared; if they have changed, {hint}"
+        )
+    elif changed:
         raise InputError(
-            f"{directory}: already packed from another source (its {changed[0]} differ); choose "
+            f"{directory}: already packed from another source (its {changed} differ); choose "
             f"another data_dir, or {hint}"
         )
     return directory
 
 
-def changes(directory: pathlib.Path, builder: TrackletBuilder) -> list[str]:
-    """Returns which parts of the fingerprint of a packed dataset are not the builder's."""
-    fingerprint = builder.fingerprint
-    packed = reading.open_packed(directory).metadata.get("fingerprint", {})
-    return [name for name in fingerprint if packed.get(name) != fingerprint[name]]
+def change(directory: pathlib.Path, builder: TrackletBuilder) -> str:
+    """Returns which part of the fingerprint of a packed dataset is not the builder's.
+
+    It is the first of several, `OLDER` if all that is known of the footage is its sizes, and ""
+    if there is none.
+    """
+    metadata = reading.open_packed(directory).metadata
+    for rows in contents.read_described(metadata).values():
+        builder.known_contents.update(rows)
+    packed = metadata.get("fingerprint", {})
+    for name, digest in builder.without_footage.items():
+        if packed.get(name) != digest:
+            return name
+    if "contents" not in packed:
+        return OLDER
+    return "" if packed == builder.fingerprint else "contents"
 
 
 def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:
-    # Files of other sizes invalidate only their own shards, whose facts record the sizes.
-    source = {name: digest for name, digest in builder.fingerprint.items() if name != "files"}
+    # Other footage invalidates only its own shards, whose facts record it.
+    source = builder.without_footage
     missing_parents = [path for path in directory.parents if not path.exists()]
     try:
         # TFDS makes a folder for downloads, although there are none, and looks for a packed copy.
         # After our part it writes its metadata and renames the folder; the lock is held until then.
-        with _claimed(builder.staging, source), tempfile.TemporaryDirectory() as downloads:
+        with staging.claimed(builder.staging, source), tempfile.TemporaryDirectory() as downloads:
             if not shutil.disk_usage(builder.staging).free:  # TFDS checks it, but names no path
                 raise OSError(f"{builder.staging}: cannot be written, the disk is full")
             builder.download_and_prepare(
@@ -517,20 +445,3 @@ def _fill(directory: pathlib.Path, builder: TrackletBuilder) -> None:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
-
-
-def map_ahead(
-    pool: concurrent.futures.Executor, function: Callable, items: Iterable, ahead: int
-) -> Generator:
-    """Yields function(item) in order, computing at most `ahead` results in advance."""
-    futures: collections.deque[concurrent.futures.Future] = collections.deque()
-    try:
-        for item in items:
-            futures.append(pool.submit(function, item))
-            if len(futures) > ahead:
-                yield futures.popleft().result()
-        while futures:
-            yield futures.popleft().result()
-    finally:
-        for future in futures:
-            future.cancel()

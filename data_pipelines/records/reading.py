@@ -127,6 +127,7 @@ def resolve(dataset_dir: str | os.PathLike[str]) -> str:
     Raises:
       InputError: there are several packed datasets in the directory.
     """
+    dataset_dir = remote.expand(dataset_dir)
     path = pathlib.Path(dataset_dir)
     if remote.is_remote(dataset_dir) or (path / origin.NAME).exists():
         return os.fspath(dataset_dir)

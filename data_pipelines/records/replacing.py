@@ -8,9 +8,11 @@ from collections.abc import Callable
 from data_pipelines import schema
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.terminal import log
-from data_pipelines.records import packing, reading
+from data_pipelines.records import contents, packing, reading
 
-_FOLDER = ".replacement"  # in the data_dir; kept when packing is interrupted, to resume
+# Folders in the data_dir, kept when packing is interrupted, to resume. What an update has finished
+# may be from the packed dataset, of which overwriting takes nothing.
+_UPDATE, _OVERWRITE = ".update", ".overwrite"
 
 
 def replace(
@@ -21,8 +23,8 @@ def replace(
     Args:
       make_builder: makes a builder, given a `data_dir`.
       data_dir: where packed datasets are kept. Without a packed dataset there, packs all.
-      update: take frames from the packed dataset whose files have the same sizes as then; if
-        nothing has changed, return at once. Otherwise read everything again.
+      update: take frames from the packed dataset whose files have the same content as then, see
+        `contents`; if nothing has changed, return at once. Otherwise read everything again.
 
     Returns:
       The directory of the packed dataset.
@@ -30,10 +32,11 @@ def replace(
     Raises:
       ValueError, OSError: as `packing.prepare` does.
     """
-    builder = make_builder(data_dir=data_dir / _FOLDER)
-    directory = data_dir / pathlib.Path(builder.data_dir).relative_to(data_dir / _FOLDER)
+    folder = data_dir / (_UPDATE if update else _OVERWRITE)
+    builder = make_builder(data_dir=folder)
+    directory = data_dir / pathlib.Path(builder.data_dir).relative_to(folder)
     if update and directory.exists():
-        if not packing.changes(directory, builder):
+        if not packing.change(directory, builder):
             log(f"{directory}: is up to date")
             return directory
         builder.packed_frames = _packed_frames(directory, builder)
@@ -45,7 +48,7 @@ def replace(
         os.rename(directory, before)
         log(f"{directory}: {'updated' if update else 'replaced'}")
     os.rename(packed, directory)
-    for done in (before, data_dir / _FOLDER):
+    for done in (before, data_dir / _UPDATE, data_dir / _OVERWRITE):
         shutil.rmtree(done, ignore_errors=True)
     return directory
 
@@ -54,16 +57,16 @@ def _packed_frames(
     directory: pathlib.Path, builder: packing.TrackletBuilder
 ) -> packing.PackedFrames:
     """Returns a function to the frames in a packed dataset; logs how many tracklets it keeps."""
-    footage = reading.open_packed(directory).metadata.get("footage", {})
     places = {}
-    for split, keys in footage.items():
+    for split, rows in contents.read_described(reading.open_packed(directory).metadata).items():
         records = reading.open_records(directory, split)
-        places.update({key: (records, position) for position, key in enumerate(keys)})
+        places.update({row.content: (records, position) for position, row in enumerate(rows)})
+    builder.identify_footage()
     tracklets = [tracklet for split in builder.tracklets.values() for tracklet in split]
     kept = {
-        tracklet: places[key]
+        tracklet: places[content]
         for tracklet in tracklets
-        if (key := builder.footage_of(tracklet)) in places
+        if (content := builder.footage_of(tracklet).content) in places
     }
     log(
         f"{directory}: keeps {len(kept)} tracklets, packs {len(tracklets) - len(kept)} that are "

@@ -14,7 +14,6 @@ import json
 import mmap
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
@@ -25,17 +24,19 @@ from jaxtyping import Float32
 from data_pipelines import schema
 from data_pipelines.errors import InputError
 from data_pipelines.io import files
-from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-
-MIN_PARTS = 4  # <identity>/<modality>/<camera>/<frame>
-MAX_NPY_BYTES = 4096  # 17 x 3 numbers of 8 bytes, with ample room for the header
-_SHAPE = (schema.NUM_JOINTS, 3)
-# A name may have other dots, so only known extensions are cut off.
-_PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".webp")
-_VIDEO_FRAME = re.compile(
-    rf"(.*[^/](?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))#([0-9]+)", re.DOTALL | re.IGNORECASE
+from data_pipelines.skeletons.keys import (
+    MIN_PARTS,
+    ends,
+    folders_of,
+    key_of,
+    spellings,
+    split,
+    without_ending,
 )
 
+MAX_VALUE = 1e6  # of coordinates and confidences: far more is no position, and overflows in float32
+MAX_NPY_BYTES = 4096  # 17 x 3 numbers of 8 bytes, with ample room for the header
+_SHAPE = (schema.NUM_JOINTS, 3)
 Lookup = Callable[[str], np.ndarray | None]
 
 
@@ -54,44 +55,6 @@ def new_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         file.flush()
         content = file.id.get_file_image()
     files.write_file(path, content)
-
-
-def key_of(frame: str) -> tuple[str, ...]:
-    """Returns the parts by which files of skeletons name a frame.
-
-    They are those of its path, without the extension of a picture or video: `1/IR/CQ1/8535.jpg` is
-    known as `("1", "IR", "CQ1", "8535")`, and `alice/visible/1/walk.mp4#12`, a frame of a video, as
-    `("alice", "visible", "1", "walk", "12")`.
-    """
-    container, name = _split(frame)
-    return (*_folders_of(container), _without_ending(name))
-
-
-def _without_ending(name: str) -> str:
-    stem, ending = os.path.splitext(name)
-    return stem if ending.lower() in _PICTURE_SUFFIXES else name
-
-
-def _split(frame: str) -> tuple[str, str]:
-    """Returns the folder, or the video with its extension, of a frame; and the frame's name.
-
-    A folder ends with a slash, which distinguishes it from a video.
-    """
-    if match := _VIDEO_FRAME.fullmatch(frame):
-        return match[1], match[2]
-    folder, slash, name = frame.rpartition("/")
-    return folder + slash, name
-
-
-def _folders_of(container: str) -> tuple[str, ...]:
-    path = container if container.endswith("/") else os.path.splitext(container)[0]
-    return tuple(part for part in path.split("/") if part not in ("", "."))
-
-
-def _ends(folders: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yields the ends of a frame's folders by which it may be known, the longest first."""
-    for start in range(max(1, len(folders) - MIN_PARTS + 2)):
-        yield tuple(folders[start:])
 
 
 class SkeletonFile(abc.ABC):
@@ -114,23 +77,26 @@ class SkeletonFile(abc.ABC):
         A place is a name, and a function that finds a skeleton there by the name of its frame.
         """
 
+    @abc.abstractmethod
+    def example(self) -> str | None:
+        """Returns the name of a skeleton in the file and the shape of its array; None without."""
+
     def read(self, tracklet: schema.Tracklet) -> Float32[np.ndarray, "n 17 3"]:
         """Returns float32[n, 17, 3]; see `sources.Keypoints.read`.
 
         Raises:
-          ValueError: a skeleton is not of shape [17, 3], not finite, of negative confidence or kept
-            in another file, or its frame is ambiguous.
+          ValueError: a skeleton is not of shape [17, 3], not finite, beyond `MAX_VALUE`, of
+            negative confidence or kept in another file, or its frame is ambiguous.
         """
         keypoints = np.zeros((len(tracklet.frames), *_SHAPE), np.float32)
-        split = [(position, *_split(frame)) for position, frame in enumerate(tracklet.frames)]
-        for container, frames in itertools.groupby(split, key=lambda item: item[1]):
-            places = list(self._places(_folders_of(container)))
+        named = [(position, *split(frame)) for position, frame in enumerate(tracklet.frames)]
+        for container, frames in itertools.groupby(named, key=lambda item: item[1]):
+            spelled = [folders_of(spelling) for spelling in spellings(container)]
+            places = [place for folders in spelled for place in self._places(folders)]
             for position, _, name in frames:
-                for place, lookup in places:
-                    skeleton = lookup(_without_ending(name))
-                    if skeleton is None:
-                        skeleton = lookup(name)
-                    if skeleton is not None:
+                names = dict.fromkeys([*spellings(without_ending(name)), *spellings(name)])
+                for (place, lookup), spelling in itertools.product(places, names):
+                    if (skeleton := lookup(spelling)) is not None:
                         self._claim(place, container)
                         keypoints[position] = skeleton
                         break
@@ -147,18 +113,21 @@ class SkeletonFile(abc.ABC):
 
     def _check(self, tracklet: schema.Tracklet, keypoints: np.ndarray) -> None:
         finite = np.isfinite(keypoints).all(axis=(1, 2))
-        sane = finite & (keypoints[..., 2] >= 0).all(axis=1)
+        near = (abs(keypoints) <= MAX_VALUE).all(axis=(1, 2))
+        sane = near & (keypoints[..., 2] >= 0).all(axis=1)
         if sane.all():
             return
         position = int(np.argmin(sane))
         trouble = "a confidence is negative"
         if not finite[position]:
             trouble = "a coordinate or confidence is not a finite number"
+        elif not near[position]:
+            trouble = f"a coordinate or confidence is beyond {MAX_VALUE:,.0f}"
         raise InputError(f"{self._path}: skeleton of {tracklet.frames[position]}: {trouble}")
 
 
 class Hdf5Skeletons(SkeletonFile):
-    """One HDF5 file: a tree of groups like the folders, or flat with `/` replaced by `_`.
+    r"""One HDF5 file: a tree of groups like the folders, or flat with `/` replaced by `_` or `\`.
 
     The low-level calls of h5py are several times as fast as indexing for arrays as small as these.
     """
@@ -178,14 +147,25 @@ class Hdf5Skeletons(SkeletonFile):
         self._file.close()
 
     def _places(self, folders: tuple[str, ...]) -> Iterator[tuple[str, Lookup]]:
-        for end in _ends(folders):
+        for end in ends(folders):
             group = self._group(end)
             if group is not None:
                 place = "/".join((*end, ""))
                 yield place, functools.partial(self._skeleton, group, "", place)
-        for end in _ends(folders):
-            prefix = "".join(f"{folder}_" for folder in end)
+        for separator, end in itertools.product("_\\", ends(folders)):
+            prefix = "".join(f"{folder}{separator}" for folder in end)
             yield prefix, functools.partial(self._skeleton, self._file.id, prefix, prefix)
+
+    def example(self) -> str | None:
+        """Returns the name of a skeleton in the file and the shape of its array; None without."""
+
+        def describe(name: str, node: h5py.HLObject) -> str | None:
+            return f"{name}, of shape {node.shape}" if isinstance(node, h5py.Dataset) else None
+
+        try:
+            return self._file.visititems(describe)
+        except (OSError, RuntimeError, KeyError) as error:
+            raise InputError(f"{self._path}: cannot be read ({error})") from error
 
     def _group(self, folders: tuple[str, ...]) -> h5py.h5g.GroupID | None:
         group = self._file.id
@@ -239,10 +219,15 @@ class NpySkeletons(SkeletonFile):
     """A directory with one `.npy` per frame, beside the images or in folders of the same names."""
 
     def _places(self, folders: tuple[str, ...]) -> Iterator[tuple[str, Lookup]]:
-        for end in _ends(folders):
+        for end in ends(folders):
             if self._path.joinpath(*end).is_dir():
                 place = "/".join((*end, ""))
                 yield place, functools.partial(self._skeleton, place)
+
+    def example(self) -> str | None:
+        """Returns the name of a skeleton in the directory; None without."""
+        found = (path.relative_to(self._path) for path in self._path.rglob("*.npy"))
+        return next(map(os.fspath, found), None)
 
     def _skeleton(self, place: str, name: str) -> np.ndarray | None:
         try:
@@ -281,9 +266,9 @@ def _read_npy(path: pathlib.Path) -> np.ndarray:
 class JsonSkeletons(SkeletonFile):
     """COCO's JSON, as pose estimators write it: a list of skeletons, or images and annotations.
 
-    The file's paths may also begin further up than the frames'. Of several skeletons of one frame
-    the one with the highest `score` is taken, or with the highest mean confidence if there is no
-    score.
+    The file's paths may also begin further up than the frames', or be those of Windows. Of several
+    skeletons of one frame the one with the highest `score` is taken, or with the highest mean
+    confidence if there is no score.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -314,12 +299,15 @@ class JsonSkeletons(SkeletonFile):
             )
         self._skeletons: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
         scores: dict[tuple[str, ...], float] = {}
+        self._example: str | None = None
         for position, entry in enumerate(entries):
             try:
-                key = _key_of_entry(entry, names)
+                name = _name_of_entry(entry, names)
                 score = _score(entry)
             except ValueError as error:
                 raise InputError(f"{path}: skeleton {position}: {error}") from error
+            self._example = self._example or name
+            key = key_of(name if "/" in name else name.replace("\\", "/"))
             if key not in scores or score > scores[key]:
                 scores[key] = score
                 self._skeletons.setdefault(key[:-1], {})[key[-1]] = entry["keypoints"]
@@ -328,7 +316,7 @@ class JsonSkeletons(SkeletonFile):
             self._by_end.setdefault(folders[1 - MIN_PARTS :], []).append(folders)
 
     def _places(self, folders: tuple[str, ...]) -> Iterator[tuple[str, Lookup]]:
-        for end in _ends(folders):
+        for end in ends(folders):
             if end in self._skeletons:
                 yield "/".join((*end, "")), self._skeletons[end].get
         longer = [
@@ -343,6 +331,10 @@ class JsonSkeletons(SkeletonFile):
         for start in range(max(1, len(folders) - MIN_PARTS + 2), len(folders) + 1):
             if folders[start:] in self._skeletons:
                 yield "", functools.partial(self._refuse, folders, folders[start:])
+
+    def example(self) -> str | None:
+        """Returns the name of a skeleton in the file; None without."""
+        return self._example
 
     def _only(self, candidates: Sequence[tuple[str, ...]], name: str) -> np.ndarray | None:
         found = [folders for folders in candidates if name in self._skeletons[folders]]
@@ -404,7 +396,7 @@ def _to_float(number: int | float) -> float:
         return float("inf")
 
 
-def _key_of_entry(entry: Any, names: dict[Any, Any]) -> tuple[str, ...]:
+def _name_of_entry(entry: Any, names: dict[Any, Any]) -> str:
     if not isinstance(entry, dict) or not isinstance(entry.get("keypoints"), np.ndarray):
         raise InputError(
             "expected an object whose `keypoints` are 51 numbers, x, y and confidence of 17 joints"
@@ -422,7 +414,7 @@ def _key_of_entry(entry: Any, names: dict[Any, Any]) -> tuple[str, ...]:
         )
     if not isinstance(name, str):
         raise InputError("expected a `file_name` or an `image_id` that names the frame")
-    return key_of(name)
+    return name
 
 
 def _score(entry: dict[str, Any]) -> float:

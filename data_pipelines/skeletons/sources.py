@@ -21,7 +21,7 @@ from data_pipelines.coco17 import is_detected
 from data_pipelines.errors import InputError
 from data_pipelines.io import files
 from data_pipelines.skeletons import formats
-from data_pipelines.skeletons.formats import key_of
+from data_pipelines.skeletons.keys import key_of
 
 __all__ = [
     "Keypoints",
@@ -42,6 +42,9 @@ class Keypoints(Protocol):
     def read(self, tracklet: schema.Tracklet) -> Float32[np.ndarray, "n 17 3"]:
         """Returns float32[n, 17, 3] for the n frames: x, y in pixels, confidence; zeros if none."""
 
+    def example(self) -> str | None:
+        """Returns how the source names one of its skeletons, for messages; None if it has none."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -52,12 +55,29 @@ class Keypoints(Protocol):
     ) -> None: ...
 
 
+class NoSkeletons:
+    """Skeletons of a dataset that has none."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        pass
+
+    def read(self, tracklet: schema.Tracklet) -> Float32[np.ndarray, "n 17 3"]:
+        """Returns zeros, float32[n, 17, 3]."""
+        return np.zeros((len(tracklet.frames), schema.NUM_JOINTS, 3), np.float32)
+
+    def example(self) -> None:
+        """Returns None."""
+
+
 def open_keypoints(path: str | os.PathLike[str]) -> Keypoints:
     """Opens a source of skeletons; use the result in a `with` statement.
 
     A skeleton is found by the longest end of its frame's path, of four parts or more, that the
     source has (all parts if the path has fewer). Extensions do not count, and frame 12 of
-    `walk.mp4` is `walk/12` (see `key_of`).
+    `walk.mp4` is `walk/12` (see `key_of`). Names may be in either form of Unicode.
 
     Args:
       path: one of
@@ -119,6 +139,15 @@ def find_keypoints(root: str | os.PathLike[str]) -> pathlib.Path:
         f"{root}: no skeletons (skeletons.h5 or another HDF5 file, skeletons.json, a directory "
         "skeletons, or .npy files beside the images); make them with launch/extract_skeletons.py, "
         "or estimate COCO-17 keypoints of every frame with any pose estimator and name the file"
+    )
+
+
+def no_match(source: Keypoints, frame: str) -> str:
+    """Returns the words for a source without a skeleton of any frame, such as `frame`."""
+    return (
+        f"no frame has a skeleton; that of {frame} would be {'/'.join(key_of(frame))}, and one in "
+        f"the source is {source.example()}; name skeletons by their frames, one array for each, or "
+        "make them with launch/extract_skeletons.py"
     )
 
 

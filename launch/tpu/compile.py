@@ -19,8 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from data_pipelines.errors import InputError, MissingPackageError
 from launch import command
 from launch.tpu.estimate import CHIPS, estimate, read_program, summary
@@ -30,8 +28,8 @@ CONFIG = command.define_config()
 TOPOLOGY = command.define_required(
     "topology", "Generation and chips in each dimension, e.g. v5e:2x4."
 )
-JSON = flags.DEFINE_string("json", None, "Also write what is printed to this file.")
-HLO = flags.DEFINE_string("hlo", None, "Write the compiled program's text to this file.")
+JSON = command.define_path("json", None, "Also write what is printed to this file.")
+HLO = command.define_path("hlo", None, "Write the compiled program's text to this file.")
 
 ENVIRONMENT = {  # of libtpu, which otherwise looks for a TPU and for Google's metadata server
     "JAX_PLATFORMS": "cpu",

@@ -8,12 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from data_pipelines.errors import InputError
+from data_pipelines.io import remote
 from launch import command
 
-PLOT = flags.DEFINE_string("plot", None, "Draw a plot to this file (.svg or .png).")
+PLOT = command.define_path("plot", None, "Draw a plot to this file (.svg or .png).")
 
 Report = dict[str, Any]
 
@@ -22,7 +21,7 @@ def main(*paths: str) -> None:
     """Prints the table and draws the plot."""
     if not paths:
         raise InputError("name the JSON files that launch/tpu/compile.py has written")
-    reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    reports = [json.loads(Path(remote.local(path)).read_text(encoding="utf-8")) for path in paths]
     reports.sort(key=lambda report: (generation(report), report["chips"], report["pairs"]))
     print("\n".join(table(reports)))
     if PLOT.value:

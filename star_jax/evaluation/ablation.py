@@ -9,9 +9,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from data_pipelines.io.tables import csv_file
 from star_jax.evaluation import comparison
 from star_jax.evaluation.comparison import Evaluation, Score
-from star_jax.evaluation.embeddings import csv_file
 from star_jax.evaluation.scores import DIRECTIONS, METRICS, title_of
 
 OVERALL = "all"

@@ -1,6 +1,5 @@
 """Files of tracklet embeddings: what each row is, and which network computed it."""
 
-import csv
 import dataclasses
 import io
 import os
@@ -12,11 +11,11 @@ from jaxtyping import Float32, Int32, Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.files import refuse_stand_in, write_file
+from data_pipelines.io.tables import csv_file
 from data_pipelines.schema import MODALITIES
 
 _FORMAT = "star_jax embeddings 3"
 _COLUMNS = ("identities", "cameras", "modalities", "rows", "num_frames", "first_frames")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # first characters of spreadsheet formulas
 _HEADER = ("identity", "camera", "modality", "row", "frames", "first_frame")
 
 
@@ -108,20 +107,6 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
     return Embeddings(
         **{name: values if values.ndim else values.item() for name, values in fields.items()}
     )
-
-
-def csv_file(rows: list[tuple]) -> bytes:
-    """Returns the content of a CSV file, UTF-8.
-
-    Text that a spreadsheet would read as a formula is prefixed with `'`; numbers are unchanged.
-    """
-
-    def inert(cell: object) -> object:
-        return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
-
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([inert(cell) for cell in row] for row in rows)
-    return text.getvalue().encode()
 
 
 def _check(path: str | os.PathLike[str], fields: dict[str, np.ndarray]) -> None:

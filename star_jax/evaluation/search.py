@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from data_pipelines.errors import InputError
-from data_pipelines.io.tables import aligned
+from data_pipelines.io.tables import aligned, csv_file
 from data_pipelines.schema import UNKNOWN
-from star_jax.evaluation.embeddings import Embeddings, csv_file
+from star_jax.evaluation.embeddings import Embeddings
 from star_jax.evaluation.retrieval import evaluate_retrieval, number_labels, score_queries
 from star_jax.evaluation.scores import METRIC_NAMES, summary
 from star_jax.evaluation.similarity import dot_product

@@ -118,7 +118,7 @@ def test_a_grid_is_run_resumed_and_compared(folder):
 
     # Scores of the stand-in are those of the same queries, shifted by padding and seed.
     values = np.random.default_rng(7).uniform(20, 80, (60, 6))
-    rows = list(csv.DictReader(io.StringIO((folder / "runs/table.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((folder / "runs/table.csv").read_text("utf-8-sig"))))
     assert len(rows) == 2 * 3 * 3 * 6
     found = {
         (row["direction"], row["condition"], row["variant"], row["metric"]): row for row in rows

@@ -1,6 +1,7 @@
 """How commands end: one line for what a user can fix, a traceback for anything else."""
 
 import ast
+import os
 import re
 import signal
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import ml_collections
 import pytest
+import video_files
+
+from launch import command
 
 from configs import star_synthetic_demo
 from launch import command
@@ -151,14 +155,88 @@ COMMANDS = [
 ]
 
 
+TEXTS = {  # flags that are neither paths nor of another type
+    *("camera", "coordinator", "corrupt", "dataset", "input_size", "protocol", "split", "topology"),
+}
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_paths_are_flags_of_their_own_kind(path):
+    """Otherwise --flag=~/x and --flag=gs://x would make folders of these names."""
+    calls = [
+        node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if type(node) is ast.Call
+    ]
+    plain = [
+        c for c in calls if ast.unparse(c.func).endswith((".DEFINE_string", "define_required"))
+    ]
+    assert {call.args[0].value for call in plain} <= TEXTS
+
+
+DEFINED = (
+    "print(HERE.value, ANYWHERE.value)\n"
+    "HERE = command.define_path('here', 'data', 'A folder.')\n"
+    "ANYWHERE = command.define_path('anywhere', None, 'A folder.', addresses=True)"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        ([], "data None"),
+        (["--here=~/x", "--anywhere=~"], "/homes/me/x /homes/me"),
+        (["--here=./~/x", "--anywhere=a/~"], "./~/x a/~"),
+        (["--here=", "--anywhere=gs://bucket/~/x"], "gs://bucket/~/x"),
+        (["--here=gs://bucket/x"], "error: --here=gs://bucket/x: is an address"),
+        (["--here=gs:/bucket"], "error: --here=gs:/bucket: is an address"),
+        (["--here=~nobody0/x"], "error: --here=~nobody0/x: there is no such user"),
+        (["--anywhere=~nobody0"], "error: --anywhere=~nobody0: there is no such user"),
+        (["--anywhere=s3://bucket"], "error: --anywhere=s3://bucket: give a local path"),
+    ],
+)
+def test_paths_on_the_command_line(monkeypatch, arguments, printed):
+    monkeypatch.setenv("HOME", "/homes/me")
+    ended = run(DEFINED, *arguments)
+    assert (ended.stdout + ended.stderr).strip().startswith(printed)
+    assert ended.returncode == (2 if printed.startswith("error") else 0)
+
+
+def test_paths_of_config_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "grid.py").write_text("def get_grid(x='none'):\n    return x\n")
+    assert command.call_in_file("grid", "~/grid.py", "get_grid") == "none"
+    assert command.call_in_file("grid", "~/grid.py:a", "get_grid") == "a"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["~/packed", "gs://bucket/packed"])
+def test_no_folder_is_named_after_an_address_or_a_tilde(tmp_path, place):
+    video_files.write_image(tmp_path / "people/alice/visible/door/walk/1.jpg")
+    (tmp_path / "home").mkdir()
+    packing = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "launch/prepare.py"), "--dataset=folder"),
+            *("--source=people", "--without_skeletons", f"--data_dir={place}"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "people"]
+    is_address = place.startswith("gs")
+    assert (tmp_path / "home/packed/folder/1.1.0").exists() != is_address
+    assert packing.returncode == (2 if is_address else 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("as_module", [False, True])
 def test_a_command_is_a_file_and_a_module(path, as_module):
     name = path.relative_to(ROOT)
-    command = ["-m", ".".join(name.with_suffix("").parts)] if as_module else [str(name)]
+    started = ["-m", ".".join(name.with_suffix("").parts)] if as_module else [str(name)]
     result = subprocess.run(
-        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, *started, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     description = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert description in result.stdout, result.stderr  # examples keep their line breaks

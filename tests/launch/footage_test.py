@@ -63,7 +63,7 @@ def test_from_raw_videos_to_ranked_matches(tmp_path):
     (evaluation,) = (tmp_path / "runs/people/eval").glob("*.json")
     report = json.loads(evaluation.read_text())
     assert report["protocol"] == "cross-modality" and report["i2v"]["queries"] > 0
-    with open(tmp_path / "matches/matches.csv", newline="") as file:
+    with open(tmp_path / "matches/matches.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["query_modality"] for row in rows} == {"infrared"}
     assert {row["query_camera"] for row in rows} == {"yard"}

@@ -47,7 +47,7 @@ class Street(NamedTuple):
           camera: whose tracklets are named; those of all cameras if left out.
         """
         path = output / "identities.csv"
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         named = {}
         for row in rows:

@@ -14,8 +14,8 @@ def color_of(number: int) -> np.ndarray:
     return np.array(COLORS[number % 3])
 
 
-def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
-    """Writes frames of one color each, with a bright stripe that marks the top."""
+def write_video(path: pathlib.Path, num_frames: int, first: int = 0) -> pathlib.Path:
+    """Writes frames of one color each, from that of `first` on; a bright stripe marks the top."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # FFmpeg's .m4v is a raw stream; elsewhere it is MP4.
     written = path.with_suffix(".mp4") if path.suffix == ".m4v" else path
@@ -28,7 +28,7 @@ def write_video(path: pathlib.Path, num_frames: int) -> pathlib.Path:
     )
     assert writer.isOpened()
     for number in range(num_frames):
-        frame = np.full((HEIGHT, WIDTH, 3), color_of(number)[::-1], np.uint8)
+        frame = np.full((HEIGHT, WIDTH, 3), color_of(first + number)[::-1], np.uint8)
         frame[:16] = 255
         writer.write(frame)
     writer.release()

@@ -19,7 +19,7 @@ import video_files
 from data_pipelines import schema
 from data_pipelines.errors import InputError
 from data_pipelines.footage import contact_sheet, crops, detection, tracklets
-from data_pipelines.io import frames
+from data_pipelines.io import frames, tables
 
 COLORS = {"red": (230, 20, 30), "green": (20, 220, 40), "blue": (40, 30, 230)}
 SIZE = (120, 200)  # height and width of the video
@@ -153,7 +153,8 @@ def test_each_tracklet_shows_one_person(tmp_path, video, model):
 def test_identities_have_a_row_for_each_tracklet(tmp_path, video, model):
     extract(video, tmp_path, model)
     expected = "".join(f"unknown/visible/door/000{n},unknown\n" for n in range(1, 6))
-    assert (tmp_path / "identities.csv").read_text() == f"tracklet,identity\n{expected}"
+    content = f"\ufefftracklet,identity\n{expected}"  # the mark is for spreadsheets
+    assert (tmp_path / "identities.csv").read_bytes().decode() == content
 
 
 def test_short_fragments_are_left_out(tmp_path, video, model):
@@ -238,7 +239,7 @@ def test_a_kill_while_files_are_moved_or_written(tmp_path, video, model, monkeyp
 
         monkeypatch.setattr(pathlib.Path, "replace", replace)
     else:
-        monkeypatch.setattr(tracklets, broken, kill)
+        monkeypatch.setattr(tables if broken == "write_file" else tracklets, broken, kill)
     with pytest.raises(Killed):
         extract(video, output, model)
     monkeypatch.undo()
@@ -260,17 +261,17 @@ def test_a_finished_video_returns_at_once(tmp_path, video, model):
 
 
 def test_what_users_named_is_kept(tmp_path, video, model):
-    """Other columns, a byte order mark, Windows line ends and a missing last one."""
+    """Other columns, a byte order mark, semicolons, Windows line ends and a missing last one."""
     extract(video, tmp_path, model)
     content = (
-        "\ufeffidentity,tracklet,notes\r\nalice,unknown/visible/door/0001,coat\r\n"
-        'bob,unknown/visible/door/0003,"two\nlines"'
+        "\ufeffidentity;tracklet;notes\r\nalice;unknown\\visible\\door\\0001;coat\r\n"
+        'bob;unknown/visible/door/0003;"two\nlines"'
     )
     path = tmp_path / "identities.csv"
     path.write_bytes(content.encode())
     extract(video, tmp_path, model, camera="yard")
-    added = "".join(f"unknown,unknown/visible/yard/000{n},\n" for n in range(1, 6))
-    assert path.read_bytes().decode() == f"{content}\n{added}"
+    added = "".join(f"unknown;unknown/visible/yard/000{n};\r\n" for n in range(1, 6))
+    assert path.read_bytes().decode() == f"{content}\r\n{added}"
     before = path.read_bytes()
     extract(video, tmp_path, model, camera="door")  # finished: nothing is added
     assert path.read_bytes() == before
@@ -279,17 +280,17 @@ def test_what_users_named_is_kept(tmp_path, video, model):
 @pytest.mark.slow
 def test_cameras_that_are_finished_at_the_same_time(tmp_path, video, model, monkeypatch):
     """Each has to see the rows that the others add."""
-    real_write = tracklets.write_file
+    real_write = tables.write_file
 
     def slow_write(path, content):
         time.sleep(0.1)
         real_write(path, content)
 
-    monkeypatch.setattr(tracklets, "write_file", slow_write)
+    monkeypatch.setattr(tables, "write_file", slow_write)
     cameras = ["a", "b", "c", "d"]
     with concurrent.futures.ThreadPoolExecutor(len(cameras)) as pool:
         list(pool.map(lambda camera: extract(video, tmp_path, model, camera), cameras))
-    with open(tmp_path / "identities.csv", newline="") as file:
+    with open(tmp_path / "identities.csv", encoding="utf-8-sig", newline="") as file:
         rows = [row["tracklet"] for row in csv.DictReader(file)]
     assert sorted(rows) == [
         f"unknown/visible/{camera}/000{track}" for camera in cameras for track in range(1, 6)
@@ -415,9 +416,9 @@ def test_two_processes_do_not_write_the_same_tracklets(tmp_path, video, model):
     assert extract(video, tmp_path, Nested(model)).tracklets == 5
 
 
-@pytest.mark.parametrize("camera", ["", "a/b", "..", ".hidden", "a.b", "a\n", "-x", "a\\b"])
+@pytest.mark.parametrize("camera", ["", "a/b", "..", ".hidden", "a.b", "a\nb", "-x", "a\\b"])
 def test_a_camera_is_the_name_of_a_folder(tmp_path, video, model, camera):
-    with pytest.raises(InputError, match=r"camera is .*: it names a folder"):
+    with pytest.raises(InputError, match=r"^camera"):
         extract(video, tmp_path / "people", model, camera=camera)
     assert not (tmp_path / "people").exists()
 
@@ -463,7 +464,7 @@ def test_outputs_that_cannot_be_used(tmp_path, video, model):
     (tmp_path / "tracks/visible").touch()
     with pytest.raises(InputError, match="tracks/visible: is a file"):
         extract(video, tmp_path, model)
-    with pytest.raises(InputError, match="must be a local folder"):
+    with pytest.raises(InputError, match="gs://bucket/people"):
         extract(video, "gs://bucket/people", model)
 
 
@@ -490,5 +491,5 @@ def test_a_street_in_both_modalities(tmp_path):
         own = [name for tracklet, name in named.items() if f"/{modality}/" in tracklet]
         assert sorted(own) == ["person0", "person1", "person2"]
         assert own == list(filmed.walks[modality])
-    with open(output / "identities.csv", newline="") as file:
+    with open(output / "identities.csv", encoding="utf-8-sig", newline="") as file:
         assert {row["tracklet"]: row["identity"] for row in csv.DictReader(file)} == named

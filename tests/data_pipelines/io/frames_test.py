@@ -312,19 +312,9 @@ def test_a_recording_of_unknown_length_is_read(tmp_path, suffix):
     assert frames.count_frames(tmp_path, f"walk{suffix}") == 6
 
 
-def test_files_of_other_sizes_are_detected(tmp_path):
-    for name in ("1.jpg", "2.jpg", "a#1.mp4"):
-        (tmp_path / name).write_bytes(b"12345")
-    chosen = [tracklet("1.jpg", "2.jpg"), tracklet("a#1.mp4#0", "a#1.mp4#1", "missing.jpg")]
-    before = frames.hash_sizes(tmp_path, chosen)
-    assert frames.hash_sizes(tmp_path, chosen) == before
-    seen = {before}
-    for name in ("2.jpg", "a#1.mp4", "missing.jpg"):
-        (tmp_path / name).write_bytes(b"123456")
-        seen.add(frames.hash_sizes(tmp_path, chosen))
-    assert len(seen) == 4
-    (tmp_path / "1.jpg").write_bytes(b"54321")
-    assert frames.hash_sizes(tmp_path, chosen) in seen
+def test_the_files_of_frames():
+    names = ["b.jpg", "a#1.mp4#0", "a#1.mp4#1", "b.jpg", "c#2/1.png", "walk.MOV#3"]
+    assert frames.files_of(names) == ["b.jpg", "a#1.mp4", "c#2/1.png", "walk.MOV"]
 
 
 def test_a_video_that_ends_before_a_frame_is_named_once(tmp_path):

@@ -69,16 +69,16 @@ def prepare(source, *flags) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_hostile_names_of_folders_are_shown_escaped(tmp_path):
-    for name in ("alice/visible/1/walk", f"{HOSTILE}/visible/1/walk"):
-        video_files.write_image(tmp_path / "footage" / name / "1.jpg")
-    (tmp_path / "footage" / HOSTILE / "visible" / "1" / "walk" / "1.jpg").write_bytes(b"no picture")
+    for name in ("walk", HOSTILE):
+        video_files.write_image(tmp_path / "footage/alice/visible/1" / name / "1.jpg")
+    (tmp_path / "footage/alice/visible/1" / HOSTILE / "1.jpg").write_bytes(b"no picture")
     for flags in (["--check"], [f"--data_dir={tmp_path / 'data'}"]):
         done = prepare(tmp_path / "footage", "--dataset=folder", "--without_skeletons", *flags)
         assert done.returncode == 1
         assert not STEERING.search(done.stdout + done.stderr)
         # An error is one line, so line ends in a name become spaces.
         shown = [ESCAPED, ESCAPED.replace(r"\r\n", " ")]
-        assert any(f"{name}/visible/1/walk/1.jpg" in done.stdout + done.stderr for name in shown)
+        assert any(f"{name}/1.jpg" in done.stdout + done.stderr for name in shown)
         assert "Traceback" not in done.stderr
 
 

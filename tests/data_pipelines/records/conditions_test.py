@@ -96,14 +96,19 @@ def test_conditions_follow_from_the_values(
     [
         (ROWS, HEADER.replace("light", "lamp"), r"the column light is missing; use split,row,"),
         (ROWS[:1], HEADER, r"no row for the train tracklet of row 4, .* modality ir \(b\.jpg\)"),
-        ((*ROWS, ROWS[0]), HEADER, r"attributes\.csv:4: describes a tracklet again"),
+        ((*ROWS, ROWS[0]), HEADER, r"attributes\.csv:4: .*attributes\.csv:2;"),
         ([ROWS[0].replace("rgb", "thermal")], HEADER, r":2: modality is 'thermal': use rgb or ir"),
         ([ROWS[0].replace(",4,", ",four,")], HEADER, r":2: row is 'four', not a whole number"),
         ([ROWS[0].replace("1,1,0", "dim,1,0")], HEADER, r":2: light is 'dim', not a number of 0"),
         ([ROWS[0].replace("1,1,0", "1,nan,0")], HEADER, r":2: resolution is 'nan', not a number"),
         ([ROWS[0].replace("1,1,0", "1,1,-1")], HEADER, r":2: motion_blur is '-1', not a number"),
         ([ROWS[0].replace("1,1,0", "1,1")], HEADER, r":2: motion_blur is '', not a number"),
-        ([ROWS[0].replace("none", "")], HEADER, r":2: occluder is empty: name what passes in fro"),
+        *(
+            ([ROWS[0].replace("none", word)], HEADER, rf":2: occluder is {word!r}")
+            for word in ("", "nan", "NaN", "null", "N/A", "no", "False", "0", "-")
+        ),
+        ([ROWS[0].replace("none", "tree, tall")], HEADER, r":2: .*a cell too many"),
+        (ROWS, HEADER.replace("light", "row"), r"column"),
         (['train,4,"0001'], HEADER, r": not a readable CSV file \(unexpected end of data\)"),
     ],
 )
@@ -112,6 +117,13 @@ def test_what_is_wrong_is_one_line(tmp_path, rows, header, message):
     with pytest.raises(ValueError, match=message) as error:
         conditions_of(tmp_path)
     assert "attributes.csv" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_none_may_have_capitals_and_a_name_any_form_of_unicode(tmp_path):
+    tracklets = {"test": [schema.Tracklet(schema.VISIBLE, "Zo\u00eb", 1, ("a.jpg",), 1)]}
+    for row in ("test;1;Zoe\u0308;rgb;None;1;1;0", "test;01;Zo\u00eb ;rgb; NONE ;1;1;0"):
+        (tmp_path / "attributes.csv").write_text(f"{HEADER.replace(',', ';')}\n{row}\n", "utf-16")
+        assert conditions_of(tmp_path, tracklets) == {"test": [("clean",)]}
 
 
 def test_a_row_describes_one_tracklet(tmp_path):

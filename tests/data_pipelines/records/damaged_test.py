@@ -15,7 +15,8 @@ import tiny
 
 from data_pipelines.datasets import hitsz_vcm
 from data_pipelines.errors import InputError
-from data_pipelines.records import origin, packing, reading
+from data_pipelines.records import origin, reading
+from data_pipelines.records.record import serialized
 
 SMALL_FILES = ("dataset_info.json", "features.json", "metadata.json", "origin.json")
 SPLITS = ("train", "test")
@@ -246,7 +247,7 @@ def test_a_record_that_contradicts_itself_or_the_index_is_named(packed, change):
     change(stored[5])
     with reading.open_writer(path) as write:
         for record in stored:
-            write(packing._serialized(record))
+            write(serialized(record))
     seal(packed)
     read = reading.open_records(packed, "train")
     assert read[4]["label"] == stored[4]["label"]

@@ -1,7 +1,9 @@
 """Packing: sources that change, damaged records, full disks and processes side by side."""
 
 import contextlib
+import dataclasses
 import os
+import re
 import resource
 import shutil
 
@@ -12,9 +14,11 @@ import pytest
 import simplejpeg
 import video_files
 
-from data_pipelines import loader
-from data_pipelines.datasets import folder, hitsz_vcm
-from data_pipelines.records import packing, reading
+from data_pipelines import loader, schema
+from data_pipelines.datasets import checks, folder, hitsz_vcm
+from data_pipelines.datasets.findings import Findings
+from data_pipelines.errors import InputError
+from data_pipelines.records import packing, reading, staging
 from data_pipelines.skeletons import formats
 from data_pipelines.synthetic import generate
 
@@ -35,9 +39,11 @@ def root(tmp_path):
 
 
 def blacken(path):
-    """Puts another picture of the same size in pixels into a file; returns its bytes."""
-    pixels = simplejpeg.decode_jpeg(path.read_bytes())
-    path.write_bytes(simplejpeg.encode_jpeg(0 * pixels))
+    """Puts another picture of the same size, also in bytes, into a file; returns its bytes."""
+    before = path.read_bytes()
+    black = simplejpeg.encode_jpeg(0 * simplejpeg.decode_jpeg(before), quality=10)
+    path.write_bytes(black.ljust(len(before), b"\0"))  # zeros after the end of a JPEG are ignored
+    assert path.stat().st_size == len(before)
     return path.read_bytes()
 
 
@@ -46,7 +52,7 @@ def test_changed_pictures_are_detected(root, tmp_path):
     copy = shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
     assert hitsz_vcm.prepare(copy, tmp_path / "data") == packed
     blacken(root / hitsz_vcm.read_index(root).test[-1].frames[-1])
-    with pytest.raises(ValueError, match=r"another source \(its files differ\); choose another"):
+    with pytest.raises(ValueError, match=r"another source \(its contents differ\); choose another"):
         hitsz_vcm.prepare(root, tmp_path / "data")
 
 
@@ -56,9 +62,10 @@ def test_changed_videos_are_detected(tmp_path):
     settings = {"data_dir": tmp_path / "data", "without_skeletons": True}
     packed = folder.prepare(tmp_path / "root", **settings)
     assert folder.prepare(tmp_path / "root", **settings) == packed
-    with open(video, "ab") as file:
-        file.write(b"JUNK\0\0\0\0")
-    with pytest.raises(ValueError, match=r"its files differ"):
+    size = video.stat().st_size
+    video_files.write_video(video, 3, first=1)  # recorded again
+    assert video.stat().st_size == size
+    with pytest.raises(ValueError, match=r"its contents differ"):
         folder.prepare(tmp_path / "root", **settings)
 
 
@@ -209,6 +216,49 @@ def test_records_are_a_sequence(root, tmp_path):
             stored[position]
 
 
+NONE = schema.Tracklet(schema.VISIBLE, "0007", 1, (), 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda splits: {}, "no split"),
+        (lambda splits: splits | {"test": []}, "test"),
+        (lambda splits: {"extra": [], **splits}, "extra"),
+        (lambda splits: splits | {"test": [*splits["test"], NONE]}, "test .* 7"),
+    ],
+)
+def test_a_dataset_without_tracklets_is_refused_before_packing(
+    root, tmp_path, monkeypatch, change, named
+):
+    index = hitsz_vcm.read_index(root)
+    splits = {"train": index.train, "test": index.test}
+    monkeypatch.setattr(hitsz_vcm.HitszVcm, "_read_tracklets", lambda self: change(splits))
+    monkeypatch.setattr(packing.frames_lib, "read_frames", None)
+    with pytest.raises(InputError, match=named):
+        hitsz_vcm.prepare(root, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    if NONE not in change(splits).get("test", ()):  # which --check counts as too short
+        findings = Findings()
+        checks.check_tracklets(findings, hitsz_vcm.HitszVcm(source=root), change(splits))
+        assert any(re.search(named, line) for line in findings.wrong)
+
+
+def test_names_of_people_are_read_in_any_dataset(root, tmp_path, monkeypatch):
+    """A dataset of another package returns them as they are on disk."""
+    index = hitsz_vcm.read_index(root)
+    first, second, *others = index.test
+    spelled = [
+        dataclasses.replace(first, identity="Zoe\u0308"),
+        dataclasses.replace(second, identity="Unknown"),
+        *others,
+    ]
+    splits = {"train": index.train, "test": spelled}
+    monkeypatch.setattr(hitsz_vcm.HitszVcm, "_read_tracklets", lambda self: splits)
+    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    assert reading.open_index(packed, "test").identities[:2].tolist() == ["Zo\u00eb", "unknown"]
+
+
 def test_the_dataset_is_locked_until_it_is_complete(root, tmp_path, monkeypatch):
     """TFDS writes its metadata after the records are there."""
     write = packing._LocalDatasetInfo.write_to_directory
@@ -228,13 +278,13 @@ def test_the_dataset_is_locked_until_it_is_complete(root, tmp_path, monkeypatch)
 
 
 def test_a_lock_that_its_owner_has_removed_does_not_count(root, tmp_path, monkeypatch):
-    hold = packing.hold
+    hold = staging.hold
 
     def hold_too_late(lock, refusal):
         os.unlink(lock.name)
         hold(lock, refusal)
 
-    monkeypatch.setattr(packing, "hold", hold_too_late)
+    monkeypatch.setattr(staging, "hold", hold_too_late)
     with pytest.raises(ValueError, match="another process is packing this dataset"):
         hitsz_vcm.prepare(root, tmp_path / "data")
 

@@ -1,13 +1,18 @@
 """Packing again what has changed: `--update` and `--overwrite`."""
 
+import hashlib
+import json
+import os
 import shutil
 
+import numpy as np
 import pytest
+import simplejpeg
 import video_files
 
 from data_pipelines import schema
 from data_pipelines.datasets import folder
-from data_pipelines.records import packing, reading
+from data_pipelines.records import contents, origin, packing, reading
 
 
 @pytest.fixture
@@ -15,7 +20,7 @@ def root(tmp_path):
     """Three people in both modalities: two videos, pictures in two formats."""
     root = tmp_path / "root"
     for modality in schema.MODALITIES:
-        video_files.write_video(root / f"alice/{modality}/yard/walk.avi", 5)
+        video_files.write_video(root / f"alice/{modality}/yard/walk.avi", 6)
         for number in (1, 2):
             video_files.write_image(root / f"bob/{modality}/yard/walk/{number}.png")
             video_files.write_image(root / f"carol/{modality}/yard/walk/{number}.jpg")
@@ -94,6 +99,156 @@ def test_overwriting_reads_everything_again(root, tmp_path, read, capsys):
     assert prepare(root, tmp_path / "data", overwrite=True) == packed
     assert len(read) == 6 and f"{packed}: replaced" in capsys.readouterr().err
     assert_same(packed, prepare(root, tmp_path / "anew"))
+
+
+def record_again(root):
+    """Replaces footage by other footage of the same size; returns whose frames are to be read."""
+    video = root / "alice/visible/yard/walk.avi"
+    size = video.stat().st_size
+    video_files.write_video(video, 6, first=1)
+    assert video.stat().st_size == size
+    picture = root / "carol/infrared/yard/walk/2.jpg"
+    before = picture.read_bytes()
+    black = video_files.write_image(picture, np.zeros((64, 32, 3), np.uint8)).read_bytes()
+    picture.write_bytes(black.ljust(len(before), b"\0"))  # zeros after its end are ignored
+    assert picture.stat().st_size == len(before)
+    return ["alice/visible/yard/walk.avi#0", "carol/infrared/yard/walk/1.jpg"]
+
+
+def colors_of(packed, name):
+    """The mean colors of the frames of a packed tracklet, uint8[n, 3]."""
+    for split in ("train", "test"):
+        for record in reading.open_records(packed, split):
+            if record["frame_ids"][0].startswith(name):
+                pictures = map(simplejpeg.decode_jpeg, record["frames"])
+                return np.array([picture[20:].mean(axis=(0, 1)) for picture in pictures])
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_footage_of_the_same_size_is_told_apart(root, tmp_path, read, keep_times):
+    packed = prepare(root, tmp_path / "data")
+    np.testing.assert_allclose(colors_of(packed, "alice/visible")[:3], video_files.COLORS, atol=12)
+    changed = record_again(root)
+    if keep_times:  # a copy, whose times say nothing
+        for path in root.rglob("*.*"):
+            os.utime(path, (0, 0))
+    read.clear()
+    with pytest.raises(ValueError, match="contents differ"):
+        prepare(root, tmp_path / "data")
+    assert not read
+    prepare(root, tmp_path / "data", update=True)
+    assert sorted(read) == changed
+    assert colors_of(packed, "carol/infrared")[1].max() < 3
+    expected = [video_files.color_of(number) for number in (1, 2, 3)]
+    np.testing.assert_allclose(colors_of(packed, "alice/visible")[:3], expected, atol=12)
+    assert_same(packed, prepare(root, tmp_path / "anew"))
+
+
+def test_files_are_read_only_if_sizes_or_times_have_changed(root, tmp_path, monkeypatch, capsys):
+    packed = prepare(root, tmp_path / "data")
+    opened = []
+
+    def resolve(root, file, resolve=contents.resolve_inside):
+        opened.append(file)
+        return resolve(root, file)
+
+    monkeypatch.setattr(contents, "resolve_inside", resolve)
+    assert prepare(root, tmp_path / "data", update=True) == packed
+    assert prepare(root, tmp_path / "data") == packed
+    assert not opened
+    os.utime(root / "bob/visible/yard/walk/2.png", (0, 0))
+    assert prepare(root, tmp_path / "data", update=True) == packed
+    assert opened == ["bob/visible/yard/walk/1.png", "bob/visible/yard/walk/2.png"]
+    assert capsys.readouterr().err.count("is up to date") == 2
+    copy = shutil.copytree(root, tmp_path / "copy")  # keeps the times
+    opened.clear()
+    video_files.write_image(copy / "dave/visible/yard/walk/1.png")
+    prepare(copy, tmp_path / "data", update=True)
+    assert not [file for file in opened if not file.startswith(("bob/visible", "dave"))]
+
+
+def interrupt(monkeypatch, root, data_dir, **option):
+    """Interrupts packing after its first shards."""
+
+    def read_frames(root, tracklet, read=packing.frames_lib.read_frames):
+        if tracklet.frames[0].startswith("dave"):
+            raise KeyboardInterrupt
+        return read(root, tracklet)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "TRACKLETS_PER_SHARD", 1)
+        patch.setattr(packing.frames_lib, "read_frames", read_frames)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(root, data_dir, num_workers=1, **option)
+
+
+def test_overwriting_takes_nothing_of_an_interrupted_update(
+    root, tmp_path, read, monkeypatch, capsys
+):
+    """Also where footage has changed although its size and time have not."""
+    packed = prepare(root, tmp_path / "data")
+    video = root / "alice/visible/yard/walk.avi"
+    times = (video.stat().st_atime_ns, video.stat().st_mtime_ns)
+    video_files.write_video(video, 6, first=1)
+    os.utime(video, ns=times)
+    for modality in schema.MODALITIES:
+        video_files.write_image(root / f"dave/{modality}/yard/walk/1.png")
+    interrupt(monkeypatch, root, tmp_path / "data", update=True)
+    assert "finished shards are kept" in capsys.readouterr().err
+    monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 1)  # the shards of the interrupted run
+    read.clear()
+    assert prepare(root, tmp_path / "data", overwrite=True) == packed
+    assert len(read) == 8 and "packed already" not in capsys.readouterr().err
+    np.testing.assert_allclose(
+        colors_of(packed, "alice/visible")[0], video_files.color_of(1), atol=12
+    )
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("option", ["update", "overwrite"])
+def test_what_was_interrupted_resumes(root, tmp_path, read, monkeypatch, capsys, option):
+    packed = prepare(root, tmp_path / "data")
+    for modality in schema.MODALITIES:
+        video_files.write_image(root / f"dave/{modality}/yard/walk/1.png")
+    interrupt(monkeypatch, root, tmp_path / "data", **{option: True})
+    monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 1)
+    read.clear()
+    prepare(root, tmp_path / "data", **{option: True})
+    assert sorted(read)[-2:] == [f"dave/{name}/yard/walk/1.png" for name in ("infrared", "visible")]
+    assert len(read) < 8 and "shards are packed already" in capsys.readouterr().err
+    assert_same(packed, prepare(root, tmp_path / "anew"))
+
+
+def as_older_version(packed):
+    """Leaves of the footage what packed datasets had before contents were compared."""
+    metadata = json.loads((packed / "metadata.json").read_text())
+    metadata["fingerprint"]["files"] = metadata["fingerprint"].pop("contents")
+    metadata["footage"] = {
+        split: columns["stamps"] for split, columns in metadata["footage"].items()
+    }
+    content = json.dumps(metadata).encode()
+    (packed / "metadata.json").write_bytes(content)
+    listing = json.loads((packed / "origin.json").read_text())
+    listing.pop("checksum")
+    facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    listing["files"]["metadata.json"].update(facts)
+    (packed / "origin.json").write_text(json.dumps(origin.sealed(listing)))
+
+
+def test_datasets_of_older_versions_are_read_and_updated(root, tmp_path, read, capsys):
+    packed = prepare(root, tmp_path / "data")
+    as_older_version(packed)
+    before = reading.fingerprint(packed)
+    assert len(reading.open_index(packed, "test").rows) == len(reading.open_records(packed, "test"))
+    capsys.readouterr()
+    read.clear()
+    assert prepare(root, tmp_path / "data") == packed and not read
+    assert f"{packed}: was packed by an older version" in capsys.readouterr().err
+    assert prepare(root, tmp_path / "data", update=True) == packed
+    assert len(read) == 6 and reading.fingerprint(packed) == before
+    read.clear()
+    assert prepare(root, tmp_path / "data", update=True) == packed and not read
 
 
 @pytest.mark.parametrize("option", ["update", "overwrite"])

@@ -265,6 +265,9 @@ def test_values_that_make_no_sense_are_named(source_of):
         ((3, 2), -0.1, "a confidence is negative"),
         ((3, 0), np.nan, "not a finite number"),
         ((0, 1), 1e300, "not a finite number"),
+        ((5, 0), 1e38, "beyond"),
+        ((5, 1), -1.1e6, "beyond"),
+        ((5, 2), 1e25, "beyond"),
     ):
         broken = skeleton(0).astype(np.float64)
         broken[place] = value
@@ -273,6 +276,49 @@ def test_values_that_make_no_sense_are_named(source_of):
             read(path, "a/b/c/1.jpg", "a/b/c/2.jpg")
         assert f"{path}: skeleton of a/b/c/2.jpg" in str(error.value)
         assert read(path, "a/b/c/1.jpg").any()
+
+
+def test_names_in_either_form_of_unicode(source_of):
+    """Macs store the longer form; a pose estimator elsewhere may have written the other one."""
+    composed, decomposed = "Zo\u00eb", "Zoe\u0308"
+    for stored, asked in ((composed, decomposed), (decomposed, composed)):
+        path = source_of({f"{stored}/visible/{stored}/{stored}": skeleton(3)})
+        for frame in (
+            f"{asked}/visible/{asked}/{asked}.jpg",
+            f"{asked}/visible/{stored}/{asked}.png",
+        ):
+            np.testing.assert_array_equal(read(path, frame), [skeleton(3)])
+
+
+@pytest.mark.parametrize("kind", ["flat", "json"])
+def test_names_of_windows(tmp_path, kind):
+    name, write = SOURCES["tree" if kind == "flat" else kind]
+    write(tmp_path / name, {"alice\\visible\\door\\walk\\1": skeleton(3)})
+    found = read(tmp_path / name, "alice/visible/door/walk/1.jpg", "alice/visible/door/walk/2.jpg")
+    np.testing.assert_array_equal(found, [skeleton(3), np.zeros((17, 3))])
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape"),
+    [
+        ("keypoints/alice/visible/door/walk/1", (17, 3)),  # a group on top is part of the name
+        ("alice/visible/door/walk", (2, 17, 3)),  # an array of a tracklet
+        ("alice\\visible\\door\\walk\\x\\1", (17, 3)),
+    ],
+)
+def test_a_source_that_matches_nothing_shows_a_name(source_of, stored, shape):
+    path = source_of({stored: np.ones(shape, np.float32)[(0,) * (len(shape) - 2)]})
+    frame = "alice/visible/door/walk/7.jpg"
+    if path.suffix in sources.HDF5_SUFFIXES:
+        with h5py.File(path, "w") as file:
+            file["notes"] = h5py.ExternalLink("elsewhere.h5", "/")
+            file[stored] = np.ones(shape, np.float32)
+        stored = f"{stored}, of shape {shape}"
+    with sources.open_keypoints(path) as source:
+        assert not source.read(schema.Tracklet(schema.VISIBLE, "1", 1, (frame,), 1)).any()
+        message = sources.no_match(source, frame)
+    assert frame in message and "alice/visible/door/walk/7," in message
+    assert stored in message and "\n" not in message
 
 
 @hypothesis.settings(deadline=None, max_examples=40)

@@ -162,7 +162,7 @@ def test_the_table_and_the_file_have_the_same_content():
     found = search.search(query, query, top=3, **ANY)
     lines = search.format_results(found, found.results[:4]).splitlines()
     assert len(lines) == 5  # one for each query
-    rows = list(csv.DictReader(io.StringIO(search.matches_csv(found).decode())))
+    rows = list(csv.DictReader(io.StringIO(search.matches_csv(found).decode("utf-8-sig"))))
     assert len(rows) == 18 and {row["same_identity"] for row in rows} <= {"yes", "no", ""}
     best = [row for row in rows if row["rank"] == "1"]
     for line, row, result in zip(lines[1:], best, found.results, strict=False):
@@ -195,7 +195,7 @@ def test_no_cell_of_the_table_is_a_formula():
         identities=np.array(FORMULAS),
         first_frames=np.array([f"{name}/1.jpg" for name in FORMULAS]),
     )
-    content = search.matches_csv(search.search(many, many, top=5, **ANY)).decode()
+    content = search.matches_csv(search.search(many, many, top=5, **ANY)).decode("utf-8-sig")
     rows = list(csv.reader(io.StringIO(content, newline="")))
     assert {row[8] for row in rows[1:]} == {f"'{name}" for name in FORMULAS}
     for row in rows[1:]:
