@@ -12,8 +12,6 @@ import ml_collections
 import pytest
 import video_files
 
-from launch import command
-
 from configs import star_synthetic_demo
 from launch import command
 from star_jax.config import KEYS, check_config
