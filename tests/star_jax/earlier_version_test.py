@@ -15,14 +15,14 @@ from star_jax.training import loop, run_files
 
 pytestmark = pytest.mark.slow
 
-EARLIER = pathlib.Path(__file__).parents[1] / "golden/revision_773a687"
+EARLIER = pathlib.Path(__file__).parents[1] / "golden/revision_773a687.zip"
 
 
 @pytest.fixture
 def earlier(tmp_path, monkeypatch):
-    """Returns a copy of what the revision wrote; its paths are relative to it."""
-    shutil.copytree(EARLIER, tmp_path / "earlier")
-    monkeypatch.chdir(tmp_path / "earlier")
+    """Returns what the revision wrote; its paths are relative to it."""
+    shutil.unpack_archive(EARLIER, tmp_path)
+    monkeypatch.chdir(tmp_path)
     return pathlib.Path()
 
 
@@ -55,7 +55,7 @@ def test_a_checkpoint_evaluates_to_the_same_scores(earlier):
 @pytest.mark.parametrize("path", ["run", "run/checkpoints/3", "exported.safetensors"])
 def test_a_network_embeds_as_before(earlier, path):
     found = embed_dataset(star_jax.load_weights(path), "dataset")
-    with np.load(EARLIER / "embeddings.npz") as before:
+    with np.load("embeddings.npz") as before:
         np.testing.assert_allclose(found.embeddings, before["embeddings"], atol=1e-5)
         np.testing.assert_array_equal(found.identities, before["identities"])
 
