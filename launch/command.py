@@ -24,7 +24,7 @@ from absl import logging as absl_logging
 from data_pipelines.errors import InputError, UserError
 from data_pipelines.io import remote
 from data_pipelines.io.terminal import printable
-from launch import end_at_once
+from launch import end_at_once, end_others
 from star_jax import config
 
 STARTED = time.monotonic()  # commands import this module before JAX
@@ -350,6 +350,7 @@ def report_unraisable(failure: Any) -> None:
 def fail(message: str, code: int) -> NoReturn:
     """Ends the command with a message, and silences the threads that are still running."""
     print(f"error: {printable(message)}", file=sys.stderr)
+    end_others(message, code)
     if not absl_logging.level_debug():
         logging.disable()
         threading.excepthook = lambda _: None

@@ -7,19 +7,24 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # JAX has no public access to the store that processes share
 from jax.experimental import multihost_utils
 
 from data_pipelines.errors import InputError
+from data_pipelines.io.terminal import printable
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and the others stop
+LEAVE_SECONDS = 5  # for the others to end by themselves when one has failed
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 STOPPING = (
     b"\ninterrupted: stops after the current step and saves its state; Ctrl-C again ends at once\n"
@@ -96,6 +101,8 @@ def start(
             f"{coordinator}): {' '.join(str(error).split())[:200]}"
         ) from error
     _require_devices()
+    client = distributed.global_state.client
+    threading.Thread(target=_end_with_others, args=[client], name="failures", daemon=True).start()
 
 
 def _wait_for_coordinator(address: str, timeout_seconds: float) -> None:
@@ -136,6 +143,55 @@ def _in_a_known_cluster() -> bool:
         cluster.is_env_present() and not cluster.opt_in_only_method
         for cluster in ClusterEnv._cluster_types
     )
+
+
+_FAILED = "star_jax/failed"  # key of the first failure, in the store that the processes share
+_LEFT = "star_jax/left/{}"  # key of each process that is about to end
+_leaving = threading.Event()
+
+
+def leave(failure: str, code: int) -> None:
+    """Ends this process together with the others; does nothing in a run of a single process.
+
+    The others may wait for this one in a collective, until JAX aborts them without saying why.
+
+    Args:
+      failure: what has failed, one line.
+      code: the exit code.
+    """
+    state = distributed.global_state
+    if state.client is None or state.num_processes == 1:
+        return
+    _leaving.set()
+    try:
+        state.client.key_value_set(_FAILED, f"process {state.process_id} has failed: {failure}")
+    except jax.errors.JaxRuntimeError:  # another was first, so that this may be a consequence
+        _print_failure(state.client, failure)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another has ended otherwise
+        state.client.key_value_set(_LEFT.format(state.process_id), "")
+        for number in range(state.num_processes):  # their collectives end with this process
+            state.client.blocking_key_value_get(_LEFT.format(number), 3000 * LEAVE_SECONDS)
+        time.sleep(state.process_id == 0)  # the store ends with process 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_with_others(client: Any) -> None:
+    """Ends this process if another has failed, unless it fails by itself for the same reason."""
+    while not _leaving.wait(1):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # none has
+            client.key_value_try_get(_FAILED)
+            if not _leaving.wait(LEAVE_SECONDS):
+                leave("", 1)
+
+
+def _print_failure(client: Any, known: str) -> None:
+    """Prints the first failure of all processes, unless it is known."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        failure = client.key_value_try_get(_FAILED)
+        if not known or not failure.endswith(known):
+            os.write(2, f"error: {printable(failure)}\n".encode())
 
 
 def check_same(what: str, text: str) -> None:

@@ -356,6 +356,52 @@ def test_a_process_that_dies_stops_the_others_with_an_error(dataset, tmp_path):
     assert "rror" in printed
 
 
+FAILING = """
+from star_jax.{module} import {name} as module
+works = module.{function}
+def fails(*arguments, **options):
+    if "--process_id={number}" in sys.argv:
+        raise {error}
+    return works(*arguments, **options)
+module.{function} = fails
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "number", "error"),
+    [
+        (("training", "loop", "check_parts"), 1, "ZeroDivisionError('of process 1')"),
+        (("training", "loop", "check_parts"), 0, "OSError('the disk of process 0')"),
+        (("training", "checkpoint", "_restore_arrays"), 1, "ZeroDivisionError('of process 1')"),
+    ],
+)
+def test_a_process_that_fails_ends_the_others_which_name_it(
+    dataset, tmp_path, place, number, error
+):
+    module, name, function = place
+    tiny.saved_run(tmp_path / "run", tiny.baseline(dataset))
+    config = tiny.config_file(tmp_path, dataset, base="baseline")
+    patch = FAILING.format(module=module, name=name, function=function, number=number, error=error)
+    address = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    both = [
+        start(
+            [
+                *(patched(tmp_path, patch), f"--config={config}", f"--workdir={tmp_path / 'run'}"),
+                *(*address, f"--process_id={i}"),
+            ]
+        )
+        for i in range(2)
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [1, 1], printed
+    failed, waiting = printed[number], printed[1 - number]
+    assert error.split("'")[1] in failed.splitlines()[-1], failed
+    last = waiting.splitlines()[-1]
+    assert f"process {number} has failed" in last and error.split("'")[1] in last, waiting
+    assert "Fatal Python error" not in failed + waiting
+
+
 def free_port():
     import socket
 
