@@ -4,7 +4,7 @@
 
 Embeds the test split twice, and counts the second time, when everything is compiled. Then loads all
 clips without embedding them, and ranks and scores the embeddings by the protocol of the config,
-with bootstrap intervals, camera pairs and conditions. Prints tracklets/s and shares of the time;
+with intervals, camera pairs and conditions. Prints tracklets/s and shares of the time;
 loading and embedding overlap.
 """
 

@@ -4,27 +4,30 @@ r"""Trains and evaluates the variants of a grid over several seeds, and compares
     --grid=configs/ablations/star.py --seeds=5 --output=runs/ablation
 
 The grid is a Python file whose get_grid() returns the variants: a dictionary from names to the
-config keys that each variant changes, as {"no style": {"augment.style": False}}. The first is the
+config keys that each variant changes, as {"no_style": {"augment.style": False}}. The first is the
 baseline. Each variant is trained with the seeds 0, 1, ... in <output>/<variant>/<seed>, where
-log.txt has what the commands print. The same command resumes where it was interrupted.
+log.txt has what the commands print. When interrupted (SIGTERM or Ctrl-C), it stops its runs, which
+save their state; the same command resumes. A dataset that was replaced under its name is refused.
 
 At the end it writes <output>/table.md, table.csv and plot.svg: means and standard deviations over
-seeds, and the differences to the baseline, paired, with 95 % bootstrap intervals over identities
-and seeds, overall and by the conditions of the queries.
+seeds, and the differences to the baseline, paired, with 95 % intervals over identities and seeds,
+overall and by the conditions of the queries.
 
 Runs are started in parallel, one on each GPU; --jobs sets their number, also on CPUs.
 """
 
 import collections
+import contextlib
+import dataclasses
 import json
 import os
 import re
-import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +40,8 @@ from star_jax.config import check_config, check_training, unknown, values_of
 from star_jax.stored import parts_elsewhere
 
 FOLDER = Path(__file__).parent
+RESULTS = ("table.md", "table.csv", "plot.svg")
+GRACE_SECONDS = 60  # in which an interrupted run saves its state
 CONFIG = command.define_config()
 GRID = command.define_path(
     "grid", None, "File of the variants, such as configs/ablations/star.py.", required=True
@@ -56,20 +61,40 @@ class Run(NamedTuple):
       variant: its name.
       changes: what it changes in the config, by key.
       workdir: its folder.
+      dataset: fingerprint of the packed dataset.
     """
 
     variant: str
     changes: Mapping[str, Any]
     workdir: Path
+    dataset: str
 
     @property
     def finished(self) -> Path:
-        """The file that says which config was trained and evaluated here."""
+        """The file that says which config was trained and evaluated here, on which dataset."""
         return self.workdir / "finished.json"
 
     def description(self) -> dict[str, Any]:
         """Returns what the file says."""
-        return {"config": json.loads(with_changes(self.changes).to_json())}
+        config = json.loads(with_changes(self.changes).to_json())
+        return {"config": config, "dataset": self.dataset}
+
+
+@dataclasses.dataclass
+class Active:
+    """A run that goes on.
+
+    Attributes:
+      run: the run.
+      environment: its variables, besides those of this process.
+      waiting: its commands that have not been started.
+      process: the command that has.
+    """
+
+    run: Run
+    environment: Mapping[str, str]
+    waiting: list[Sequence[str]]
+    process: subprocess.Popen
 
 
 def main() -> None:
@@ -79,8 +104,9 @@ def main() -> None:
 
     output = Path(OUTPUT.value)
     variants = read_grid(GRID.value)
+    dataset = dataset_of(variants)
     runs = [
-        Run(name, {**changes, "seed": seed}, output / folder_of(name) / str(seed))
+        Run(name, {**changes, "seed": seed}, output / name / str(seed), dataset)
         for seed in range(SEEDS.value)
         for name, changes in variants.items()
     ]
@@ -89,12 +115,12 @@ def main() -> None:
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished already")
     run_all(missing, slots())
     workdirs = {name: [run.workdir for run in runs if run.variant == name] for name in variants}
-    results = ablation.compare_variants(workdirs)
+    results = ablation.compare_variants(workdirs, dataset)
     table = ablation.markdown(results)
-    write_file(output / "table.csv", ablation.csv(results))
-    write_file(output / "table.md", table.encode())
-    write_file(output / "plot.svg", ablation.plot(results))
-    print(f"\n{table}\nwritten to {output}: table.md, table.csv and plot.svg")
+    contents = table.encode(), ablation.csv(results), ablation.plot(results)
+    for name, content in zip(RESULTS, contents, strict=True):
+        write_file(output / name, content)
+    print(f"\n{table}\nwritten to {output}: {', '.join(RESULTS)}")
 
 
 def read_grid(path: str) -> dict[str, dict[str, Any]]:
@@ -110,8 +136,12 @@ def read_grid(path: str) -> dict[str, dict[str, Any]]:
         )
     for name, changes in found.items():
         where = f"--grid={path}: variant {name!r}"
-        if not isinstance(name, str) or not re.fullmatch(r"[\w ,.+-]+", name):
-            raise InputError(f"{where}: use letters, digits, spaces and , . + - for its name")
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+            raise InputError(
+                f"{where}: its name is that of a folder: use letters, digits, - _ and ., not first"
+            )
+        if name in RESULTS:
+            raise InputError(f"{where}: this is the name of a file that is written beside it")
         if not isinstance(changes, dict):
             raise InputError(f"{where}: use a dictionary of config keys, found {changes!r:.80}")
         for key in changes:
@@ -124,9 +154,30 @@ def read_grid(path: str) -> dict[str, dict[str, Any]]:
             check_training(changed)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
-    if len({folder_of(name) for name in found}) < len(found):
-        raise InputError(f"--grid={path}: names of variants differ in spaces or commas only")
+    if len({name.lower() for name in found}) < len(found):
+        raise InputError(f"--grid={path}: names of variants differ in capital letters only")
     return found
+
+
+def dataset_of(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the fingerprint of the packed dataset of all variants.
+
+    Raises:
+      FileNotFoundError: there is no dataset.
+      InputError: variants have different ones, whose scores cannot be compared.
+    """
+    from data_pipelines.records.reading import fingerprint
+
+    addresses = {name: with_changes(changes).data.dir for name, changes in variants.items()}
+    found = {address: fingerprint(address) for address in set(addresses.values())}
+    first, *others = addresses
+    for other in others:
+        if found[addresses[other]] != found[addresses[first]]:
+            raise InputError(
+                f"--grid={GRID.value}: variant {other!r} is of another dataset, "
+                f"{addresses[other]}, than variant {first!r}; use one test set for all"
+            )
+    return found[addresses[first]]
 
 
 def with_changes(changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -140,16 +191,23 @@ def overrides(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_finished(run: Run) -> bool:
-    """Returns whether the run was trained and evaluated with this config."""
+    """Returns whether the run was trained and evaluated with this config.
+
+    Raises:
+      InputError: that was on another dataset, which nothing else would tell from this one.
+    """
+    from data_pipelines.io import typed_json
+
     try:
-        return json.loads(run.finished.read_bytes()) == run.description()
+        found = typed_json.parse(run.finished.read_bytes(), dict[str, Any])
     except (FileNotFoundError, ValueError):
         return False
-
-
-def folder_of(name: str) -> str:
-    """Returns the name of a variant's folder."""
-    return re.sub(r"[ ,]+", "_", name.strip())
+    if found.get("dataset", run.dataset) != run.dataset:
+        raise InputError(
+            f"{run.workdir}: finished with another dataset (fingerprint {found['dataset']!s:.8}, "
+            f"now {run.dataset[:8]}); use another --output, or the dataset that it began with"
+        )
+    return found == run.description()
 
 
 def slots() -> Sequence[Mapping[str, str]]:
@@ -170,37 +228,39 @@ def run_all(runs: Sequence[Run], environments: Sequence[Mapping[str, str]]) -> N
 
     Raises:
       InputError: runs have failed; the others were finished.
+      SystemExit: a signal asked to stop, and the runs have ended.
     """
     from data_pipelines.io.files import write_json
     from data_pipelines.io.progress import Progress
 
     waiting = collections.deque(runs)
     free = list(environments)
-    running: list[tuple[Run, subprocess.Popen, Mapping[str, str]]] = []
+    running: list[Active] = []
     failed = []
-    with Progress(len(runs), "ablation", unit="run") as progress:
+    with noted_signals() as signals, Progress(len(runs), "ablation", unit="run") as progress:
         try:
-            while waiting or running:
+            while (waiting or running) and not signals:
                 while waiting and free:
-                    environment = free.pop()
-                    run = waiting.popleft()
-                    running.append((run, start(run, environment), environment))
-                for entry in list(running):
-                    run, process, environment = entry
-                    if process.poll() is not None:
-                        running.remove(entry)
-                        free.append(environment)
-                        if process.returncode:
-                            failed.append(run)
-                        else:
-                            write_json(run.finished, run.description())
-                        progress.update(len(runs) - len(waiting) - len(running))
+                    running.append(begin(waiting.popleft(), free.pop()))
+                for own in list(running):
+                    if own.process.poll() is None:
+                        continue
+                    if own.process.returncode == 0 and own.waiting:
+                        own.process = start(own.waiting.pop(0), own.run, own.environment)
+                        continue
+                    running.remove(own)
+                    free.append(own.environment)
+                    if own.process.returncode:
+                        failed.append(own.run)
+                    else:
+                        write_json(own.run.finished, own.run.description())
+                    progress.update(len(runs) - len(waiting) - len(running))
                 time.sleep(0.1)
         finally:
-            for _, process, _ in running:
-                os.killpg(process.pid, signal.SIGTERM)  # a training run saves its state
-            for _, process, _ in running:
-                process.wait()
+            stop([own.process for own in running], signals)
+    if signals:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        sys.exit(128 + signals[0])
     if failed:
         raise InputError(
             f"{len(failed)} of {len(runs)} runs failed, the first in {failed[0].workdir}; its "
@@ -208,8 +268,28 @@ def run_all(runs: Sequence[Run], environments: Sequence[Mapping[str, str]]) -> N
         )
 
 
-def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Starts a run: its training, and its evaluation afterwards."""
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Yields a list to which the signals that ask to stop are added instead of ending the process.
+
+    So a run cannot be left behind that has just been started.
+    """
+    noted: list[int] = []
+    asking = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # as nohup does
+    ]
+    before = {n: signal.signal(n, lambda number, _: noted.append(number)) for n in asking}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def begin(run: Run, environment: Mapping[str, str]) -> Active:
+    """Starts the training of a run, which its evaluation follows."""
     workdir = f"--workdir={run.workdir}"
     train = [sys.executable, str(FOLDER / "train.py"), workdir]
     train.append(f"--config={command.CONFIG_FILE.path}")
@@ -220,14 +300,38 @@ def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
     for command_line, trusted in ((train, TRUSTED.value), (evaluate, [*TRUSTED.value, *own])):
         command_line += [f"--trusted={','.join(sorted(trusted))}"] if trusted else []
     run.workdir.mkdir(parents=True, exist_ok=True)
+    return Active(run, environment, [evaluate], start(train, run, environment))
+
+
+def start(command: Sequence[str], run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
+    """Starts a command, which ends with this process even if that is killed, where Linux can."""
+    tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     with open(run.workdir / "log.txt", "a") as log:
         return subprocess.Popen(
-            ["sh", "-c", f"{shlex.join(train)} && {shlex.join(evaluate)}"],
+            [*tied, *command],
             env={**os.environ, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
-            process_group=0,  # Ctrl-C reaches it from here only
+            process_group=0,  # signals reach it from here only
         )
+
+
+def stop(processes: Sequence[subprocess.Popen], signals: Sequence[int]) -> None:
+    """Ends processes and all that they have started: SIGTERM first, so that they save their state.
+
+    Those that go on are killed after GRACE_SECONDS, or as soon as there is a second signal.
+    """
+    if any(process.poll() is None for process in processes):
+        print("\nstopping the runs after their state is saved; again: at once", file=sys.stderr)
+    deadline = time.monotonic() + GRACE_SECONDS
+    sent = None
+    while left := [process for process in processes if process.poll() is None]:
+        due = time.monotonic() > deadline or len(signals) > 1
+        number = signal.SIGKILL if due else signal.SIGTERM
+        for process in left if number != sent else ():
+            os.killpg(process.pid, number)
+        sent = number
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
   python launch/compare.py runs/star_seed* runs/baseline_seed*
   python launch/compare.py runs/star/eval/34840-hitsz_vcm-v1-first-0b1c2d3e.json runs/other
 
-An argument is the folder of a run, whose last evaluated step is used, or one of its reports. Runs
-whose configs differ in nothing but the seed are one method. Intervals are 95 % bootstrap intervals
-over the identities of the queries and over the training seeds. Runs that were evaluated on
-different test sets or in different ways are refused.
+An argument is one of the reports of a run, or its folder, which stands for what launch/eval.py
+without other flags wrote for the last evaluated step. Runs that differ in nothing but the seed are
+one method: in config, initial weights, training dataset and step. Intervals are 95 % intervals over
+the identities of the queries and over the training seeds. Runs that were evaluated on different
+test sets or in different ways are refused.
 """
 
 from data_pipelines.errors import InputError
@@ -16,10 +17,11 @@ from launch import command
 def main(*paths: str) -> None:
     """Compares the runs given as arguments."""
     from star_jax.evaluation import comparison
+    from star_jax.evaluation.reports import read_evaluation
 
     if len(paths) < 2:
         raise InputError("give two runs or more, as in launch/compare.py runs/star runs/baseline")
-    evaluations = [comparison.read_evaluation(path) for path in paths]
+    evaluations = [read_evaluation(path) for path in paths]
     comparison.require_same_test_set(evaluations)
     print(comparison.format_comparison(comparison.methods_of(evaluations)))
 

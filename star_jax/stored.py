@@ -28,7 +28,7 @@ def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(stored: Any, where: str, trusted: Collection[str]) -> ml_collections.ConfigDict:
-    """Returns the config that was stored with a network; imports nothing.
+    """Returns the config that was stored with a network, of which parts may be made.
 
     Args:
       stored: the config as parsed from JSON.
@@ -39,6 +39,18 @@ def read_config(stored: Any, where: str, trusted: Collection[str]) -> ml_collect
       InputError: it is not a config of this version, or names a part of a package that is not
         trusted.
     """
+    config = parse_config(stored, where)
+    for key, path in parts_elsewhere(config):
+        require_trusted(path, f"{where}: config.{key}", trusted)
+    return config
+
+
+def parse_config(stored: Any, where: str) -> ml_collections.ConfigDict:
+    """Returns a stored config to compare or to show; the parts that it names are not trusted.
+
+    Raises:
+      InputError: it is not a config of this version.
+    """
     if not isinstance(stored, Mapping):
         raise InputError(f"{where}: its config is {shown(stored)}, not an object with sections")
     try:
@@ -48,8 +60,6 @@ def read_config(stored: Any, where: str, trusted: Collection[str]) -> ml_collect
         raise InputError(
             f"{where}: this version of star_jax cannot use its config ({error})"
         ) from error
-    for key, path in parts_elsewhere(config):
-        require_trusted(path, f"{where}: config.{key}", trusted)
     return config
 
 

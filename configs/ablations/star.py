@@ -14,18 +14,18 @@ def get_grid() -> dict[str, dict[str, Any]]:
     Each variant is a dictionary of those config keys that it changes.
     """
     return {
-        "no skeletons": {"model.guidance": "none", "model.pooling": "gem"},
-        "frame level": {"model.guidance": "frame", "model.pooling": "gem"},
-        "sequence level": {"model.guidance": "none", "model.pooling": "guided"},
+        "no_skeletons": {"model.guidance": "none", "model.pooling": "gem"},
+        "frame_level": {"model.guidance": "frame", "model.pooling": "gem"},
+        "sequence_level": {"model.guidance": "none", "model.pooling": "guided"},
         "STAR": {"model.guidance": "frame", "model.pooling": "guided"},
-        "STAR without modality consistency": {"losses.modality_consistency": 0.0},
-        "STAR without skeleton consistency": {"losses.skeleton_consistency": 0.0},
-        "STAR without consistency losses": {
+        "STAR_without_modality_consistency": {"losses.modality_consistency": 0.0},
+        "STAR_without_skeleton_consistency": {"losses.skeleton_consistency": 0.0},
+        "STAR_without_consistency_losses": {
             "losses.modality_consistency": 0.0,
             "losses.skeleton_consistency": 0.0,
         },
-        "STAR without style disturbance": {"augment.style": False},
-        "no skeletons, no style disturbance": {
+        "STAR_without_style_disturbance": {"augment.style": False},
+        "no_skeletons_no_style_disturbance": {
             "model.guidance": "none",
             "model.pooling": "gem",
             "augment.style": False,

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from data_pipelines.io.tables import csv_file
 from star_jax.evaluation import comparison
-from star_jax.evaluation.comparison import Evaluation, Score
+from star_jax.evaluation.comparison import Score
+from star_jax.evaluation.reports import Evaluation, read_evaluation
 from star_jax.evaluation.scores import DIRECTIONS, METRICS, title_of
 
 OVERALL = "all"
@@ -46,18 +47,20 @@ class Ablation(NamedTuple):
     variants: Mapping[str, Sequence[Evaluation]]
 
 
-def compare_variants(workdirs: Mapping[str, Sequence[str | os.PathLike[str]]]) -> Ablation:
-    """Reads the evaluations of the test split of all runs and compares the variants.
+def compare_variants(
+    workdirs: Mapping[str, Sequence[str | os.PathLike[str]]], dataset: str
+) -> Ablation:
+    """Reads the evaluations of all runs that launch/eval.py wrote, and compares the variants.
 
     Args:
       workdirs: of each variant the runs of its seeds, ascending; the first is the baseline.
+      dataset: fingerprint of the dataset that they were evaluated on.
 
     Raises:
-      FileNotFoundError, InputError: as `comparison.read_evaluation` and `require_same_test_set` do.
+      FileNotFoundError, InputError: as `reports.read_evaluation` and `require_same_test_set` do.
     """
     variants = {
-        name: [comparison.read_evaluation(path, split="test", options={}) for path in paths]
-        for name, paths in workdirs.items()
+        name: [read_evaluation(path, dataset) for path in paths] for name, paths in workdirs.items()
     }
     everything = [own for group in variants.values() for own in group]
     comparison.require_same_test_set(everything)
@@ -119,7 +122,9 @@ def markdown(ablation: Ablation) -> str:
                 for variant in overall.differences
             ]
             lines += ["", *_table(header, rows)]
-    return "\n".join([*lines, "", comparison.explanation(seeds), ""])
+    for paragraph in comparison.explanation(ablation.variants):
+        lines += ["", paragraph]
+    return "\n".join([*lines, ""])
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

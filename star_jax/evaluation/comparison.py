@@ -1,50 +1,22 @@
 """Compares the evaluations of several runs: methods, their seeds, and paired differences."""
 
-import dataclasses
-import io
+import collections
 import itertools
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float64
 
 from data_pipelines.errors import InputError
-from data_pipelines.io.files import read_file
-from data_pipelines.io.remote import locate
 from data_pipelines.io.tables import aligned
-from star_jax.evaluation import bootstrap
+from data_pipelines.io.terminal import printable
+from star_jax.evaluation.intervals import difference_interval, score_interval
+from star_jax.evaluation.reports import Evaluation
 from star_jax.evaluation.scores import DIRECTIONS, METRICS, title_of
-from star_jax.stored import complete
 from star_jax.training import run_files
 
-# Entries of a report that describe what was evaluated and how, but not with which network.
-_LIKE_RESULTS = {*DIRECTIONS, "step", "environment"}
 _SHOWN = ("rank1", "map", "minp")
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """An evaluation that a run wrote.
-
-    Attributes:
-      path: of the report.
-      config: of the run, with keys joined by dots.
-      report: what the evaluation printed.
-      queries: the scores of each query, see `protocols.queries_of`.
-    """
-
-    path: epath.Path
-    config: Mapping[str, Any]
-    report: Mapping[str, Any]
-    queries: Mapping[str, np.ndarray]
-
-    @property
-    def seed(self) -> int:
-        """The training seed."""
-        return self.config["seed"]
 
 
 class Score(NamedTuple):
@@ -52,9 +24,11 @@ class Score(NamedTuple):
 
     Attributes:
       mean: over seeds of the mean over queries.
-      low: start of the 95 % bootstrap interval, over identities and seeds.
+      low: start of the 95 % interval over identities and seeds. With one seed, that of a score is
+        over identities alone, and that of a difference is NaN.
       high: its end.
-      spread: standard deviation over seeds; NaN for one seed.
+      spread: standard deviation over seeds; NaN for one seed, and for the difference of methods
+        whose seeds are not the same.
     """
 
     mean: float
@@ -77,78 +51,15 @@ class Comparison(NamedTuple):
     num_queries: int
 
 
-def read_evaluation(path: str | os.PathLike[str], **facts: Any) -> Evaluation:
-    """Reads an evaluation of a run.
-
-    Args:
-      path: a report, `<workdir>/eval/<name>.json`, or a workdir whose last evaluated step has one
-        evaluation.
-      **facts: entries that the report of a workdir must have, to choose among several.
-
-    Raises:
-      FileNotFoundError: there is no evaluation.
-      InputError: there are several, or a file is damaged or of another version.
-    """
-    report_path = locate(path)
-    if report_path.suffix != ".json":
-        report_path = _last_report(report_path, facts)
-    if not report_path.is_file():
-        raise FileNotFoundError(f"{report_path}: no such evaluation; run launch/eval.py first")
-    report = run_files.read_json(report_path)
-    stored = run_files.read_json(report_path.parent.parent / "config.json")
-    config = run_files.flatten(complete(stored))
-    arrays_path = run_files.queries_path(report_path)
-    try:
-        with np.load(io.BytesIO(read_file(arrays_path)), allow_pickle=False) as file:
-            queries = {name: file[name] for name in file.files}
-        for direction in DIRECTIONS:
-            shape = (len(queries[f"{direction}_identities"]), len(METRICS))
-            if queries[f"{direction}_scores"].shape != shape:
-                raise ValueError(f"{direction}_scores is not {shape}")
-    except Exception as error:  # zipfile and NumPy raise many kinds of errors on a damaged file
-        raise InputError(
-            f"{arrays_path}: the scores of the queries cannot be read ({error}); evaluate again "
-            f"with launch/eval.py"
-        ) from error
-    return Evaluation(report_path, config, report, queries)
-
-
-def _last_report(workdir: epath.Path, facts: Mapping[str, Any]) -> epath.Path:
-    reports = run_files.report_paths(workdir)
-    steps = {path: int(path.name.split("-")[0]) for path in reports}
-    last = [path for path in reports if steps[path] == max(steps.values())]
-    if facts:
-        last = [path for path in last if facts.items() <= run_files.read_json(path).items()]
-        if not last:
-            described = ", ".join(f"{key} {value!r}" for key, value in facts.items())
-            raise FileNotFoundError(
-                f"{workdir}: has no evaluation of step {max(steps.values())} with {described}; run "
-                f"launch/eval.py --workdir={workdir} first"
-            )
-    if len(last) > 1:
-        raise InputError(
-            f"{workdir}: has {len(last)} evaluations of step {max(steps.values())}; give one of "
-            f"{', '.join(map(str, last))}"
-        )
-    return last[0]
-
-
 def require_same_test_set(evaluations: Sequence[Evaluation]) -> None:
     """Raises an InputError that names what differs between evaluations other than the network."""
     first = evaluations[0]
     for other in evaluations[1:]:
-        facts = [
-            {
-                key: value
-                for key, value in run_files.flatten(evaluation.report).items()
-                if key.split(".")[0] not in _LIKE_RESULTS and key != "dataset.dir"
-            }
-            for evaluation in (first, other)
-        ]
+        before, after = _test_of(first), _test_of(other)
         differences = [
-            f"{key} is {facts[0].get(key)} and {facts[1].get(key)}"
-            for key in sorted({*facts[0], *facts[1]})
-            if facts[0].get(key) != facts[1].get(key)
+            f"{key} is {before.get(key)} and {after.get(key)}"
+            for key in sorted({*before, *after})
+            if before.get(key) != after.get(key)
         ]
         if not differences and not all(
             np.array_equal(first.queries[name], other.queries[name])
@@ -163,47 +74,82 @@ def require_same_test_set(evaluations: Sequence[Evaluation]) -> None:
             )
 
 
+def _test_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns what was evaluated, and how, but not with which network."""
+    report = evaluation.report
+    return {
+        **{"protocol": report["protocol"], "split": report["split"], "clips": report["clips"]},
+        "dataset.fingerprint": report["dataset"]["fingerprint"],
+        **{f"options.{name}": value for name, value in report["options"].items()},
+    }
+
+
 def methods_of(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
-    """Groups evaluations whose configs differ in nothing but the seed; names the groups.
+    """Groups evaluations of networks that differ in nothing but the seed; names the groups.
 
     Returns:
       For each method, in order of appearance, its evaluations by ascending seed. Its name lists
-      what its config has of the keys in which the methods differ.
+      what it has of the facts of `_origin` in which the methods differ.
 
     Raises:
-      InputError: two runs have the same config and seed.
+      InputError: two evaluations are of the same method and seed.
     """
     groups: dict[tuple, list[Evaluation]] = {}
     for evaluation in evaluations:
-        key = tuple(sorted((key, repr(value)) for key, value in _of_training(evaluation).items()))
+        key = tuple(sorted((key, repr(value)) for key, value in _origin(evaluation).items()))
         groups.setdefault(key, []).append(evaluation)
-    configs = [_of_training(group[0]) for group in groups.values()]
-    keys = sorted(set().union(*configs))
-    different = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
+    origins = [_origin(group[0]) for group in groups.values()]
+    keys = sorted(set().union(*origins))
+    different = [key for key in keys if len({repr(origin.get(key)) for origin in origins}) > 1]
     methods = {}
-    for config, group in zip(configs, groups.values(), strict=True):
+    for origin, group in zip(origins, groups.values(), strict=True):
         group.sort(key=lambda evaluation: evaluation.seed)
         for first, second in itertools.pairwise(group):
             if first.seed == second.seed:
                 raise InputError(
-                    f"{first.path} and {second.path} have the same config and seed; give one"
+                    f"{first.path} and {second.path} are of the same seed, config, initial "
+                    "weights, training dataset and step; give one"
                 )
-        own = [f"{key}={config[key]}" for key in different if key in config]
+        own = [f"{key}={origin[key]}" for key in different if key in origin]
         methods[", ".join(own) or "all runs"] = group
     return methods
 
 
-def _of_training(evaluation: Evaluation) -> dict[str, Any]:
-    """Returns the config without its seed and what does not affect the results of training.
+def _origin(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns what decides about a network but for its seed and chance.
 
-    `init.backbone` is left out, since the same file may have another path on another machine.
+    That is the config without the keys that do not affect training, what training started from, the
+    training dataset and the evaluated step. Initial weights are told apart by their path.
     """
-    free = ("seed", *run_files.FREE_KEYS)
+    config = run_files.flatten(run_files.as_json(evaluation.config))
+    free = tuple(key for key in run_files.FREE_KEYS if key != "init.")
+    trained_on = evaluation.record.get("dataset", {}).get("fingerprint", "unknown")
     return {
-        key: value
-        for key, value in evaluation.config.items()
-        if key == "init.checkpoint" or not key.startswith(free)
+        **{
+            key: value
+            for key, value in config.items()
+            if key != "seed" and not key.startswith(free)
+        },
+        "training dataset": trained_on[:8],
+        "step": evaluation.report["step"],
     }
+
+
+def revisions_note(evaluations: Iterable[Evaluation]) -> str:
+    """Returns a warning if several revisions of the code trained or evaluated runs, else ""."""
+    runs = [(evaluation.record, evaluation.report["environment"]) for evaluation in evaluations]
+    found = []
+    for what, facts in zip(("trained", "evaluated"), zip(*runs, strict=True), strict=True):
+        revisions = collections.Counter(map(run_files.short_revision, facts))
+        if len(revisions) > 1:
+            listed = (f"{name} ({count})" for name, count in revisions.items())
+            found.append(f"{what} by {', '.join(listed)}")
+    if not found:
+        return ""
+    return (
+        f"Runs of several revisions of the code: {'; '.join(found)}. What has changed between them "
+        "may be a part of the scores and differences."
+    )
 
 
 def compare(
@@ -228,22 +174,23 @@ def compare(
     if not chosen.any():
         raise InputError(f"no query of {direction} has the condition {condition!r}")
     identities = queries[f"{direction}_identities"][chosen]
-    means, resampled = {}, {}
-    for name, evaluations in methods.items():
-        scores = [own.queries[f"{direction}_scores"][chosen] for own in evaluations]
-        seeds = [own.seed for own in evaluations]
-        means[name] = np.array([own.mean(axis=0) for own in scores])
-        resampled[name] = bootstrap.seed_means(bootstrap.resampled_means(scores, identities), seeds)
+    runs = {
+        name: np.stack(
+            [own.queries[f"{direction}_scores"][chosen] for own in evaluations], dtype=np.float64
+        )
+        for name, evaluations in methods.items()
+    }
     differences = {}
     for first, second in itertools.combinations(methods, 2):
-        same = [own.seed for own in methods[first]] == [own.seed for own in methods[second]]
-        spread = means[second] - means[first] if same else None
-        mean = means[second].mean(axis=0) - means[first].mean(axis=0)
-        differences[first, second] = _scores(mean, resampled[second] - resampled[first], spread)
+        paired = [own.seed for own in methods[first]] == [own.seed for own in methods[second]]
+        groups = [runs[second] - runs[first]] if paired else [runs[second], -runs[first]]
+        ends = difference_interval(groups, identities)
+        if min(len(runs[first]), len(runs[second])) == 1:
+            ends = np.full_like(ends, np.nan)  # the variance between seeds is unknown
+        differences[first, second] = _scores(groups, ends)
     return Comparison(
         scores={
-            name: _scores(means[name].mean(axis=0), resampled[name], means[name])
-            for name in methods
+            name: _scores([own], score_interval(own, identities)) for name, own in runs.items()
         },
         differences=differences,
         num_queries=len(identities),
@@ -251,14 +198,13 @@ def compare(
 
 
 def _scores(
-    mean: Float64[np.ndarray, " M"],
-    resampled: Float64[np.ndarray, "resamples M"],
-    of_seeds: Float64[np.ndarray, "S M"] | None,
+    groups: Sequence[Float64[np.ndarray, "_ Q M"]], ends: Float64[np.ndarray, "2 M"]
 ) -> dict[str, Score]:
-    ends = bootstrap.ends(resampled)
+    """Returns the sum over groups of runs of their means, of each metric."""
+    mean = np.sum([runs.mean(axis=(0, 1)) for runs in groups], axis=0)
     spread = np.full(len(mean), np.nan)
-    if of_seeds is not None and len(of_seeds) > 1:
-        spread = of_seeds.std(axis=0, ddof=1)
+    if len(groups) == 1 and len(groups[0]) > 1:
+        spread = groups[0].mean(axis=1).std(axis=0, ddof=1)
     rows = zip(METRICS, mean, *ends, spread, strict=True)
     return {metric: Score(*map(float, values)) for metric, *values in rows}
 
@@ -276,10 +222,10 @@ def format_comparison(methods: Mapping[str, Sequence[Evaluation]]) -> str:
     """
     short = {name: f"({number})" for number, name in enumerate(methods, start=1)}
     listed = [
-        f"{short[name]} {name}: {len(evaluations)} seed{'s' * (len(evaluations) > 1)}"
+        f"{short[name]} {printable(name)}: {len(evaluations)} seed{'s' * (len(evaluations) > 1)}"
         for name, evaluations in methods.items()
     ]
-    what = title_of(next(iter(methods.values()))[0].report)
+    what = printable(title_of(next(iter(methods.values()))[0].report))
     texts = ["\n".join(listed)]
     for direction in DIRECTIONS:
         found = compare(methods, direction)
@@ -290,26 +236,40 @@ def format_comparison(methods: Mapping[str, Sequence[Evaluation]]) -> str:
             cells = (cell(scores[metric], signed=True) for metric in _SHOWN)
             rows.append([f"{short[second]} - {short[first]}", *cells])
         texts.append(f"{what}, {found.num_queries} queries, in percent\n{aligned(rows)}")
-    return "\n\n".join([*texts, explanation([len(group) for group in methods.values()])])
+    return "\n\n".join([*texts, *explanation(methods)])
 
 
-def explanation(seeds: Sequence[int]) -> str:
-    """Returns what the intervals of a comparison stand for, by the number of seeds of a method."""
-    if min(seeds) == 1:
-        return (
-            "[95 % bootstrap interval over the identities of the queries]. A method of one seed: "
-            "how much another training seed changes its scores is not in its interval, so these "
-            "differences say nothing about the methods; train each with several seeds."
+def explanation(methods: Mapping[str, Sequence[Evaluation]]) -> list[str]:
+    """Returns paragraphs on what the intervals of a comparison stand for, and on what limits it."""
+    seeds = [len(evaluations) for evaluations in methods.values()]
+    paragraphs = []
+    if max(seeds) > 1:
+        paragraphs.append(
+            "± standard deviation over seeds [95 % interval over training seeds and the identities "
+            "of the queries]; differences are paired by identity, and by seed where both methods "
+            "have the same seeds."
         )
-    return (
-        "± standard deviation over seeds [95 % bootstrap interval over training seeds and the "
-        "identities of the queries]; differences are paired by identity, and by seed where both "
-        "methods have the same seeds."
-    )
+    if min(seeds) == 1:
+        paragraphs.append(
+            "One seed: how much another training seed changes the score is not known. Its "
+            "interval is over the identities of the queries alone, and differences have none, "
+            "since they say nothing about the methods; train each with several seeds."
+        )
+    note = revisions_note(itertools.chain.from_iterable(methods.values()))
+    return [*paragraphs, *([note] if note else [])]
 
 
 def cell(score: Score, *, signed: bool = False) -> str:
-    """Returns a score as text: mean ± standard deviation over seeds [interval]."""
+    """Returns a score or a difference as text: mean ± standard deviation over seeds [interval].
+
+    Args:
+      score: of a method, or a difference.
+      signed: whether it is a difference.
+    """
     sign = "+" if signed else ""
-    spread = "" if np.isnan(score.spread) else f" ± {score.spread:.2f}"
-    return f"{score.mean:{sign}.2f}{spread} [{score.low:{sign}.2f}, {score.high:{sign}.2f}]"
+    mean, interval = f"{score.mean:{sign}.2f}", f"[{score.low:{sign}.2f}, {score.high:{sign}.2f}]"
+    if np.isfinite(score.spread):
+        return f"{mean} ± {score.spread:.2f} {interval}"
+    if np.isnan(score.low):
+        return f"{mean} (one seed)"
+    return f"{mean} {interval}" if signed else f"{mean} {interval} (one seed)"

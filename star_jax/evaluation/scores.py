@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 
 from data_pipelines.io.tables import aligned
-from star_jax.evaluation import bootstrap
+from star_jax.evaluation.intervals import score_interval
 from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 
 RANKS = (1, 5, 10, 20)
@@ -39,11 +39,10 @@ def summary(result: RetrievalResult, identities: Shaped[np.ndarray, " Q"]) -> di
     Returns:
       METRICS, COUNTS (`queries` have a match, `unmatched` have none and are left out of the means,
       `removed` gallery entries share identity and camera with a query), and `intervals`, a
-      dictionary of the 95 % bootstrap interval over identities of each metric, [low, high].
+      dictionary of the 95 % interval over identities of each metric, [low, high].
     """
     counts = (result.num_queries, result.num_gallery, result.num_unmatched, result.num_removed)
-    (means,) = bootstrap.resampled_means([scores_of_queries(result)], identities[result.matched])
-    ends = bootstrap.ends(means)
+    ends = score_interval(scores_of_queries(result)[None], identities[result.matched])
     return {
         **{f"rank{k}": 100 * result.rank(k) for k in RANKS},
         "map": 100 * result.mean_ap,

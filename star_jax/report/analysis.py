@@ -17,8 +17,8 @@ from data_pipelines.io.progress import Progress
 from data_pipelines.schema import INFRARED, UNKNOWN, VISIBLE, Index
 from star_jax import augment
 from star_jax.distributed.parallel import put, split_rows
-from star_jax.evaluation import bootstrap
 from star_jax.evaluation.embed import split_batches, whole_batch
+from star_jax.evaluation.intervals import difference_interval, score_interval
 from star_jax.evaluation.protocols import Ranking, rank
 from star_jax.evaluation.search import Found, Match, Result, same_split
 from star_jax.models.guidance import FrameGuidance
@@ -84,7 +84,7 @@ class Details:
 
 
 def cmc_curve(ranking: Ranking, identities: Shaped[np.ndarray, " N"], max_rank: int = 50) -> Curve:
-    """Returns the CMC in percent up to a rank; bootstrap over the identities of the queries.
+    """Returns the CMC in percent up to a rank; intervals are over identities of the queries.
 
     Args:
       ranking: of one direction.
@@ -95,8 +95,7 @@ def cmc_curve(ranking: Ranking, identities: Shaped[np.ndarray, " N"], max_rank: 
     ranks = np.arange(1, min(max_rank, result.num_gallery) + 1)
     hits = 100.0 * (result.first_match[result.matched][:, None] <= ranks)
     queries = ranking.queries[result.matched]
-    (resampled,) = bootstrap.resampled_means([hits], identities[queries])
-    low, high = bootstrap.ends(resampled)
+    low, high = score_interval(hits[None], identities[queries])
     return Curve(hits.mean(axis=0), low, high)
 
 
@@ -356,7 +355,7 @@ def joint_sensitivity(
       index: of these n tracklets.
 
     Returns:
-      float64[17], percentage points, averaged over both directions, with 95 % bootstrap intervals
+      float64[17], percentage points, averaged over both directions, with 95 % intervals
       over the identities of the queries; negative where hiding helps.
 
     Raises:
@@ -376,8 +375,7 @@ def joint_sensitivity(
                 for name, own in zip(before, identities, strict=True)
             ]
         )
-    (resampled,) = bootstrap.resampled_means([drops], np.concatenate(identities))
-    low, high = bootstrap.ends(resampled)
+    low, high = difference_interval([drops[None]], np.concatenate(identities))
     return Curve(drops.mean(axis=0), low, high)
 
 

@@ -15,7 +15,7 @@ from star_jax.evaluation.scores import title_of
 from star_jax.report import analysis, sections
 from star_jax.report.page import Panels, make_page
 from star_jax.report.pictures import open_frames
-from star_jax.report.run import Run, name_of_dataset, name_of_run, read_run, short_revision
+from star_jax.report.run import Run, name_of_dataset, name_of_run, read_run
 from star_jax.training import run_files
 
 LOOKED_INTO = 400  # tracklets whose attention, pooling and joints are examined
@@ -58,8 +58,8 @@ def write_report(
         "Step": f"{run.network.step:,}",
         "Dataset": f"{name_of_dataset(run.dataset_dir)}, {fingerprint[:8]}",
         "Protocol": f"{title_of(evaluation)}, clips: {evaluation['clips']}",
-        "Trained by": short_revision(run.record),
-        "Evaluated by": short_revision(evaluation["environment"]),
+        "Trained by": run_files.short_revision(run.record),
+        "Evaluated by": run_files.short_revision(evaluation["environment"]),
         "Written": time.strftime("%Y-%m-%d %H:%M"),
     }
     model = run.network.config.model

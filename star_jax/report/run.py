@@ -1,6 +1,5 @@
 """What a run has left behind: its network, the evaluations of a step, and its metrics."""
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -9,10 +8,10 @@ from etils import epath
 from data_pipelines.errors import InputError
 from data_pipelines.parts import require_trusted
 from data_pipelines.records.reading import fingerprint
-from star_jax.evaluation.scores import DIRECTIONS
+from star_jax.evaluation.reports import Report, read_record, read_report
 from star_jax.network import Network, restore_network
 from star_jax.training import run_files
-from star_jax.training.metrics import parse_rows
+from star_jax.training.metrics import read_rows
 
 
 class Run(NamedTuple):
@@ -31,9 +30,9 @@ class Run(NamedTuple):
     workdir: epath.Path
     network: Network
     dataset_dir: str
-    report: Mapping[str, Any]
-    others: list[Mapping[str, Any]]
-    metrics: list[Mapping[str, float]]
+    report: Report
+    others: list[Report]
+    metrics: list[dict[str, float]]
     record: Mapping[str, Any]
 
 
@@ -61,7 +60,7 @@ def read_run(
     network = restore_network(workdir, step, trusted=trusted)
     reports = _require(read_reports(workdir, trusted), workdir, network.step)
     main, others = choose(reports, network.config, fingerprint(dataset_dir) if dataset_dir else "")
-    network.config.eval.flip = main["options"].get("flip", False)
+    network.config.eval.flip = bool(main["options"].get("flip", False))
     found_at = dataset_dir or main["dataset"]["dir"]
     found, expected = fingerprint(found_at), main["dataset"]["fingerprint"]
     if found != expected:
@@ -76,14 +75,12 @@ def read_run(
         dataset_dir=found_at,
         report=main,
         others=others,
-        metrics=read_metrics(workdir / "metrics.jsonl"),
-        record=run_files.read_json(workdir / "run.json")
-        if (workdir / "run.json").is_file()
-        else {},
+        metrics=read_rows(workdir / "metrics.jsonl"),
+        record=read_record(workdir),
     )
 
 
-def read_reports(workdir: epath.Path, trusted: Collection[str] = ()) -> list[Mapping[str, Any]]:
+def read_reports(workdir: epath.Path, trusted: Collection[str] = ()) -> list[Report]:
     """Returns the evaluations of a run, in order of their files' names.
 
     Raises:
@@ -91,26 +88,14 @@ def read_reports(workdir: epath.Path, trusted: Collection[str] = ()) -> list[Map
       InputError: a file is damaged or of another version, or names a protocol of a package that is
         not trusted.
     """
-    reports: list[Mapping[str, Any]] = []
+    reports = []
     for path in run_files.report_paths(workdir):
-        report = run_files.read_json(path)
-        known = all("intervals" in report.get(direction, {}) for direction in DIRECTIONS)
-        if (
-            not known
-            or not {"options", "split", "dataset", "protocol", "step", "clips"} <= report.keys()
-        ):
-            raise InputError(
-                f"{path}: of another version of star_jax; remove it and evaluate again with "
-                f"launch/eval.py --workdir={workdir}"
-            )
-        require_trusted(report["protocol"], f"{path}: protocol", trusted)
-        reports.append(report)
+        reports.append(read_report(path))
+        require_trusted(reports[-1]["protocol"], f"{path}: protocol", trusted)
     return reports
 
 
-def _require(
-    reports: list[Mapping[str, Any]], workdir: epath.Path, step: int | None
-) -> list[Mapping[str, Any]]:
+def _require(reports: list[Report], workdir: epath.Path, step: int | None) -> list[Report]:
     """Returns the evaluations of a step; raises a FileNotFoundError if none is a plain one."""
     own = [report for report in reports if step in (None, report["step"])]
     if own and not any(map(is_plain, own)):
@@ -127,14 +112,12 @@ def _require(
     return own
 
 
-def is_plain(report: Mapping[str, Any]) -> bool:
+def is_plain(report: Report) -> bool:
     """Returns whether an evaluation is one that the report computes again for its figures."""
     return report["split"] == "test" and set(report["options"]) <= {"flip"}
 
 
-def choose(
-    reports: list[Mapping[str, Any]], config: Any, dataset: str = ""
-) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+def choose(reports: list[Report], config: Any, dataset: str = "") -> tuple[Report, list[Report]]:
     """Returns the evaluation that a report is about, and the others of the same dataset.
 
     It is the one without options, on a dataset if one is given, and else as the config has it.
@@ -145,7 +128,7 @@ def choose(
       dataset: fingerprint of a dataset; "" if any will do.
     """
 
-    def distance(report: Mapping[str, Any]) -> tuple[bool, ...]:
+    def distance(report: Report) -> tuple[bool, ...]:
         return (
             bool(dataset) and report["dataset"]["fingerprint"] != dataset,
             bool(report["options"]),
@@ -164,23 +147,6 @@ def choose(
     return main, others
 
 
-def read_metrics(path: epath.Path) -> list[Mapping[str, float]]:
-    """Returns the rows of a file of metrics; [] without one.
-
-    Raises:
-      InputError: a line, other than a half-written last one, is not a row.
-    """
-    if not path.is_file():
-        return []
-
-    def parse(line: bytes) -> Mapping[str, float]:
-        row = {str(name): float(value) for name, value in json.loads(line).items()}
-        row["step"]
-        return row
-
-    return [row for _, row in parse_rows(path, parse)]
-
-
 def name_of_run(workdir: epath.Path) -> str:
     """Returns the name of a run, that of its folder."""
     return workdir.name or str(workdir)
@@ -189,9 +155,3 @@ def name_of_run(workdir: epath.Path) -> str:
 def name_of_dataset(dataset_dir: str) -> str:
     """Returns name and version of a packed dataset, the last two folders of its path."""
     return "/".join(epath.Path(dataset_dir).parts[-2:])
-
-
-def short_revision(environment: Mapping[str, Any]) -> str:
-    """Returns the first digits of the revision of the code, and whether it was changed."""
-    found = str(environment.get("git_revision", "unknown"))
-    return found[:10] + ("-dirty" if found.endswith("-dirty") else "")

@@ -37,10 +37,10 @@ from star_jax.report.pictures import (
     joined,
     open_spread_frames,
 )
-from star_jax.report.run import name_of_dataset, short_revision
+from star_jax.report.run import name_of_dataset
 from star_jax.report.sections import score_of
 from star_jax.report.theme import render
-from star_jax.training.run_files import git_revision
+from star_jax.training.run_files import git_revision, short_revision
 
 STRIP = 6  # frames shown of a query
 MATCH_HEIGHT = 240  # of the frame shown of a match, pixels
@@ -110,7 +110,7 @@ def _scores(found: Found) -> Section:
         ]
         caption = (
             f"In percent, over {found.scores['queries']:,} queries and a gallery of "
-            f"{found.scores['gallery']:,} tracklets of known identities, with 95 % bootstrap "
+            f"{found.scores['gallery']:,} tracklets of known identities, with 95 % "
             "intervals over the identities of the queries. No tracklet matches itself. Bars run "
             "from 0 to 100 %."
         )

@@ -51,9 +51,8 @@ def scores(
         Table(
             ["", *(figures.NAMES[direction] for direction in DIRECTIONS)],
             rows,
-            "In percent, with 95 % bootstrap intervals over the identities of the queries: the "
-            "queries of one identity succeed and fail together, so identities are resampled. "
-            "Bars run from 0 to 100 %.",
+            "In percent, with 95 % intervals over the identities of the queries, since the queries "
+            "of one identity succeed and fail together. Bars run from 0 to 100 %.",
         ),
         cmc(rankings, index),
     ]
@@ -143,8 +142,7 @@ def cmc(rankings: Mapping[str, Ranking], index: Index) -> Panels:
     }
     caption = (
         "Share of the queries that have a tracklet of their identity among the first k of the "
-        "gallery. Bands: 95 % bootstrap intervals over the identities of the queries, 2,000 "
-        "resamples."
+        "gallery. Bands: 95 % intervals over the identities of the queries."
     )
     return Panels([render("cmc", figures.cmc(found))], caption)
 
@@ -350,8 +348,8 @@ def joints(protocol: str, details: analysis.Details, index: Index, total: int) -
     some = f"all {total:,}" if len(index.rows) == total else f"{len(index.rows):,} of {total:,}"
     caption = (
         "By how much the mean average precision of both directions changes when a joint is "
-        "undetected (confidence 0) in all frames of all tracklets, with 95 % bootstrap intervals "
-        "over identities. Bold: the interval excludes 0. Filled circles: hiding the joint costs; "
+        "undetected (confidence 0) in all frames of all tracklets, with 95 % intervals over "
+        "identities. Bold: the interval excludes 0. Filled circles: hiding the joint costs; "
         f"hollow ones: it helps. Computed on {some} test tracklets, one clip of each. Left and "
         "right are the person's, who faces you."
     )
@@ -372,7 +370,7 @@ def cameras_and_conditions(report: Mapping[str, Any]) -> Section:
     if any(found.values()):
         caption = (
             "mAP of the queries filmed under each condition, against the whole gallery. A query "
-            "can be under several. Lines: 95 % bootstrap intervals over identities."
+            "can be under several. Lines: 95 % intervals over identities."
         )
         blocks.append(Panels([render("conditions", figures.conditions(found))], caption))
     else:
@@ -437,12 +435,12 @@ def corruption(
     if drawn:
         caption = (
             "mAP of the same network when the skeletons of queries and gallery are corrupted; an "
-            "amount of 0 is the evaluation above. Bands: 95 % bootstrap intervals over identities."
+            "amount of 0 is the evaluation above. Bands: 95 % intervals over identities."
         )
         blocks.append(Panels(drawn, caption))
     if rows:
         header = ["mAP", *(figures.NAMES[direction] for direction in DIRECTIONS)]
-        blocks.append(Table(header, rows, "mAP in percent, with 95 % bootstrap intervals."))
+        blocks.append(Table(header, rows, "mAP in percent, with 95 % intervals."))
     return section._replace(blocks=blocks)
 
 

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from star_jax.distributed import processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
 from star_jax.evaluation.embed import describe_evaluation, evaluate_split, evaluation_split
 from star_jax.evaluation.protocols import find_protocol, require_scorable
+from star_jax.evaluation.reports import read_report
 from star_jax.evaluation.scores import DIRECTIONS, format_table
 from star_jax.losses import build_losses
 from star_jax.models import build_model
@@ -150,6 +151,8 @@ def train(
                 report = run_files.report_path(workdir, kind)
                 if processes.all_agree(not report.exists()):  # interrupted before it
                     evaluate(config, model, state, mesh, workdir, writer, stop_requested)
+                elif processes.is_first():  # perhaps interrupted after it
+                    write_scores(writer, read_report(report))
             for step, batch in enumerate(batches, start=start + 1):
                 on_devices = put(batch, shardings, pairs)
                 if step == start + 1:
@@ -395,8 +398,16 @@ def evaluate(
         evaluation_split(config),
         stop_requested,
     )
+    if processes.is_first():
+        run_files.write_report(workdir, report, queries)
+    write_scores(writer, report)
+    log.info("step %d\n%s", step, format_table(report))
+
+
+def write_scores(writer: MetricsWriter, report: Mapping[str, Any]) -> None:
+    """Writes the scores of a report as a row of metrics."""
     writer.write(
-        step,
+        report["step"],
         {
             f"{direction}/{name}": report[direction][name]
             for direction in DIRECTIONS
@@ -404,6 +415,3 @@ def evaluate(
         },
     )
     writer.upload()
-    if processes.is_first():
-        run_files.write_report(workdir, report, queries)  # last, since it ends the evaluation
-    log.info("step %d\n%s", step, format_table(report))

@@ -6,9 +6,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +20,9 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image
 
 from data_pipelines.errors import InputError
+from data_pipelines.io import typed_json
 from data_pipelines.io.files import naming_full_disk, write_file
 from data_pipelines.io.remote import is_remote, locate
-
-Row = TypeVar("Row")
 
 
 class MetricsWriter:
@@ -40,7 +39,8 @@ class MetricsWriter:
       workdir: folder of the run, created if missing, or its address.
       enabled: False writes nothing, for all processes but the first.
       resume_step: the step that the run resumes from. Rows of later steps, left behind by an
-        interrupted run, are dropped. None keeps all rows.
+        interrupted run, are dropped, and those of this step are not written again. None keeps all
+        rows.
 
     Raises:
       InputError: a line of metrics.jsonl, other than a half-written last one, is not a row.
@@ -58,8 +58,8 @@ class MetricsWriter:
         if not enabled:
             return
         path = locate(workdir) / "metrics.jsonl"
-        if path.exists():
-            _drop_rows(path, resume_step)
+        self._written = _drop_rows(path, resume_step) if path.exists() else set()
+        self._resume_step = resume_step
         self._address = path.parent if is_remote(workdir) else None
         self._folder = Path(tempfile.mkdtemp(prefix="star_jax_") if self._address else workdir)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +78,9 @@ class MetricsWriter:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the metrics of a step: numbers or arrays of rank 0, as floats.
 
+        Nothing is written if the step is the one that the run resumes from and there is a row of
+        these metrics.
+
         Raises:
           ValueError: a value is not a single number, or a metric is called "step".
         """
@@ -88,6 +91,8 @@ class MetricsWriter:
                 'a metric may not be called "step", which is the key of the row\'s step'
             )
         row = {name: _as_float(name, value) for name, value in metrics.items()}
+        if step == self._resume_step and {"step", *row} in self._written:
+            return
         with naming_full_disk(self._path):
             self._file.write(json.dumps({"step": int(step), **row}) + "\n")
             self._file.flush()
@@ -148,30 +153,51 @@ def _as_float(name: str, value: Any) -> float:
     return float(array)
 
 
-def parse_rows(path: epath.Path, parse: Callable[[bytes], Row]) -> list[tuple[bytes, Row]]:
-    """Returns the lines of a file of metrics with what `parse` makes of each.
-
-    A half-written last line is left out.
+def read_rows(path: epath.Path) -> list[dict[str, float]]:
+    """Returns the rows of a file of metrics; [] without one.
 
     Raises:
-      InputError: `parse` failed on another line.
+      InputError: a line, other than a half-written last one, is not a row; names the key.
     """
-    lines = path.read_bytes().splitlines()
-    rows = []
+    return [row for _, row in _lines_and_rows(path)] if path.is_file() else []
+
+
+def _lines_and_rows(path: epath.Path) -> list[tuple[bytes, dict[str, float]]]:
+    lines = path.read_bytes().splitlines(keepends=True)
+    found = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append((line, parse(line)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number == len(lines):
-                break
-            raise InputError(
-                f"{path}, line {number}: not a row of metrics: {line[:80]!r}"
-            ) from error
-    return rows
+            found.append((line.rstrip(), _row(line)))
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break  # half-written
+            raise InputError(f"{path}, line {number}: not a row of metrics ({error})") from error
+    return found
 
 
-def _drop_rows(path: epath.Path, resume_step: int | None) -> None:
-    """Drops a half-written last line and the rows after `resume_step`, atomically."""
-    steps = parse_rows(path, lambda line: int(json.loads(line)["step"]))
-    kept = [line + b"\n" for line, step in steps if resume_step is None or step <= resume_step]
-    write_file(path, b"".join(kept))
+def _row(line: bytes) -> dict[str, float]:
+    """Returns the numbers of a row, which may be NaN; raises a ValueError that names the key."""
+    row = typed_json.parse(line, dict[str, Any])
+    typed_json.check(row.get("step"), int, "step")
+    for name, value in row.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name} is {value!r:.60}, not a number")
+    try:
+        return {name: float(value) for name, value in row.items()}
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
+
+
+def _drop_rows(path: epath.Path, resume_step: int | None) -> set[frozenset[str]]:
+    """Drops a half-written last line and the rows after `resume_step`, atomically.
+
+    Returns:
+      The names of the metrics of each row of that step.
+    """
+    kept = [
+        (line, row)
+        for line, row in _lines_and_rows(path)
+        if resume_step is None or row["step"] <= resume_step
+    ]
+    write_file(path, b"".join(line + b"\n" for line, _ in kept))
+    return {frozenset(row) for _, row in kept if row["step"] == resume_step}

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import jax
 import ml_collections
@@ -21,10 +21,10 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.errors import InputError
-from data_pipelines.io import remote
+from data_pipelines.io import remote, typed_json
 from data_pipelines.io.files import hold, read_file, write_file, write_json
 from star_jax.distributed import processes
-from star_jax.stored import complete
+from star_jax.stored import complete, parse_config
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,25 @@ FREE_KEYS = (
 
 # Keys that may differ when a run resumes: also how long it trains, which changes no step before.
 _MAY_DIFFER = (*FREE_KEYS, "optim.epochs")
+
+# Facts about a run, for people to read.
+Facts = dict[str, str | bool | float | list[str] | dict[str, str]]
+
+
+class Dataset(TypedDict):
+    """A packed dataset: where it was, and what identifies it."""
+
+    dir: str
+    fingerprint: str
+
+
+class Record(TypedDict, total=False):
+    """What programs read of run.json."""
+
+    git_revision: str
+    dataset: Dataset
+    seconds_in_all: Annotated[float, typed_json.Range(0)]
+
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "grain", "numpy")
 
@@ -64,8 +83,8 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     if processes.is_first():
         write_config(workdir, config)
         record = workdir / "run.json"
-        earlier = read_json(record).get("seconds_in_all", 0) if known and record.exists() else 0
-        write_json(record, {**environment(), "seconds_in_all": earlier})
+        earlier = read_json(record, Record) if known and record.exists() else {}
+        write_json(record, {**environment(), "seconds_in_all": earlier.get("seconds_in_all", 0)})
     require_shared(workdir / "run.json")
 
 
@@ -162,7 +181,7 @@ def timed(workdir: epath.Path, started: float) -> Iterator[None]:
         interrupted = error
     if processes.is_first():
         seconds = round(time.monotonic() - started, 1)
-        earlier = read_json(workdir / "run.json")["seconds_in_all"]
+        earlier = read_json(workdir / "run.json", Record).get("seconds_in_all", 0)
         add_to_record(workdir, seconds=seconds, seconds_in_all=round(earlier + seconds, 1))
     if interrupted:
         raise interrupted
@@ -192,6 +211,12 @@ def git_revision() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def short_revision(facts: Mapping[str, Any]) -> str:
+    """Returns the first digits of the revision in `environment()`, and whether it was changed."""
+    found = str(facts.get("git_revision", "unknown"))
+    return found[:10] + ("-dirty" if found.endswith("-dirty") else "")
 
 
 def write_report(
@@ -258,15 +283,31 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """Returns the JSON object in a file.
+def read_config(path: epath.Path) -> ml_collections.ConfigDict:
+    """Returns the config of a run, `<workdir>/config.json`, for comparisons; trusts no part of it.
 
     Raises:
-      InputError: the file has other content; names the file.
+      InputError: the file holds something else.
+    """
+    return parse_config(read_json(path), os.fspath(path))
+
+
+def read_json(
+    path: epath.Path,
+    kind: Any = dict[str, Any],
+    remedy: str = "remove it, or use another --workdir",
+) -> Any:
+    """Returns the JSON object in a file.
+
+    Args:
+      path: of the file.
+      kind: the keys and types that it must have; see `typed_json.check`.
+      remedy: what to do about another content, for the error.
+
+    Raises:
+      InputError: the file has other content; names the file and the key.
     """
     try:
-        return dict(json.loads(read_file(path)))
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{path}: not a JSON object ({error}); remove it, or use another --workdir"
-        ) from error
+        return typed_json.parse(read_file(path), kind)
+    except ValueError as error:
+        raise InputError(f"{path}: damaged or of another version ({error}); {remedy}") from error

@@ -277,15 +277,27 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(dataset, tmp_path, m
     def kill(*_):
         raise Killed
 
-    monkeypatch.setattr(loop, "evaluate", kill)
-    with pytest.raises(Killed):
+    def scored_steps():
+        return [row["step"] for row in rows(tmp_path) if "i2v/map" in row]
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "evaluate", kill)
         loop.train(settled(tiny.baseline(dataset)), tmp_path)
     assert saved_steps(tmp_path) == [3] and not (tmp_path / "eval").exists()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "write_scores", kill)  # after the report, before the row
+        loop.train(settled(tiny.baseline(dataset)), tmp_path)
+    assert evaluated_steps(tmp_path) == [3] and not scored_steps()
     loop.train(settled(tiny.baseline(dataset)), tmp_path)
-    assert evaluated_steps(tmp_path) == [3, 6, 9, 12]
-    assert [row["step"] for row in rows(tmp_path) if "i2v/map" in row] == [3, 6, 9, 12]
-    assert len(rows(tmp_path)) == 12 + 4
+    assert evaluated_steps(tmp_path) == scored_steps() == [3, 6, 9, 12]
+    (last,) = (tmp_path / "eval").glob("12-*.json")
+    before = rows(tmp_path)
+    for lost in (False, True):
+        if lost:
+            last.unlink()  # as if killed after the row, before the report
+        loop.train(settled(tiny.baseline(dataset)), tmp_path)
+        assert last.exists() and rows(tmp_path) == before
+    assert len(before) == 12 + 4
 
 
 def stop_at(monkeypatch, number):

@@ -7,10 +7,12 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from data_pipelines.errors import InputError
 from star_jax.training import metrics
 from star_jax.training.metrics import MetricsWriter
 from star_jax.training.pictures import draw_batch
@@ -157,6 +159,26 @@ def test_resume_hides_later_scalars_in_tensorboard(tmp_path):
     assert starts == [5]
 
 
+def test_a_row_of_the_step_that_a_run_resumes_from_is_not_written_again(tmp_path):
+    """An evaluation is repeated after a kill; that of other metrics is another row."""
+    scores = {"i2v/map": 1.5, "v2i/map": 2.5}
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(4, {"loss": 4.0})
+        writer.write(4, scores)
+    with MetricsWriter(tmp_path, resume_step=4) as writer:
+        writer.write(4, {**scores, "i2v/map": 1.6})
+        writer.write(4, {"v2i/minp": 3.0})
+        writer.write(5, {"loss": 5.0})
+        writer.write(8, scores)
+    assert read_rows(tmp_path) == [
+        {"step": 4, "loss": 4.0},
+        {"step": 4, **scores},
+        {"step": 4, "v2i/minp": 3.0},
+        {"step": 5, "loss": 5.0},
+        {"step": 8, **scores},
+    ]
+
+
 def test_without_resume_step_rows_are_appended(tmp_path):
     write_steps(tmp_path, [1, 2])
     write_steps(tmp_path, [2, 3])
@@ -180,10 +202,34 @@ def test_a_file_cut_anywhere_keeps_its_whole_rows(tmp_path_factory, killed_at, r
     assert not path.read_text() or path.read_text().endswith("\n")
 
 
-@pytest.mark.parametrize("line", ["", "loss 3", '{"loss": 1.0}', "[1]", '{"step": null}'])
-def test_a_strange_row_inside_is_named(tmp_path, line):
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        *(
+            ("", ""),
+            ("loss 3", ""),
+            ("[1]", ""),
+            ("{" * 100_000, ""),
+            ('{"step": 2, "step": 2}', "step"),
+        ),
+        *(('{"loss": 1.0}', "step"), ('{"step": null}', "step"), ('{"step": "2"}', "step")),
+        *(('{"step": 2, "loss": "1"}', "loss"), ('{"step": 2, "loss": {}}', "loss")),
+        *(('{"step": 2, "loss": true}', "loss"), ('{"step": 2, "loss": 1%s}' % ("0" * 400), "")),
+    ],
+)
+def test_a_strange_row_is_named(tmp_path, line, key):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not a row of metrics"):
-        MetricsWriter(tmp_path)
-    assert path.read_text().count("\n") == 3
+    for text in (f'{{"step": 1}}\n{line}\n{{"step": 3}}\n', f'{{"step": 1}}\n{line}\n'):
+        path.write_text(text)
+        for read in (lambda: MetricsWriter(tmp_path), lambda: metrics.read_rows(epath.Path(path))):
+            with pytest.raises(InputError, match=rf"metrics\.jsonl, line 2: .*{key}"):
+                read()
+        assert path.read_text() == text
+
+
+def test_rows_are_read_as_written_up_to_a_half_written_one(tmp_path):
+    path = epath.Path(tmp_path / "metrics.jsonl")
+    assert metrics.read_rows(path) == []
+    path.write_text('{"step": 1, "a": 2}\n{"step": 2, "a": NaN}\n{"step": 3, "a"')
+    first, second = metrics.read_rows(path)
+    assert first == {"step": 1.0, "a": 2.0} and np.isnan(second["a"])

@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 
 from configs import star_synthetic_demo
+from data_pipelines.errors import InputError
 from star_jax.distributed import processes
 from star_jax.training import run_files
 
@@ -139,9 +140,7 @@ def test_claim_names_every_difference_and_absent_keys(tmp_path):
 def test_claim_names_a_broken_file(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(
-        ValueError, match=r"config\.json: not a JSON object .*remove it, or use another"
-    ):
+    with pytest.raises(InputError, match=r"config\.json: .*remove it, or use another --workdir"):
         run_files.claim(tmp_path, demo_config())
 
 
