@@ -1,4 +1,4 @@
-"""Resizing of frames, and where joints are then; the centre of the upper left pixel is (0, 0)."""
+"""Sizes of frames, resizing, and where joints are then: (0, 0) is the upper left pixel's center."""
 
 import cv2
 import numpy as np
@@ -6,6 +6,18 @@ import numpy.typing as npt
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from data_pipelines.coco17 import is_detected
+from data_pipelines.errors import InputError
+
+MAX_PIXELS = 1 << 26  # of a frame, since a few bytes can claim a size that fills the memory
+
+
+def require_size(height: int, width: int, name: str) -> None:
+    """Raises an InputError that names the file if a frame of this size has too many pixels."""
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"{name}: {width} x {height} pixels are more than a frame can have ({MAX_PIXELS}); "
+            "a frame is expected to be a crop of one person"
+        )
 
 
 def resize_frame(pixels: UInt8[np.ndarray, "h w 3"], frame: UInt8[np.ndarray, "H W 3"]) -> None:

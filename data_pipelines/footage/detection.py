@@ -8,8 +8,10 @@ exports by MMDeploy:
 - An exported model with non-maximum suppression returns boxes [1, n, 5], left, top, right, bottom
   and score in pixels of the input, and may return labels [1, n].
 - One without it returns [1, a, 5 + classes] for the a cells of grids of 8, 16 and 32 pixels: the
-  centre's offset from its cell and the logarithm of width and height, both in cells, then the
-  probability that there is an object, and those of the classes.
+  center's offset from its cell and the logarithm of width and height, both in cells, then the
+  probability that there is an object, and those of the classes. If it was exported with
+  `--decode_in_inference`, center, width and height are in pixels of the input instead. Their values
+  tell which: pixels, taken for logarithms, would be boxes many times the size of the input.
 
 A person is class 0, as in COCO.
 """
@@ -40,6 +42,8 @@ _PERSON = 0  # the class
 _STRIDES = (8, 16, 32)
 _GRAY = 114
 _MAX_IOU = 0.45  # of two detections
+_MAX_SIZE = 4  # of a box, times the larger side of the input
+_MAX_PEOPLE = 300  # in a frame; the best ones, since the tracker compares each two of them
 _OPEN_SIZE = 640  # pixels, for models that leave the size of their input open
 _EXPECTED = "expected boxes [1, n, 5], or [1, a, 5 + classes] for the a cells of YOLOX"
 
@@ -151,14 +155,28 @@ def decode_grids(
 
     Returns:
       float64[n, 4], left, top, right, bottom in pixels of the input, and scores, float64[n].
+
+    Raises:
+      InputError: boxes are far larger than the input, or far outside of it.
     """
     cells = _cells(size)
+    fits = ~(outputs[:, 2:4].max(axis=1) > np.log(_MAX_SIZE * max(size) / cells[:, 2]))
+    fits &= ~(np.abs(outputs[:, :2]).max(axis=1) > max(size) / cells[:, 2])
+    is_decoded = fits.mean() < 0.5
     scores = outputs[:, 4] * outputs[:, 5 + _PERSON]
     chosen = scores >= LOWEST_SCORE
     outputs, cells, scores = outputs[chosen], cells[chosen], scores[chosen]
-    centres = (outputs[:, :2] + cells[:, :2]) * cells[:, 2:]
-    sizes = np.exp(outputs[:, 2:4]) * cells[:, 2:]
-    boxes = np.concatenate([centres - sizes / 2, sizes], axis=1)
+    if is_decoded:
+        centers, sizes = outputs[:, :2], outputs[:, 2:4]
+    elif fits[chosen].all():
+        centers = (outputs[:, :2] + cells[:, :2]) * cells[:, 2:]
+        sizes = np.exp(outputs[:, 2:4]) * cells[:, 2:]
+    else:
+        raise InputError(
+            "the detector returns boxes that are neither those of cells nor in pixels; export it "
+            "without --decode_in_inference"
+        )
+    boxes = np.concatenate([centers - sizes / 2, sizes], axis=1)
     kept = np.array(cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), 0.0, _MAX_IOU), int)
     boxes, scores = boxes[kept], scores[kept]
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), scores
@@ -167,9 +185,10 @@ def decode_grids(
 def _within(
     corners: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"], size: tuple[int, int]
 ) -> Detections:
-    """Returns the detections that have a score and pixels, clipped to a frame of this size."""
+    """Returns the best detections that have pixels, clipped to a frame of this size."""
     limits = [size[1], size[0]] * 2
     corners = corners.clip(0, limits)
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-    kept = (scores >= LOWEST_SCORE) & (boxes[:, 2:] >= 1).all(axis=1)
+    kept = np.flatnonzero((scores >= LOWEST_SCORE) & (boxes[:, 2:] >= 1).all(axis=1))
+    kept = np.sort(kept[np.argsort(-scores[kept], kind="stable")[:_MAX_PEOPLE]])
     return Detections(boxes[kept], scores[kept])

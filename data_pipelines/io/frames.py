@@ -1,48 +1,46 @@
 """The frames of a tracklet, read from the files that a dataset holds: JPEG, PNG or one video.
 
-Frames are stored as JPEG. JPEG files are kept unchanged; frames of other files are encoded once, at
-a quality with hardly any loss. The orientation in a picture's EXIF data is not applied, that of a
-video is.
+Frames are stored as JPEG, upright. JPEG files that lie upright are kept unchanged; frames of other
+files are encoded once, at a quality with hardly any loss.
 """
 
 import collections
 import contextlib
 import itertools
+import math
 import os
 import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
+import av
 import numpy as np
 import simplejpeg
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Int32, UInt8
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
-from data_pipelines.io import files
+from data_pipelines.io import files, stills
+from data_pipelines.pixels import MAX_PIXELS, require_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv")
-MAX_PIXELS = 1 << 26  # per frame, since a few bytes can claim a size that fills the memory
-_MAX_SCANNED = 1 << 30  # pixels times scans of a JPEG: each scan goes over all pixels, in seconds
 _QUALITY = 95
-_PNG = b"\x89PNG\r\n\x1a\n"
 _RIFF = b"RIFF"
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # the elements of a Matroska file
-# FFmpeg detects formats by content, and some formats name other files or addresses to read.
-_VIDEO_START = re.compile(
-    rb"....(ftyp|moov|mdat|wide|free|skip)|RIFF....AVI |\x1a\x45\xdf\xa3", re.DOTALL
-)
+# How files of FFmpeg's formats begin. Left to itself, FFmpeg detects formats by content, and some
+# of them name other files or addresses to read.
+_FORMATS = {
+    "mov": re.compile(rb"....(ftyp|moov|mdat|wide|free|skip)", re.DOTALL),
+    "avi": re.compile(rb"RIFF....AVI ", re.DOTALL),
+    "matroska": re.compile(_EBML),
+}
 _VIDEO_FRAME = re.compile(
     rf"(.+(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))#([0-9]+)", re.DOTALL | re.IGNORECASE
 )
 _LEAST_SHARE = 0.9  # of the frames that MP4 lists: those at its ends may be trimmed off
-
-# The errors below name the file; what OpenCV and FFmpeg log about it would repeat them.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+_DECODING = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}  # errors are not concealed
 
 
 class Frames(NamedTuple):
@@ -63,8 +61,10 @@ def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Fram
     """Reads a tracklet's frames and checks each by decoding it.
 
     A frame is the path of a JPEG or PNG file, or `path/to/walk.mp4#12`: frame 12 of a video,
-    counted from 0. Of PNG files, 16 bits are scaled to 8, palettes and greys become RGB, and
-    transparency is dropped. A video is decoded once, from its start.
+    counted from 0. Pictures and videos are turned upright as their metadata asks for. Palettes and
+    grays become RGB, and transparency is dropped. A gray PNG of 16 bits holds the counts of a
+    sensor: the least and the largest count of the tracklet become 0 and 255. Colors of 16 bits are
+    divided by 256. A video is decoded once, from its start.
 
     Args:
       root: of the dataset.
@@ -76,7 +76,7 @@ def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Fram
     """
     jpegs = []
     sizes = []
-    for jpeg, pixels in _decoded(root, tracklet.frames):
+    for jpeg, pixels in _decoded(root, tracklet):
         if jpeg is None:
             jpeg = encode(pixels)
         jpegs.append(jpeg)
@@ -86,17 +86,23 @@ def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Fram
 
 
 def read_images(
-    root: str | os.PathLike[str], tracklet: schema.Tracklet
+    root: str | os.PathLike[str], tracklet: schema.Tracklet, chosen: Sequence[str] | None = None
 ) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """Decodes a tracklet's frames: uint8[H, W, 3] each, RGB; raises as `read_frames` does."""
-    return list(iterate_images(root, tracklet))
+    """Decodes frames of a tracklet, uint8[H, W, 3] each, RGB; see `iterate_images`."""
+    return list(iterate_images(root, tracklet, chosen))
 
 
 def iterate_images(
-    root: str | os.PathLike[str], tracklet: schema.Tracklet
+    root: str | os.PathLike[str], tracklet: schema.Tracklet, chosen: Sequence[str] | None = None
 ) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
-    """Decodes a tracklet's frames one after the other; see `read_images`."""
-    return (pixels for _, pixels in _decoded(root, tracklet.frames))
+    """Decodes frames of a tracklet one after the other, as `read_frames` does.
+
+    Args:
+      root: of the dataset.
+      tracklet: whose frames.
+      chosen: which of them, in their order; None takes all.
+    """
+    return (pixels for _, pixels in _decoded(root, tracklet, chosen))
 
 
 def encode(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
@@ -110,7 +116,7 @@ def frame_errors(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> lis
     for video, names in _by_video(tracklet.frames):
         for part in [names] if video else [[name] for name in names]:
             try:
-                collections.deque(_decoded(root, part), maxlen=0)
+                collections.deque(_stored(root, part), maxlen=0)
             except (ValueError, OSError) as error:
                 errors.append(str(error))
     return errors
@@ -125,14 +131,11 @@ def count_frames(root: str | os.PathLike[str], video: str) -> int:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not a video, has no frames or ends early, or its path leads out of the root.
+      ValueError: it is not a video, has no frames, is damaged or ends early, or its path leads out
+        of the root.
     """
-    with _open_video(root, video) as (capture, lists_frames):
-        count = 0
-        while capture.grab():
-            count += 1
-        _require_end(capture, video, count, lists_frames)
-    return count
+    with _open_video(root, video) as opened:
+        return sum(1 for _ in opened.frames())
 
 
 @contextlib.contextmanager
@@ -148,23 +151,16 @@ def open_video(
 
     Yields:
       The number of all frames by the video's header, which may be wrong, and the frames: number,
-      counted from 0, and uint8[H, W, 3], RGB. They raise a ValueError if the video ends early.
+      counted from 0, and uint8[H, W, 3], RGB. They raise a ValueError where the video is damaged,
+      and at its end if it ends early.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it is not a video, or its path leads out of the root.
     """
-    with _open_video(root, video) as (capture, lists_frames):
-
-        def frames() -> Iterator[tuple[int, np.ndarray]]:
-            count = 0
-            while capture.grab():
-                if count % every == 0:
-                    yield count, _retrieve(capture, video, count)
-                count += 1
-            _require_end(capture, video, count, lists_frames)
-
-        yield max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), frames()
+    with _open_video(root, video) as opened:
+        taken = itertools.islice(enumerate(opened.frames()), 0, None, every)
+        yield opened.announced, ((number, opened.pixels(frame)) for number, frame in taken)
 
 
 def files_of(frames: Iterable[str]) -> list[str]:
@@ -179,16 +175,35 @@ def _file_of(frame: str) -> str:
 
 
 def _decoded(
+    root: str | os.PathLike[str], tracklet: schema.Tracklet, chosen: Sequence[str] | None = None
+) -> Iterator[tuple[bytes | None, np.ndarray]]:
+    """Yields for each frame its JPEG file, if it is kept, and its pixels, uint8[H, W, 3], RGB."""
+    limits: tuple[int, int] | None = None  # of the counts in all frames of the tracklet
+    for jpeg, pixels in _stored(root, tracklet.frames if chosen is None else chosen):
+        if pixels.dtype == np.uint16:
+            limits = limits or _limits(root, tracklet.frames)
+            pixels = stills.counts_to_rgb(pixels, *limits)
+        yield jpeg, pixels
+
+
+def _limits(root: str | os.PathLike[str], names: Sequence[str]) -> tuple[int, int]:
+    """Returns the least and the largest count of 16-bit frames; one of them at a time is read."""
+    decoded = (pixels for _, pixels in _stored(root, names))
+    limits = [(pixels.min(), pixels.max()) for pixels in decoded if pixels.dtype == np.uint16]
+    return int(min(least for least, _ in limits)), int(max(largest for _, largest in limits))
+
+
+def _stored(
     root: str | os.PathLike[str], names: Sequence[str]
 ) -> Iterator[tuple[bytes | None, np.ndarray]]:
-    """Yields for each frame its JPEG file, if it is one, and its pixels, uint8[H, W, 3], RGB."""
+    """Yields frames as `stills.decode` returns them."""
     for video, own in _by_video(names):
         if video:
             for pixels in _read_video(root, video, [int(name.rpartition("#")[2]) for name in own]):
                 yield None, pixels
         else:
             for name in own:
-                yield _read_still(root, name)
+                yield stills.decode(files.read_inside(root, name), name)
 
 
 def _by_video(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -202,139 +217,125 @@ def _by_video(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         yield video, list(own)
 
 
-def _read_still(root: str | os.PathLike[str], name: str) -> tuple[bytes | None, np.ndarray]:
-    content = files.read_inside(root, name)
-    if not content:
-        raise InputError(f"{name}: the file is empty; replace it with a good copy")
-    if content.startswith(_PNG):
-        return None, _decode_png(content, name)
-    return content, _decode_jpeg(content, name)
-
-
-def _decode_jpeg(content: bytes, name: str) -> np.ndarray:
-    with _intact_jpeg(name):
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-    _check_size(height, width, name)
-    scans = content.count(b"\xff\xda")  # a few too many if the metadata holds a picture
-    if scans * height * width > _MAX_SCANNED:
-        raise InputError(
-            f"{name}: {scans} scans of {width} x {height} pixels take too long to decode; save the "
-            "picture again as an ordinary JPEG"
-        )
-    if colours in ("CMYK", "YCCK"):
-        raise InputError(f"{name}: its colours are {colours}, for printing; convert it to RGB")
-    with _intact_jpeg(name):
-        return simplejpeg.decode_jpeg(content)
-
-
-@contextlib.contextmanager
-def _intact_jpeg(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(
-            f"{name}: not an intact JPEG ({error}); replace it with a good copy"
-        ) from error
-
-
-def _decode_png(content: bytes, name: str) -> np.ndarray:
-    if len(content) >= 24:
-        width, height = struct.unpack(">II", content[16:24])
-        _check_size(height, width, name)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise InputError(f"{name}: not an intact PNG; replace it with a good copy")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-
-
-def _check_size(height: int, width: int, name: str) -> None:
-    if height * width > MAX_PIXELS:
-        raise InputError(
-            f"{name}: {width} x {height} pixels are more than a frame can have ({MAX_PIXELS}); "
-            "a frame is expected to be a crop of one person"
-        )
-
-
 def _read_video(
     root: str | os.PathLike[str], video: str, numbers: Sequence[int]
 ) -> Iterator[np.ndarray]:
     """Yields the frames with these ascending numbers, uint8[H, W, 3], RGB."""
-    with _open_video(root, video) as (capture, _):
-        grabbed = 0
+    with _open_video(root, video) as opened:
+        frames = opened.frames()
+        passed = 0
         for number in numbers:
-            if number < grabbed:
-                raise InputError(f"{video}: frame {number} is requested after frame {grabbed - 1}")
-            for _ in range(number + 1 - grabbed):
-                if not capture.grab():
-                    raise InputError(
-                        f"{video}: the video ends after {grabbed} frames, before frame {number}; "
-                        "was it changed? Prepare the dataset again"
-                    )
-                grabbed += 1
-            yield _retrieve(capture, video, number)
+            if number < passed:
+                raise InputError(f"{video}: frame {number} is requested after frame {passed - 1}")
+            frame = next(itertools.islice(frames, number - passed, None), None)
+            if frame is None:
+                raise InputError(
+                    f"{video}: the video ends before frame {number}; was it changed? Prepare the "
+                    "dataset again"
+                )
+            passed = number + 1
+            yield opened.pixels(frame)
 
 
-def _retrieve(capture: cv2.VideoCapture, video: str, number: int) -> np.ndarray:
-    """Returns the frame that was grabbed last, uint8[H, W, 3], RGB."""
-    decoded, pixels = capture.retrieve()
-    if not decoded:
-        raise InputError(f"{video}: frame {number} cannot be decoded; replace the video")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+class _Video:
+    """An open video.
 
+    Attributes:
+      announced: the number of its frames by its header, which may be wrong.
+    """
 
-def _require_end(capture: cv2.VideoCapture, video: str, count: int, lists_frames: bool) -> None:
-    """Raises an error if a video has no frames, or fewer than its header lists."""
-    announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    if not count:
-        raise InputError(f"{video}: no frame of the video can be decoded; replace it")
-    if lists_frames and count < _LEAST_SHARE * announced:
-        raise InputError(
-            f"{video}: the video ends early, {count} of {announced} frames can be decoded; replace "
-            "it with a good copy or, if it was trimmed, encode it again "
-            f"(ffmpeg -i {video} new.mp4)"
-        )
+    def __init__(self, container: av.container.InputContainer, name: str, remedy: str):
+        self._container, self._name, self._remedy = container, name, remedy
+        streams = container.streams.video
+        if not streams or streams[0].codec_context is None:
+            raise InputError(f"{name}: holds no video of a codec that can be decoded; {remedy}")
+        self._stream = streams[0]
+        codec = self._stream.codec_context
+        require_size(codec.height, codec.width, name)
+        codec.thread_count = 1  # tracklets are read in parallel
+        codec.options = _DECODING
+        seconds, rate = (container.duration or 0) / av.time_base, self._stream.average_rate
+        self.announced = self._stream.frames or round(seconds * (rate or 0))
+        self._listed = self._count_listed()
+        self._reformatter = VideoReformatter()
+
+    def _count_listed(self) -> int:
+        """Returns how many packets the container lists, at least; Matroska lists none."""
+        listed, index = self._stream.frames, self._stream.index_entries
+        if self._container.format.name == "avi":
+            # Chunks that are empty repeat a frame. The index gives their number, except of those
+            # at the end, and they are no packets.
+            repeats = index[-1].timestamp + 1 - len(index) if len(index) else 0
+            return max(listed - 2 * repeats, len(index))
+        return max(math.ceil(_LEAST_SHARE * listed), len(index))
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Yields all frames; raises an InputError if some are damaged or missing."""
+        packets = hidden = count = 0
+        per_frame = 1
+        for packet in self._container.demux(self._stream):
+            packets += packet.size > 0
+            hidden += packet.size > 0 and packet.is_discard
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise InputError(f"{self._name}: frame {count} is damaged; {self._remedy}")
+                if frame.interlaced_frame:
+                    per_frame = 2  # at most: each field may come in a packet of its own
+                count += 1
+                yield frame
+        if not count:
+            raise InputError(f"{self._name}: no frame can be decoded; {self._remedy}")
+        missing = max(self._listed - packets, packets - hidden - per_frame * count)
+        if missing > 0:
+            raise InputError(
+                f"{self._name}: the video is damaged or ends early, {count} frames can be decoded "
+                f"and at least {missing} are missing; {self._remedy}"
+            )
+
+    def pixels(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+        """Returns a frame, upright, RGB."""
+        if frame.format.name.startswith("gray") and frame.format.components[0].bits > 8:
+            raise InputError(
+                f"{self._name}: its pixels are counts of {frame.format.components[0].bits} bits, "
+                "whose range is not known; write them as pictures "
+                f"(ffmpeg -i {self._name} %d.png), or scale them to 8 bits"
+            )
+        picture = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        turns = round(frame.rotation / 90)
+        return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
 
 @contextlib.contextmanager
-def _open_video(
-    root: str | os.PathLike[str], video: str
-) -> Iterator[tuple[cv2.VideoCapture, bool]]:
-    """Opens a video that is not truncated; yields it and whether its format lists the frames.
-
-    MP4 does. The other formats give a duration, and a rate that frames need not keep.
-    """
-    path = files.resolve_inside(root, video)
-    with open(path, "rb") as file:
+def _open_video(root: str | os.PathLike[str], video: str) -> Iterator[_Video]:
+    """Opens a video that is not truncated."""
+    with open(files.resolve_inside(root, video), "rb") as file:
         start = file.read(4096)
-    if not _VIDEO_START.match(start):
-        raise InputError(
-            f"{video}: not a video in MP4, QuickTime, AVI or Matroska format; replace it with a "
-            "good copy"
-        )
-    size, announced = path.stat().st_size, _announced_size(start)
-    if size < announced:
-        raise InputError(
-            f"{video}: the video ends early, at {size} of {announced} bytes; replace it with a "
-            "good copy"
-        )
-    # Tracklets are read in parallel, so one thread per video is enough.
-    capture = cv2.VideoCapture(os.fspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    try:
-        if not capture.isOpened():
+        container_format = next((name for name in _FORMATS if _FORMATS[name].match(start)), None)
+        if container_format is None:
             raise InputError(
-                f"{video}: not an intact video, it cannot be opened; replace it with a good copy"
+                f"{video}: not a video in MP4, QuickTime, AVI or Matroska format; replace it with "
+                "a good copy"
             )
-        height, width = cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH
-        _check_size(int(capture.get(height)), int(capture.get(width)), video)
-        yield capture, not start.startswith((_RIFF, _EBML))
-    except cv2.error as error:
-        raise InputError(f"{video}: the video cannot be decoded ({error.err})") from error
-    finally:
-        capture.release()
+        size, announced = file.seek(0, os.SEEK_END), _announced_size(start)
+        if size < announced:
+            raise InputError(
+                f"{video}: the video ends early, at {size} of {announced} bytes; replace it with a "
+                "good copy"
+            )
+        file.seek(0)
+        remedy = (
+            "replace it with a good copy, or encode what can be decoded again "
+            f"(ffmpeg -i {video} new.mp4)"
+        )
+        try:
+            with av.open(
+                file, "r", container_format, options=_DECODING, metadata_errors="replace"
+            ) as container:
+                yield _Video(container, video, remedy)
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):  # so FFmpeg also calls sizes that cannot be
+                remedy = f"if memory is free, {remedy}"
+            raise InputError(f"{video}: cannot be decoded ({error.strerror}); {remedy}") from error
 
 
 def _announced_size(start: bytes) -> int:

@@ -7,7 +7,6 @@ could corrupt, is written from the journal at the end, under another name until 
 import base64
 import collections
 import concurrent.futures
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -160,28 +159,30 @@ def _entries(journal: Journal) -> Iterator[tuple[list[str], np.ndarray]]:
         yield frames, numbers.reshape(len(frames), schema.NUM_JOINTS, 3)
 
 
-def _remaining(tracklets: Sequence[schema.Tracklet], done: set[str]) -> list[schema.Tracklet]:
-    """Returns tracklets of the frames that remain to be done, each frame once."""
+def _remaining(
+    tracklets: Sequence[schema.Tracklet], done: set[str]
+) -> list[tuple[schema.Tracklet, list[str]]]:
+    """Returns the tracklets' frames that remain to be done, each frame once."""
     seen = set(done)
     remaining = []
     for tracklet in tracklets:
-        fresh = tuple(frame for frame in dict.fromkeys(tracklet.frames) if frame not in seen)
+        fresh = [frame for frame in dict.fromkeys(tracklet.frames) if frame not in seen]
         seen.update(fresh)
         if fresh:
-            remaining.append(dataclasses.replace(tracklet, frames=fresh))
+            remaining.append((tracklet, fresh))
     return remaining
 
 
 def _estimate(
     model: Model,
     source: str | os.PathLike[str],
-    tracklets: Sequence[schema.Tracklet],
+    remaining: Sequence[tuple[schema.Tracklet, list[str]]],
     journal: Journal,
     num_workers: int | None,
 ) -> None:
     workers = num_workers or os.cpu_count() or 1
-    num_frames = sum(len(tracklet.frames) for tracklet in tracklets)
-    readers = (_crops(model, source, tracklet) for tracklet in tracklets)
+    num_frames = sum(len(frames) for _, frames in remaining)
+    readers = (_crops(model, source, tracklet, frames) for tracklet, frames in remaining)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         crops_ahead = _read_ahead(pool, readers, 2 * workers)
         crops = with_progress(crops_ahead, num_frames, "extracting", unit="frames")
@@ -219,10 +220,14 @@ def _read_ahead(
 
 
 def _crops(
-    model: Model, source: str | os.PathLike[str], tracklet: schema.Tracklet
+    model: Model,
+    source: str | os.PathLike[str],
+    tracklet: schema.Tracklet,
+    frames: Sequence[str],
 ) -> Iterator[_Crop]:
-    images = frames_lib.iterate_images(source, tracklet)
-    for frame, image in zip(tracklet.frames, images, strict=True):
+    """Yields some frames of a tracklet as the model takes them."""
+    images = frames_lib.iterate_images(source, tracklet, frames)
+    for frame, image in zip(frames, images, strict=True):
         matrix = pose.input_matrix(image.shape[:2], model.input_size, udp=model.udp)
         warped = pose.warp(image, matrix, model.input_size, model.border)
         yield _Crop(frame, warped, matrix)

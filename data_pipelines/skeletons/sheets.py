@@ -72,8 +72,8 @@ def _row(
     """Returns the name of a tracklet above its frames."""
     count = len(tracklet.frames)
     frames = [tracklet.frames[frame] for frame in evenly_spaced(count, FRAMES)]
+    pictures = frames_lib.read_images(source, tracklet, frames)
     tracklet = dataclasses.replace(tracklet, frames=tuple(frames))
-    pictures = frames_lib.read_images(source, tracklet)
     tiles = np.full((FRAMES, *_TILE, 3), _GREY, np.uint8)
     for tile, picture, skeleton in zip(tiles, pictures, keypoints.read(tracklet), strict=False):
         _fit(tile, picture, skeleton)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import InputError, MissingPackageError
-from data_pipelines.footage import detection
+from data_pipelines.footage import detection, tracking
 
 RED, BLUE = (220, 30, 40), (30, 60, 220)  # RGB; the other way round they are not found
 SIZE = (64, 96)
@@ -123,6 +123,39 @@ def test_of_two_boxes_of_one_person_the_better_one_is_kept(tmp_path):
     boxes, scores = constant(tmp_path, outputs).detect(pictured(SIZE))
     np.testing.assert_allclose(scores, [0.81, 0.63], rtol=1e-6)
     np.testing.assert_allclose(boxes[:, 0], [40, 60], rtol=1e-6)
+
+
+@pytest.mark.parametrize("background", [(48, 32, 8, 8), (40, 20, 60, 30)])
+def test_boxes_in_pixels_are_recognized(tmp_path, background):
+    """As of an export with --decode_in_inference: center, width, height, whatever the cell."""
+    people = ((44, 18, 16, 32, 0.9, 0.8), (20, 24, 20, 40, 0.5, 0.5), (88, 32, 16, 48, 1.0, 1.0))
+    outputs = raw_outputs(1, *zip((29, 105, 125), people, strict=True))
+    outputs[0, outputs[0, :, 2] == 0, :4] = background
+    boxes, scores = constant(tmp_path, outputs).detect(pictured((128, 192)))
+    order = np.argsort(scores)
+    np.testing.assert_allclose(scores[order], [0.25, 0.72, 1.0], rtol=1e-6)
+    expected = np.array([(10, 4, 20, 40), (36, 2, 16, 32), (80, 8, 16, 48)]) * 2
+    np.testing.assert_allclose(boxes[order], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("values", [(0.5, 0.5, 30, 60), (50, 30, 1, 1)])
+def test_boxes_that_no_cell_can_have_are_refused(tmp_path, values):
+    outputs = raw_outputs(1, (2 * 12 + 5, (*values, 0.9, 0.9)))
+    with pytest.raises(InputError, match=r"model\.onnx: .*decode_in_inference"):
+        constant(tmp_path, outputs)
+
+
+def test_of_very_many_boxes_the_best_are_kept(tmp_path):
+    """The tracker compares each two of them, which takes 149 GiB for 100,000."""
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 30, (100_000, 2))
+    scores = rng.permutation(np.linspace(0.2, 0.9, 100_000))
+    dets = np.column_stack([corners, corners + 20, scores])[None].astype(np.float32)
+    found = constant(tmp_path, dets).detect(pictured(SIZE))
+    assert 100 <= len(found.scores) <= 1000
+    best = np.sort(dets[0, :, 4])[-len(found.scores) :]
+    np.testing.assert_array_equal(np.sort(found.scores), best)
+    assert len(tracking.Tracker(0.5).update(found)) <= len(found.scores)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,165 @@
+"""Decodes still pictures, JPEG and PNG, and turns them upright, as their EXIF data asks for."""
+
+import contextlib
+import re
+import struct
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8, UInt16
+
+from data_pipelines.errors import InputError
+from data_pipelines.pixels import require_size
+
+_MAX_SCANNED = 1 << 30  # pixels times scans of a JPEG: each scan goes over all pixels, in seconds
+_JPEG = b"\xff\xd8"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_GRAY_PNGS = (0, 4)  # types of color: gray, and gray with transparency
+_CONVERT = "convert it to JPEG or PNG (for instance with ffmpeg -i {name} new.png)"
+_FETCH = "put the picture itself there"
+_OTHERS = {  # what other files begin with: what they are, and what to do
+    rb"RIFF....WEBP": ("a WebP picture", _CONVERT),
+    rb"BM": ("a BMP picture", _CONVERT),
+    rb"GIF8": ("a GIF picture", _CONVERT),
+    rb"II[*+]\0|MM\0[*+]": ("a TIFF picture", _CONVERT),
+    rb"....ftyp(?:avif|avis|heic|heix|heim|hevc|mif1|msf1)": ("an AVIF or HEIC picture", _CONVERT),
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": ("a JPEG 2000 picture", _CONVERT),
+    rb"\0\0\0\x0cJXL |\xff\x0a": ("a JPEG XL picture", _CONVERT),
+    rb"P[1-7]\s": ("a Netpbm picture", _CONVERT),
+    rb"\s*(?i:<!doctype|<html|<\?xml|<head)": ("a web page", _FETCH),
+    rb"version https://git-lfs": ("a pointer of Git LFS", f"{_FETCH} with git lfs pull"),
+    rb"\s+\Z": ("only white space", _FETCH),
+}
+
+
+def decode(
+    content: bytes, name: str
+) -> tuple[bytes | None, UInt8[np.ndarray, "H W 3"] | UInt16[np.ndarray, "H W"]]:
+    """Decodes the file of a picture.
+
+    Args:
+      content: of a JPEG or PNG file.
+      name: of the file, for errors.
+
+    Returns:
+      The file, if it is a JPEG that lies upright, and the upright pixels: uint8[H, W, 3], RGB, or
+      uint16[H, W] of a gray PNG of 16 bits, which holds the counts of a sensor (see
+      `counts_to_rgb`). PNG files of other kinds become RGB of 8 bits, without transparency.
+
+    Raises:
+      InputError: the file is broken or of another format, or the picture is too large.
+    """
+    if not content:
+        raise InputError(f"{name}: the file is empty; replace it with a good copy")
+    if content.startswith(_PNG):
+        return None, _decode_png(content, name)
+    if not content.startswith(_JPEG):
+        raise InputError(f"{name}: {_describe(content, name)}")
+    pixels = _decode_jpeg(content, name)
+    orientation = _orientation(content)
+    if orientation == 1:
+        return content, pixels
+    return None, _upright(pixels, orientation)
+
+
+def counts_to_rgb(
+    counts: UInt16[np.ndarray, "H W"], least: int, largest: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns gray pixels, uint8[H, W, 3]: 0 where the count is the least, 255 at the largest."""
+    shares = (counts.astype(np.float32) - least) / max(largest - least, 1)
+    return cv2.cvtColor(np.rint(255 * shares).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+
+
+def _describe(content: bytes, name: str) -> str:
+    """Returns what a file is that is neither JPEG nor PNG, and what to do."""
+    for beginning, (kind, remedy) in _OTHERS.items():
+        if re.match(beginning, content, re.DOTALL):
+            return f"is {kind}, not JPEG or PNG; {remedy.format(name=name)}"
+    return f"is neither JPEG nor PNG, it begins with {content[:16]!r}; {_FETCH}"
+
+
+def _decode_jpeg(content: bytes, name: str) -> np.ndarray:
+    with _intact_jpeg(name):
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
+    require_size(height, width, name)
+    scans = content.count(b"\xff\xda")  # a few too many if the metadata holds a picture
+    if scans * height * width > _MAX_SCANNED:
+        raise InputError(
+            f"{name}: {scans} scans of {width} x {height} pixels take too long to decode; save the "
+            "picture again as an ordinary JPEG"
+        )
+    if colors in ("CMYK", "YCCK"):
+        raise InputError(f"{name}: its colors are {colors}, for printing; convert it to RGB")
+    with _intact_jpeg(name):
+        return simplejpeg.decode_jpeg(content)
+
+
+@contextlib.contextmanager
+def _intact_jpeg(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(
+            f"{name}: not an intact JPEG ({error}); replace it with a good copy"
+        ) from error
+
+
+def _orientation(jpeg: bytes) -> int:
+    """Returns the orientation in the EXIF data of a JPEG, from 1 to 8; 1 is upright."""
+    place = 2
+    while jpeg.startswith(b"\xff", place):
+        marker = jpeg[place + 1 : place + 2]
+        if marker in (b"", b"\xda"):  # the pixels begin
+            break
+        if marker == b"\xff":  # it fills
+            place += 1
+            continue
+        size = int.from_bytes(jpeg[place + 2 : place + 4], "big")
+        segment = jpeg[place + 4 : place + 2 + size]
+        if marker == b"\xe1" and segment.startswith(b"Exif\0\0"):
+            return _tiff_orientation(segment[6:])
+        place += 2 + size
+    return 1
+
+
+def _tiff_orientation(tiff: bytes) -> int:
+    """Returns the orientation in the first directory of TIFF, as which EXIF data is stored."""
+    order = "<" if tiff.startswith(b"II") else ">"
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for entry in range(entries):
+            place = directory + 2 + 12 * entry
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, place)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:  # it ends early
+        pass
+    return 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns a picture as viewers show it, given the orientation in which it is stored."""
+    if orientation > 4:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _decode_png(content: bytes, name: str) -> np.ndarray:
+    pixels = None
+    if len(content) >= 29:  # with the whole header
+        width, height, depth, kind = struct.unpack(">IIBB", content[16:26])
+        require_size(height, width, name)
+        is_gray = depth == 16 and kind in _GRAY_PNGS
+        flags = cv2.IMREAD_ANYDEPTH if is_gray else cv2.IMREAD_COLOR
+        with contextlib.suppress(cv2.error):
+            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    if pixels is None:
+        raise InputError(f"{name}: not an intact PNG; replace it with a good copy")
+    return pixels if is_gray else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
