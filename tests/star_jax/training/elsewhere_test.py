@@ -99,6 +99,8 @@ def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, mo
         ("my_package.loss:CenterLoss", 0.1),
         ("my_package.loss:modality_gap", 0.1),
     )
+    config.optim.optimizer = "my_package.optimizer:lion"
+    config.optim.schedule = "my_package.optimizer:inverse_root"
     config.data.sampling = "my_package.sampler:CONSECUTIVE"
     config.eval.protocol = "my_package.protocol:ANY_CAMERA"
     config.eval.every_epochs = 3
@@ -110,6 +112,9 @@ def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, mo
     training = [row for row in rows_of(tmp_path / "run") if "loss/CenterLoss" in row]
     assert len(training) == 3 and all(row["loss/CenterLoss"] > 0 for row in training)
     assert all(0 < row["loss/modality_gap"] < 4 for row in training)  # of vectors of length 1
+
+    rates = [row["learning_rate"] / config.optim.lr for row in training]
+    np.testing.assert_allclose(rates, [1, 0.5**0.5, 3**-0.5], rtol=1e-5)
 
     # The state of the loss is in the checkpoint, and what is restored is what was saved.
     config.model.num_identities = 6
@@ -208,6 +213,7 @@ def test_parts_of_the_body_are_weighted_by_confidence(package, monkeypatch):
         ({"model.guidance": "my_package.backbone:PatchNet"}, "a guidance needs uses_keypoints, u"),
         ({"data.sampling": "my_package.pooling:TopTwo"}, "it has no sample_batch, training_frames"),
         ({"eval.protocol": "my_package.pooling:TopTwo"}, "it has no camera_rule, visible_batch"),
+        ({"optim.optimizer": "my_package.optimizer:No"}, "has no attribute 'No'"),
         ({"losses.extra": (("my_package.loss:No", 1.0),)}, "has no attribute 'No'"),
         ({"model.backbone_options": {"widht": 3}}, r"options\.widht does not exist: .* width"),
         ({"model.backbone_options": {"width": 0}}, "options.width is 0: use an integer from 1"),
