@@ -67,8 +67,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.losses.extra = ()
 
     config.optim = ml_collections.ConfigDict()
+    config.optim.optimizer = "sgd"
     config.optim.lr = 0.1  # of all layers but the backbone
     config.optim.backbone_lr = 0.01  # of the stems and the four stages
+    config.optim.schedule = "steps"
     config.optim.momentum = 0.9
     config.optim.weight_decay = 5e-4
     config.optim.clip_norm = 0.0  # no clipping, as in the authors' code

@@ -5,6 +5,7 @@ file, a flag or a call) are imported as they are. Names that a file holds (a con
 network) first pass `require_trusted`, which imports nothing.
 """
 
+import functools
 import importlib
 import inspect
 import re
@@ -91,3 +92,18 @@ def find_part(
     if not include(part):
         raise InputError(f"{where} is {name!r}: use {kind}, not a {type(part).__name__}")
     return part
+
+
+def is_function_of(part: Any, *arguments: str) -> bool:
+    """Returns whether an object is a Python function that takes these arguments.
+
+    It may be partial, compiled or decorated; nothing is called.
+    """
+    function = inspect.unwrap(part.func if isinstance(part, functools.partial) else part)
+    if not inspect.isfunction(function):
+        return False
+    try:
+        inspect.signature(part).bind(*arguments)
+    except TypeError:
+        return False
+    return True

@@ -27,6 +27,8 @@ ADDED_KEYS: Mapping[str, Any] = {
     "data.validation_identities": 0,
     "eval.flip": False,
     "init.checkpoint": "",
+    "optim.optimizer": "sgd",
+    "optim.schedule": "steps",
 }
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -341,15 +343,30 @@ KEYS: Mapping[str, Key] = {
         weighted_parts(),
         "Losses from other packages with their weights; see `star_jax/losses.py`.",
     ),
+    "optim.optimizer": Key(
+        part("sgd", "adam", "adamw"),
+        "How gradients become updates, as in PyTorch: `sgd`, with Nesterov momentum; `adam`; "
+        "`adamw`.",
+    ),
     "optim.lr": Key(POSITIVE, "Learning rate of all layers but the backbone, after warm-up."),
     "optim.backbone_lr": Key(
         NOT_NEGATIVE,
         "Learning rate of the stems and the four stages; 0 freezes their parameters, but not the "
         "running statistics of their batch norms.",
     ),
-    "optim.momentum": Key(BELOW_ONE, "Nesterov momentum."),
+    "optim.schedule": Key(
+        part("steps", "cosine"),
+        "How both learning rates fall after the warm-up: `steps`, at `decay_epochs`; `cosine`, to "
+        "0 at the end of `epochs`, so that another number of epochs is another schedule.",
+    ),
+    "optim.momentum": Key(
+        BELOW_ONE,
+        "Nesterov momentum of `sgd`; the first beta of `adam` and `adamw`, whose second is 0.999.",
+    ),
     "optim.weight_decay": Key(
-        NOT_NEGATIVE, "Weight decay: this multiple of the parameters is added to their gradients."
+        NOT_NEGATIVE,
+        "Weight decay: this multiple of the parameters is added to their gradients; by `adamw`, to "
+        "the update, before it is multiplied by the learning rate.",
     ),
     "optim.clip_norm": Key(
         NOT_NEGATIVE,
@@ -361,7 +378,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "optim.decay_epochs": Key(
         integers(0, ascending=True),
-        "Epochs at which both learning rates drop to a tenth.",
+        "Epochs at which both learning rates drop to a tenth; of the schedule `steps`.",
     ),
     "optim.epochs": Key(integer(1, 10**6), "Epochs of training."),
     "parallel.fsdp": Key(

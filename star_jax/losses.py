@@ -4,8 +4,6 @@ The first functions are formulas that map arrays, given as keyword arguments, to
 Each entry of `LOSSES` is a `Loss`.
 """
 
-import functools
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -19,7 +17,7 @@ import optax
 from jaxtyping import Array, Float32, Int32
 
 from data_pipelines.errors import InputError
-from data_pipelines.parts import find_part
+from data_pipelines.parts import find_part, is_function_of
 from star_jax.models.star import StarOutput, build_part, is_module_class
 
 Batch = Mapping[str, Any]
@@ -241,17 +239,9 @@ LOSSES: Mapping[str, Loss] = {
 
 
 def is_loss(part: Any) -> bool:
-    """Returns whether an object is a `LOSS`; functions may be partial, compiled or decorated."""
-    if isinstance(part, nn.Module) or is_module_class(part):
-        return True
-    function = inspect.unwrap(part.func if isinstance(part, functools.partial) else part)
-    if not inspect.isfunction(function):
-        return False
-    try:
-        inspect.signature(part).bind("output", "batch", "step")
-    except TypeError:
-        return False
-    return True
+    """Returns whether an object is a `LOSS`."""
+    is_module = isinstance(part, nn.Module) or is_module_class(part)
+    return is_module or is_function_of(part, "output", "batch", "step")
 
 
 class Losses(nn.Module):

@@ -31,7 +31,7 @@ from star_jax.evaluation.reports import read_report
 from star_jax.evaluation.scores import DIRECTIONS, format_table
 from star_jax.losses import build_losses
 from star_jax.models import build_model
-from star_jax.optim import learning_rate_factor
+from star_jax.optim import learning_rate_factor, make_optimizer
 from star_jax.stored import complete
 from star_jax.training import checkpoint, run_files
 from star_jax.training.initialization import starting_state
@@ -204,6 +204,7 @@ def check_parts(config: ml_collections.ConfigDict) -> None:
     check_style(config, model)
     find_sampler(config.data.sampling)
     find_protocol(config.eval.protocol)
+    make_optimizer(config.optim, steps_per_epoch=1)
 
 
 def continued(
@@ -261,12 +262,9 @@ def log_resumption(
     if epochs != before:
         factor = learning_rate_factor(jnp.int32(step), config.optim, steps_per_epoch)
         log.info(
-            "config.optim.epochs was %d, now %d; the schedule is the same (warm-up of %d epochs, "
-            "decay at %s), so that training continues at the learning rate %g",
+            "config.optim.epochs was %d, now %d; training continues at the learning rate %g",
             before,
             epochs,
-            config.optim.warmup_epochs,
-            ", ".join(map(str, config.optim.decay_epochs)) or "no epoch",
             config.optim.lr * factor,
         )
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from configs import star_hitsz_vcm
+from data_pipelines.errors import InputError
 from star_jax.optim import learning_rate_factor, make_optimizer
 
 STEPS_PER_EPOCH = 268  # of HITSZ-VCM
@@ -90,6 +91,66 @@ def test_updates_are_pytorchs():
             weight_decay=0.05,
         )
         np.testing.assert_allclose(leaf(params), expected, rtol=1e-5, atol=1e-6)
+
+
+def adam_by_pytorchs_rule(params, gradients, rates, beta, weight_decay, *, decoupled):
+    """Computes `torch.optim.Adam`, or `AdamW` if decoupled, of one parameter, in float64."""
+    mean, square = np.zeros_like(params), np.zeros_like(params)
+    for count, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        if decoupled:
+            params = params * (1 - rate * weight_decay)
+        else:
+            gradient = gradient + weight_decay * params
+        mean = beta * mean + (1 - beta) * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        scale = np.sqrt(square) / np.sqrt(1 - 0.999**count) + 1e-8
+        params = params - rate / (1 - beta**count) * mean / scale
+    return params
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_updates_of_adam_are_pytorchs(name):
+    config = optim_config(
+        **{"lr": 0.1, "backbone_lr": 0.02, "momentum": 0.8, "weight_decay": 0.3},
+        **{"optimizer": name, "warmup_epochs": 2, "decay_epochs": (3,)},
+    )
+    factors = [0.5, 1, 1, 0.1, 0.1]
+    rng = np.random.default_rng(0)
+    draw = lambda: {k: rng.normal(size=(3, 4)).astype("f4") for k in ("backbone", "head")}  # noqa: E731
+    start = params = draw()
+    gradients = [draw() for _ in factors]
+    optimizer = make_optimizer(config, steps_per_epoch=1)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    for group, rate in (("backbone", 0.02), ("head", 0.1)):
+        expected, other = (
+            adam_by_pytorchs_rule(
+                start[group].astype(float),
+                [gradient[group] for gradient in gradients],
+                [rate * factor for factor in factors],
+                *(0.8, 0.3),
+                decoupled=decoupled,
+            )
+            for decoupled in (name == "adamw", name != "adamw")
+        )
+        np.testing.assert_allclose(params[group], expected, rtol=1e-4, atol=1e-6)
+        assert np.abs(expected - other).max() > 1e-3  # the two differ
+
+
+def test_cosine_falls_to_0_after_the_warmup():
+    """Four epochs of two steps, of which two warm up: half of 1 + cos of 0, 45, ... 180 degrees."""
+    config = optim_config(schedule="cosine", warmup_epochs=2, epochs=4)
+    factors = [float(learning_rate_factor(jnp.int32(step), config, 2)) for step in range(10)]
+    expected = [0.5, 0.5, 1, 1, 1, 0.853553, 0.5, 0.146447, 0, 0]
+    np.testing.assert_allclose(factors, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_of_optim_that_does_not_exist_is_named():
+    for key in ("optimizer", "schedule"):
+        with pytest.raises(InputError, match=rf"config\.optim\.{key} is 'lamb'"):
+            make_optimizer(optim_config(**{key: "lamb"}), 1)
 
 
 def leaf_at(tree, path):

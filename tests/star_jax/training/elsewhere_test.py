@@ -103,6 +103,8 @@ def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, mo
         ("my_package.loss:CenterLoss", 0.1),
         ("my_package.loss:modality_gap", 0.1),
     )
+    config.optim.optimizer = "my_package.optimizer:lion"
+    config.optim.schedule = "my_package.optimizer:inverse_root"
     config.data.sampling = "my_package.sampler:CONSECUTIVE"
     config.eval.protocol = "my_package.protocol:ANY_CAMERA"
     config.eval.every_epochs = 3
@@ -133,6 +135,8 @@ def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, mo
         assert done.returncode == code, done.stderr
     with pytest.raises(InputError, match=r"config\.data\.sampling"):
         load_weights(tmp_path / "run/export/3.safetensors")
+    rates = [row["learning_rate"] / config.optim.lr for row in training]
+    np.testing.assert_allclose(rates, [1, 0.5**0.5, 3**-0.5], rtol=1e-5)
 
     # The state of the loss is in the checkpoint, and what is restored is what was saved.
     config.model.num_identities = 6
@@ -244,9 +248,11 @@ def test_parts_of_the_body_are_weighted_by_confidence(package, monkeypatch):
             for key in (
                 *("model.backbone", "model.guidance", "model.pooling"),
                 *("data.sampling", "eval.protocol", "losses.extra"),
+                *("optim.optimizer", "optim.schedule"),
             )
             for value in ("sys:exit", "builtins:dict", "subprocess:Popen", "os:system")
         ),
+        ({"optim.optimizer": "my_package.optimizer:No"}, "has no attribute 'No'"),
         ({"losses.extra": (("my_package.loss:No", 1.0),)}, "has no attribute 'No'"),
         ({"model.backbone_options": {"widht": 3}}, r"options\.widht does not exist: .* width"),
         ({"model.backbone_options": {"width": 0}}, "options.width is 0: use an integer from 1"),

@@ -163,8 +163,7 @@ def test_a_finished_run_may_train_longer_but_not_shorter(whole_run, dataset, tmp
     assert losses(tmp_path) == losses(whole_run)
     assert caplog.messages[:2] == [
         "resuming from step 11 of 12",
-        "config.optim.epochs was 11, now 12; the schedule is the same (warm-up of 2 epochs, decay "
-        "at 10), so that training continues at the learning rate 0.005",
+        "config.optim.epochs was 11, now 12; training continues at the learning rate 0.005",
     ]
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["epochs"] == 12
 
