@@ -1,10 +1,13 @@
 """A trained network, read from a run, a checkpoint or an exported file."""
 
+import hashlib
+import json
 import os
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -38,6 +41,17 @@ class Network(NamedTuple):
     model: Star
     variables: Any
     mesh: Mesh
+
+
+def weights_checksum(variables: Any) -> str:
+    """Returns the SHA-256 of names, types, shapes and bytes of a network's arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        array = np.asarray(leaf)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def load_weights(path: str | os.PathLike[str]) -> Network:

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.progress import Progress
@@ -12,6 +11,7 @@ from star_jax.evaluation.retrieval import (
     RetrievalResult,
     concatenated,
     number_labels,
+    real_numbers,
     require_a_match,
     score_queries,
 )
@@ -20,8 +20,8 @@ _ENTRIES = 2**15  # gallery entries on the device at a time: 256 MB at 2,048 num
 
 
 def evaluate_embeddings(
-    queries: Shaped[np.ndarray, "Q C"],
-    gallery: Shaped[np.ndarray, "G _"],
+    queries: npt.ArrayLike,
+    gallery: npt.ArrayLike,
     *,
     query_ids: npt.ArrayLike,
     gallery_ids: npt.ArrayLike,
@@ -38,15 +38,16 @@ def evaluate_embeddings(
       queries: float[Q, C]; `np.load(path, mmap_mode="r")` leaves it on the disk.
       gallery: float[G, C], likewise.
       query_ids: [Q], identities: strings or integers.
-      gallery_ids: [G].
+      gallery_ids: [G], of the same type.
       query_cameras: [Q], given together with `gallery_cameras` or not at all.
       gallery_cameras: [G].
       similarities_bytes: memory for the similarities of a block of queries, one or more. A larger
         block reads the gallery less often.
 
     Raises:
-      InputError: the shapes do not match, a similarity is NaN, or no query has a match.
+      InputError: as `evaluate_retrieval` does.
     """
+    queries, gallery = real_numbers("queries", queries), real_numbers("gallery", gallery)
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1:] != gallery.shape[1:]:
         raise InputError(
             "queries and gallery must be [Q, C] and [G, C], found "
