@@ -20,7 +20,7 @@ from star_jax.evaluation.scores import DIRECTIONS, METRICS, title_of
 from star_jax.training import run_files
 
 # Entries of a report that describe what was evaluated and how, but not with which network.
-_LIKE_RESULTS = {*DIRECTIONS, "step", "environment"}
+_LIKE_RESULTS = {*DIRECTIONS, "step", "environment", "queries"}
 _SHOWN = ("rank1", "map", "minp")
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import zipfile
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -166,25 +167,25 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
         with zipfile.ZipFile(path) as archive:
             names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
             unpacked = sum(member.file_size for member in archive.infolist())
-        fields = {}
+        fields, form = {}, ""
         # `save` does not compress: an archive larger unpacked than packed could exhaust the memory.
         if sorted(names) == sorted(expected) and unpacked <= os.path.getsize(path):
             with np.load(path, allow_pickle=False) as file:
-                fields = {name: file[name] for name in expected}
+                fields = {name: np.asarray(file[name]) for name in expected}
+            form = fields.pop("format").tolist()
     except Exception as error:  # zipfile and NumPy raise many kinds of errors on a corrupt archive
         raise InputError(f"{path}: not a readable .npz of embeddings ({error})") from error
-    if not fields or str(fields.pop("format")) != _FORMAT:
+    if form != _FORMAT:
         held = ascii(", ".join(sorted(names)))[1:300].rstrip("'") or "nothing"
         raise InputError(
             f"{path}: holds {held} ({unpacked} bytes), not the embeddings with their provenance "
             "that this version of launch/embed.py writes; embed the dataset again"
         )
     _check(path, fields)
-    provenance = _parse_provenance(path, fields.pop("provenance").item())
-    return Embeddings(
-        **{name: values if values.ndim else values.item() for name, values in fields.items()},
-        provenance=provenance,
-    )
+    found: dict[str, Any] = {
+        name: values if values.ndim else values.item() for name, values in fields.items()
+    }
+    return Embeddings(**found | {"provenance": _parse_provenance(path, found["provenance"])})
 
 
 def holds(path: pathlib.Path, provenance: Provenance) -> bool:
@@ -235,7 +236,7 @@ def _check(path: str | os.PathLike[str], fields: dict[str, np.ndarray]) -> None:
         _require_text(path, name, values)
     strange = set(fields["modalities"].tolist()) - set(MODALITIES)
     if strange:
-        raise InputError(f"{path}: modality {strange.pop()!r}; known: {', '.join(MODALITIES)}")
+        raise InputError(f"{path}: modality {strange.pop()!r:.80}; known: {', '.join(MODALITIES)}")
 
 
 def _require_text(path: str | os.PathLike[str], name: str, values: np.ndarray) -> None:

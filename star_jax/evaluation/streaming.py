@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.progress import Progress
@@ -20,8 +21,8 @@ _ENTRIES = 2**15  # gallery entries on the device at a time: 256 MB at 2,048 num
 
 
 def evaluate_embeddings(
-    queries: npt.ArrayLike,
-    gallery: npt.ArrayLike,
+    queries: Shaped[np.ndarray, "Q C"],
+    gallery: Shaped[np.ndarray, "G _"],
     *,
     query_ids: npt.ArrayLike,
     gallery_ids: npt.ArrayLike,

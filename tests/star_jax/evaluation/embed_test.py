@@ -5,6 +5,8 @@ import dataclasses
 import io
 import json
 import os
+import pathlib
+import pickle
 import re
 import shutil
 import subprocess
@@ -260,6 +262,34 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(embedded, tmp_path,
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+
+
+class Touched:
+    """Unpickling makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["embeddings", "identities", "provenance", "format"])
+@pytest.mark.parametrize("form", ["pickle", "array", "format string"])
+def test_pickles_are_not_loaded(embedded, tmp_path, name, form):
+    touched = tmp_path / "touched"
+    if form == "pickle":
+        member = pickle.dumps(Touched(touched))
+    elif form == "array":
+        file = io.BytesIO()
+        np.save(file, np.array([Touched(touched)] * len(embedded.rows), object))
+        member = file.getvalue()
+    else:
+        member = npy_header((1,), f"__import__('pathlib').Path('{touched}').touch()")
+    write_npz(tmp_path / "evil.npz", embedded, name, member, zipfile.ZIP_STORED)
+    with pytest.raises(InputError, match=r"evil\.npz: "):
+        embeddings.load(tmp_path / "evil.npz")
+    assert not touched.exists()
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<U1000000", "|V0"])

@@ -66,7 +66,6 @@ def test_what_are_no_real_numbers_or_labels_is_named(task):
         gallery * 1j,
         np.ma.masked_equal(gallery, 0),
         gallery.astype(object),
-        [[1], [1, 2]],
     ):
         with pytest.raises(InputError, match=r"^gallery "):
             evaluate_embeddings(queries, bad, **labels)
