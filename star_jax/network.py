@@ -50,7 +50,7 @@ def weights_checksum(variables: Any) -> str:
         array = np.asarray(leaf)
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -96,7 +96,7 @@ def provenance_of(
 def config_hash(config: ml_collections.ConfigDict) -> str:
     """Returns the SHA-256 of a config without `eval`, of which a provenance names what matters."""
     found = run_files.as_json(config)
-    del found["eval"]
+    found.pop("eval", None)
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 

@@ -95,8 +95,8 @@ def k_reciprocal(
     over the k2 nearest. The distance is `jaccard_share` times the Jaccard distance of the weights
     plus the rest times the squared Euclidean distance, divided by the largest of its row.
 
-    A tracklet that is both query and gallery entry is one vector, that of the gallery. If the query
-    was expanded, its own neighbors are those of the expanded vector.
+    A tracklet that is both query and gallery entry is one vector. If the query was expanded, its own
+    neighbors are those of the expanded vector, and to others it is what it was.
 
     Args:
       queries: float32[Q, C], rows of length 1.

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -218,7 +218,7 @@ def write_report(
     name = f"{path.stem}.{digest[:8]}.queries.npz"
     write_file(path.with_name(name), arrays.getvalue())
     write_json(path, {**report, "queries": name, "environment": environment()})
-    if replaced is not None and replaced.name != name:
+    if replaced is not None and replaced.name.startswith(f"{path.stem}.") and replaced.name != name:
         replaced.unlink(missing_ok=True)
     return path
 
@@ -229,8 +229,10 @@ def queries_path(report: epath.Path) -> epath.Path:
     Raises:
       InputError: the report is damaged.
     """
-    old = report.with_suffix(".queries.npz").name  # reports of earlier versions name none
-    return report.with_name(PurePosixPath(str(read_json(report).get("queries", old))).name or old)
+    name = read_json(report).get("queries")  # reports of earlier versions have none
+    if not isinstance(name, str) or "/" in name or not name.endswith(".queries.npz"):
+        name = f"{report.stem}.queries.npz"
+    return report.with_name(name)
 
 
 def report_paths(workdir: epath.Path) -> list[epath.Path]:

@@ -206,11 +206,11 @@ def test_nothing_is_read_of_a_report_that_has_no_queries_yet(tmp_path, monkeypat
 def test_a_report_names_no_file_elsewhere(tmp_path):
     path = epath.Path(tmp_path / "eval" / "12-x.json")
     path.parent.mkdir()
-    for name in ("../../secret.npz", "/etc/passwd", "..", "", None, 3, ["a/b"]):
-        path.write_text(json.dumps({"queries": name}))
-        assert run_files.queries_path(path).parent == path.parent
+    for facts in ("../a.queries.npz", "/a/b.queries.npz", "..", "", None, 3, "12-y.json"):
+        path.write_text(json.dumps({"queries": facts}))
+        assert run_files.queries_path(path) == path.parent / "12-x.queries.npz"
     path.write_text("{}")  # as earlier versions wrote it
-    assert run_files.queries_path(path).name == "12-x.queries.npz"
+    assert run_files.queries_path(path) == path.parent / "12-x.queries.npz"
 
 
 @pytest.mark.parametrize(
