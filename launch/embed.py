@@ -25,20 +25,24 @@ OUTPUT = command.define_path("output", None, "Path to write, without an extensio
 
 def main() -> None:
     """Embeds the dataset that the flags name."""
+    from data_pipelines.io.remote import locate
+    from data_pipelines.io.terminal import printable
     from star_jax.distributed import processes
     from star_jax.evaluation import embeddings
     from star_jax.evaluation.embed import embed_dataset
     from star_jax.network import load_weights
 
     command.require_file_name(OUTPUT.value)
+    output = str(locate(OUTPUT.value))
     processes.start()
     network = load_weights(command.either(WORKDIR, CHECKPOINT), trusted=TRUSTED.value)
     found = embed_dataset(network, SOURCE.value, SPLIT.value, clips=CLIPS.value)
     if not processes.is_first():
         return
-    paths = embeddings.save(OUTPUT.value.removesuffix(".npz"), found)
+    paths = embeddings.save(output.removesuffix(".npz"), found)
     count, width = found.embeddings.shape
-    print(f"{count} tracklets, {width} numbers each, written to {' and '.join(map(str, paths))}")
+    written = " and ".join(map(str, paths))
+    print(printable(f"{count} tracklets, {width} numbers each, written to {written}"))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ RERANK = flags.DEFINE_bool("rerank", False, "Re-rank the gallery by k-reciprocal
 
 def main() -> None:
     """Evaluates the checkpoint given by the flags."""
+    from data_pipelines.io.terminal import printable
     from star_jax.distributed import processes  # imports JAX, which --help should not wait for
     from star_jax.evaluation.embed import Options, evaluate_checkpoint
     from star_jax.evaluation.scores import format_details, format_table
@@ -75,7 +76,7 @@ def main() -> None:
     )
     if processes.is_first():
         print(f"{format_table(report)}\n\n{format_details(report)}\n")
-        print(f"written to {path}")
+        print(printable(f"written to {path}"))
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def main() -> None:
     """Searches as the flags say."""
     require_one_source()
     from data_pipelines.io.files import write_file
-    from data_pipelines.io.remote import absolute
-    from data_pipelines.io.terminal import log
+    from data_pipelines.io.remote import absolute, locate
+    from data_pipelines.io.terminal import log, printable
     from data_pipelines.records.reading import resolve
     from data_pipelines.skeletons.sheets import evenly_spaced
     from star_jax.distributed import processes
@@ -70,7 +70,7 @@ def main() -> None:
     from star_jax.report.run import name_of_run
     from star_jax.report.search import search_page
 
-    output, run = Path(OUTPUT.value), ""
+    output, run = Path(locate(OUTPUT.value)), ""
     if QUERY.value and GALLERY.value:
         query, gallery = embeddings.load(QUERY.value), embeddings.load(GALLERY.value)
     elif SOURCE.value:
@@ -105,10 +105,11 @@ def main() -> None:
         warn=log,
     )
     write_file(output / "matches.html", page)
-    print(
+    written = (
         f"{len(shown):,} of {len(found.results):,} queries (--max_queries) on the page "
         f"{output / 'matches.html'}; all of them in {output / 'matches.csv'}"
     )
+    print(printable(written))
 
 
 def require_one_source() -> None:

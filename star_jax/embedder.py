@@ -20,8 +20,8 @@ from data_pipelines.records.reading import decode_clip
 from data_pipelines.sampling import clips_to_embed
 from data_pipelines.schema import MODALITIES, NUM_JOINTS
 from star_jax.distributed.parallel import local_rows, split_rows
-from star_jax.evaluation.embed import config_hash, embed_batches, whole_batch
-from star_jax.evaluation.embeddings import Embeddings
+from star_jax.evaluation.embed import embed_batches, whole_batch
+from star_jax.evaluation.embeddings import Embeddings, provenance_of
 from star_jax.network import Network, load_weights
 
 MAX_DISTANCE = 100  # of a joint from its frame, in widths and heights of the frame
@@ -143,8 +143,8 @@ class Embedder:
           batch_size: clips that are embedded at once, over all devices.
 
         Returns:
-          Embeddings in the order of the folder's paths. `dataset_dir` is the folder,
-          `dataset_fingerprint` identifies its content, and `split` is "test".
+          Embeddings in the order of the folder's paths. `dataset_dir` is the folder, and the
+          `provenance` has a fingerprint of its content as the dataset and "test" as the split.
 
         Raises:
           FileNotFoundError: there is no such folder, or no skeletons although the network uses
@@ -188,10 +188,9 @@ class Embedder:
             num_frames=np.array([len(tracklet.frames) for tracklet in tracklets], np.int32),
             first_frames=np.array([tracklet.frames[0] for tracklet in tracklets]),
             dataset_dir=os.path.realpath(path),
-            dataset_fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
-            split=SPLIT,
-            step=network.step,
-            config_hash=config_hash(network.config),
+            provenance=provenance_of(
+                network, hashlib.sha256(fingerprint.encode()).hexdigest(), SPLIT
+            ),
         )
 
     def _clips_of(self, num_frames: int) -> np.ndarray:

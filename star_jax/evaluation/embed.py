@@ -1,5 +1,6 @@
 """Embedding a split of a packed dataset with a checkpoint, and evaluating it."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -33,13 +34,12 @@ from star_jax.config import check_config
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import gather, local_part, local_rows, put, split_rows
 from star_jax.evaluation import embeddings as embedding_files
-from star_jax.evaluation.embeddings import Embeddings
+from star_jax.evaluation.embeddings import Embeddings, provenance_of
 from star_jax.evaluation.protocols import queries_of, rank, require_scorable, summarize
 from star_jax.evaluation.similarity import make_similarity
 from star_jax.models import Star
 from star_jax.network import Network, restore_network
 from star_jax.training import run_files
-from star_jax.training.checksums import checksums
 from star_jax.training.steps import make_embed_step
 
 
@@ -380,7 +380,7 @@ def embed_dataset(
     config.data.dir = os.fspath(dataset_dir) if remote else os.path.realpath(resolve(dataset_dir))
     if clips is not None:
         config.eval.clips = clips
-    found_fingerprint = _fingerprint_of(dataset_dir)
+    provenance = provenance_of(network, _fingerprint_of(dataset_dir), split, clips)
     index = open_index(config.data.dir, split)
     no_skeletons = (index.missing_skeletons == index.num_frames).all()
     if network.model.uses_skeletons and no_skeletons:
@@ -400,10 +400,7 @@ def embed_dataset(
         num_frames=index.num_frames,
         first_frames=np.array([records[i]["frame_ids"][0] for i in range(len(index.rows))]),
         dataset_dir=config.data.dir,
-        dataset_fingerprint=found_fingerprint,
-        split=split,
-        step=network.step,
-        config_hash=config_hash(network.config),
+        provenance=provenance,
     )
 
 
@@ -417,9 +414,9 @@ def embed_once(
 ) -> pathlib.Path:
     """Writes the embeddings of `embed_dataset` to a folder, unless they are there from before.
 
-    The file's name stands for the weights, the config and the step of the network, the content of
-    the dataset, split and clips: a change of any of them embeds again. A file that cannot be read
-    is written anew.
+    The file's name is a digest of its provenance, and the file holds it: a change of weights,
+    config, dataset, split or clips embeds again, and so does a file that cannot be read or is of
+    another provenance.
 
     Returns:
       The path, `<folder>/embeddings-<digits>.npz`, which the first process has written; see
@@ -428,18 +425,13 @@ def embed_once(
     Raises:
       FileNotFoundError, InputError: as `embed_dataset` does.
     """
-    facts = {
-        "weights": checksums(network.variables),
-        "config": config_hash(network.config),
-        "step": network.step,
-        "dataset": _fingerprint_of(dataset_dir),
-        "split": split,
-        "clips": clips or network.config.eval.clips,
-    }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    provenance = provenance_of(network, _fingerprint_of(dataset_dir), split, clips)
+    facts = json.dumps(dataclasses.asdict(provenance))
+    digest = hashlib.sha256(facts.encode()).hexdigest()
     output = pathlib.Path(folder) / f"embeddings-{digest[:16]}"
     path = output.with_suffix(".npz")
-    if processes.broadcast_from_process_0(bytes([processes.is_first() and _is_readable(path)]))[0]:
+    there = processes.is_first() and embedding_files.holds(path, provenance)
+    if processes.broadcast_from_process_0(bytes([there]))[0]:
         if processes.is_first():
             log(f"reusing the embeddings in {path}: same weights, dataset, split and clips")
         return path
@@ -447,18 +439,6 @@ def embed_once(
     if processes.is_first():
         embedding_files.save(output, found)
     return path
-
-
-def _is_readable(path: pathlib.Path) -> bool:
-    """Returns whether a file of embeddings exists; logs it if there is one that cannot be read."""
-    try:
-        embedding_files.load(path)
-    except FileNotFoundError:
-        return False
-    except InputError as error:
-        log(f"embedding again: {error}")
-        return False
-    return True
 
 
 def _fingerprint_of(dataset_dir: str | os.PathLike[str]) -> str:
@@ -473,9 +453,3 @@ def _fingerprint_of(dataset_dir: str | os.PathLike[str]) -> str:
             f"launch/prepare.py --dataset=folder --source={dataset_dir}` and pass the directory "
             "that it prints"
         ) from error
-
-
-def config_hash(config: ml_collections.ConfigDict) -> str:
-    """Returns the SHA-256 of a config, which together with the step identifies a network."""
-    text = json.dumps(run_files.as_json(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -8,10 +8,11 @@ from jaxtyping import Bool, Float32, Int, Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.parts import find_part
-from data_pipelines.schema import INFRARED, UNKNOWN, VISIBLE
+from data_pipelines.schema import INFRARED, VISIBLE
 from star_jax.evaluation import scores
-from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
-from star_jax.evaluation.similarity import Similarity, dot_product
+from star_jax.evaluation.ranking import Ranking, is_known, own_entries
+from star_jax.evaluation.retrieval import number_labels, require_a_match
+from star_jax.evaluation.similarity import Similarity, make_similarity
 
 
 class Rules(NamedTuple):
@@ -89,27 +90,11 @@ class TrackletIndex(Protocol):
         """bool[N], whether a tracklet is in the gallery."""
 
 
-class Ranking(NamedTuple):
-    """The ranking of one direction.
-
-    Attributes:
-      queries: int64[Q], positions of the queries in the index, in their order.
-      gallery: int64[G], positions of the gallery entries.
-      similarity: float32[Q, G].
-      result: the scores of the queries.
-    """
-
-    queries: Int[np.ndarray, " Q"]
-    gallery: Int[np.ndarray, " G"]
-    similarity: Float32[np.ndarray, "Q G"]
-    result: RetrievalResult
-
-
 def rank(
     protocol: str,
     embeddings: Float32[np.ndarray, "N C"],
     index: TrackletIndex,
-    compare: Similarity = dot_product,
+    compare: Similarity | None = None,
 ) -> dict[str, Ranking]:
     """Ranks the gallery of a test split for each of its queries.
 
@@ -125,14 +110,15 @@ def rank(
     `any`, `any/other-cameras`: likewise, but infrared queries (`i2v`) and visible ones (`v2i`)
     search all other tracklets, of both modalities.
 
-    Tracklets of people whose identity is not known are neither queries nor in the gallery.
+    A query that is in the gallery, too, does not find itself. Tracklets of people whose identity is
+    not known are neither queries nor in the gallery.
 
     Args:
       protocol: one of PROTOCOLS, or a path.
       embeddings: float32[N, C], rows of length 1, one per test tracklet.
       index: describes the N tracklets in the same order. The gallery is in this order, the queries
         in the order of their rows.
-      compare: embeddings of queries and gallery to similarities.
+      compare: see `similarity.make_similarity`; dot products by default.
 
     Returns:
       The ranking of each direction, `i2v` and `v2i`.
@@ -157,7 +143,8 @@ def rank(
             f"({wrong.size} such rows)"
         )
 
-    known = index.identities != UNKNOWN
+    compare = compare or make_similarity()
+    known = is_known(index.identities)
     rankings = {}
     for direction, (query_modality, gallery_modality) in _MODALITIES.items():
         query = np.flatnonzero(known & index.queries & (index.modalities == query_modality))
@@ -175,17 +162,18 @@ def rank(
             )
         if rules.cameras_of_one_modality:
             _assert_cameras_of_one_modality(protocol, index, query, gallery)
-        # Without the camera rule, each tracklet is a camera of its own: it does not find itself.
-        cameras = index.cameras if rules.camera_rule else np.arange(len(index.cameras))
-        similarity = compare(embeddings[query], embeddings[gallery])
-        result = evaluate_retrieval(
-            similarity,
-            query_ids=index.identities[query],
-            gallery_ids=index.identities[gallery],
-            query_cameras=cameras[query],
-            gallery_cameras=cameras[gallery],
+        own = own_entries(query, gallery)
+        similarity = compare(embeddings[query], embeddings[gallery], own)
+        labels = number_labels(
+            similarity.shape,
+            index.identities[query],
+            index.identities[gallery],
+            index.cameras[query] if rules.camera_rule else None,
+            index.cameras[gallery] if rules.camera_rule else None,
+            own,
         )
-        rankings[direction] = Ranking(query, gallery, similarity, result)
+        rankings[direction] = Ranking(query, gallery, similarity, labels)
+        require_a_match(rankings[direction].result)
     return rankings
 
 
@@ -199,20 +187,13 @@ def summarize(
       and the same `by_camera_pair` and `by_condition`.
     """
     report: dict[str, Any] = {"protocol": protocol}
-    for direction, (query, gallery, similarity, result) in rankings.items():
-        identities = index.identities[query]
+    for direction, ranking in rankings.items():
+        queries, result = ranking.queries, ranking.result
+        identities = index.identities[queries]
         report[direction] = {
             **scores.summary(result, identities),
-            "by_camera_pair": scores.by_camera_pair(
-                similarity,
-                queries=query,
-                gallery=gallery,
-                query_ids=identities,
-                gallery_ids=index.identities[gallery],
-                query_cameras=index.camera_names[query],
-                gallery_cameras=index.camera_names[gallery],
-            ),
-            "by_condition": scores.by_condition(result, identities, index.conditions[query]),
+            "by_camera_pair": scores.by_camera_pair(ranking, identities, index.camera_names),
+            "by_condition": scores.by_condition(result, identities, index.conditions[queries]),
         }
     return report
 

@@ -2,19 +2,21 @@
 
 Uses only NumPy: the similarities are on the host when the gallery is ranked. The metrics depend on
 the ranks of the matches alone, so no gallery is put in order: similarities are sorted by value,
-which is much faster than sorting indices, and the few of the query's identity are looked up.
+which is much faster than sorting indices, and the few of the query's identity are looked up. What
+is shown of a ranking, in order, is that of `ranking.Ranking.top`.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int, Int64
 
 from data_pipelines.errors import InputError
 
@@ -32,7 +34,7 @@ class RetrievalResult:
       average_precision: float64[Q], mean of the precisions at the query's matches; NaN without one.
       inverse_negative_penalty: float64[Q], the number of matches divided by the rank of the last
         one (Ye et al., arXiv 2001.04193); NaN without a match.
-      removed: int64[Q], gallery entries removed since they share the query's identity and camera.
+      removed: int64[Q], gallery entries that take no part for a query, see `Labels`.
       num_gallery: gallery entries, G.
     """
 
@@ -106,9 +108,9 @@ def evaluate_retrieval(
     none are. Entries of equal similarity keep their order in the gallery.
 
     Args:
-      similarity: float[Q, G], larger is more alike.
+      similarity: real numbers, [Q, G], larger is more alike.
       query_ids: [Q], identities: strings or integers.
-      gallery_ids: [G].
+      gallery_ids: [G], of the same type.
       query_cameras: [Q], given together with `gallery_cameras` or not at all.
       gallery_cameras: [G].
 
@@ -116,10 +118,13 @@ def evaluate_retrieval(
       The scores of each query and their means.
 
     Raises:
-      InputError: the shapes do not match, a similarity is NaN, or no query has a match.
+      InputError: the shapes do not match, an argument holds anything else (such as NaN or None
+        among identities, identities of both types, complex numbers or masked arrays), a similarity
+        is NaN, or no query has a match.
     """
-    similarity = np.asarray(similarity)
-    similarity = similarity.astype(np.result_type(similarity, np.float32), copy=False)
+    similarity = np.asarray(real_numbers("similarity", similarity))
+    if similarity.dtype.kind not in "biu":
+        similarity = similarity.astype(np.result_type(similarity, np.float32), copy=False)
     if similarity.ndim != 2 or 0 in similarity.shape:
         raise InputError(f"similarity must be [Q, G] and not empty, found {similarity.shape}")
     labels = number_labels(similarity.shape, query_ids, gallery_ids, query_cameras, gallery_cameras)
@@ -127,51 +132,106 @@ def evaluate_retrieval(
 
 
 class Labels(NamedTuple):
-    """Identities and cameras as integers, which avoids Q x G comparisons of strings.
+    """Who is who in a ranking task, as integers, which avoids Q x G comparisons of strings.
+
+    They say which gallery entries take no part for a query: the query itself, and with a camera
+    rule those of its identity and camera.
 
     Attributes:
-      query_ids: int[Q].
-      query_cameras: int[Q].
-      gallery_cameras: int[G].
+      query_ids: int[Q], identities.
       by_identity: int[G], the gallery in the order of its identities.
       sorted_ids: int[G], the identities in this order.
+      own: int[Q], the gallery entry that is the query itself; -1 if there is none.
+      query_cameras: int[Q]; None without a camera rule.
+      gallery_cameras: int[G]; None without a camera rule.
     """
 
-    query_ids: np.ndarray
-    query_cameras: np.ndarray
-    gallery_cameras: np.ndarray
-    by_identity: np.ndarray
-    sorted_ids: np.ndarray
+    query_ids: Int[np.ndarray, " Q"]
+    by_identity: Int[np.ndarray, " G"]
+    sorted_ids: Int[np.ndarray, " G"]
+    own: Int[np.ndarray, " Q"]
+    query_cameras: Int[np.ndarray, " Q"] | None
+    gallery_cameras: Int[np.ndarray, " G"] | None
 
     def of_queries(self, rows: slice) -> Self:
         """Returns the labels with these queries only."""
-        return self._replace(query_ids=self.query_ids[rows], query_cameras=self.query_cameras[rows])
+        cameras = None if self.query_cameras is None else self.query_cameras[rows]
+        return self._replace(
+            query_ids=self.query_ids[rows], own=self.own[rows], query_cameras=cameras
+        )
+
+    def among(self, rows: Int[np.ndarray, " q"], columns: Int[np.ndarray, " g"]) -> Self:
+        """Returns the labels of some queries and some gallery entries."""
+        places = np.full(len(self.sorted_ids) + 1, -1)
+        places[columns] = np.arange(len(columns))  # the last one stays -1, for no entry
+        chosen = places[self.by_identity] >= 0
+        query_cameras, gallery_cameras = self.query_cameras, self.gallery_cameras
+        return type(self)(
+            query_ids=self.query_ids[rows],
+            by_identity=places[self.by_identity[chosen]],
+            sorted_ids=self.sorted_ids[chosen],
+            own=places[self.own[rows]],
+            query_cameras=None if query_cameras is None else query_cameras[rows],
+            gallery_cameras=None if gallery_cameras is None else gallery_cameras[columns],
+        )
+
+    def of_same_identity(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Returns all pairs of a query and an entry of its identity, in order of the queries."""
+        begin = np.searchsorted(self.sorted_ids, self.query_ids, side="left")
+        counts = np.searchsorted(self.sorted_ids, self.query_ids, side="right") - begin
+        query = np.repeat(np.arange(len(begin)), counts)
+        return query, self.by_identity[begin[query] + _numbers_within(counts)]
+
+    def without_part(
+        self, query: Int[np.ndarray, " n"], entry: Int[np.ndarray, " n"]
+    ) -> Bool[np.ndarray, " n"]:
+        """Returns which entries take no part, of pairs of a query and an entry of its identity."""
+        is_own = entry == self.own[query]
+        if self.query_cameras is None or self.gallery_cameras is None:
+            return is_own
+        return is_own | (self.query_cameras[query] == self.gallery_cameras[entry])
+
+    def removed(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Returns all pairs of a query and an entry that takes no part, in order of the queries."""
+        if self.query_cameras is None:
+            query = np.flatnonzero(self.own >= 0)
+            return query, self.own[query]
+        query, entry = self.of_same_identity()
+        removed = self.without_part(query, entry)
+        return query[removed], entry[removed]
 
 
 def number_labels(
     shape: tuple[int, int],
     query_ids: npt.ArrayLike,
     gallery_ids: npt.ArrayLike,
-    query_cameras: npt.ArrayLike | None,
-    gallery_cameras: npt.ArrayLike | None,
+    query_cameras: npt.ArrayLike | None = None,
+    gallery_cameras: npt.ArrayLike | None = None,
+    own: Int[np.ndarray, " Q"] | None = None,
 ) -> Labels:
     """Checks the labels of Q queries and G gallery entries, `shape`, and returns them as integers.
 
+    Args:
+      shape: of the similarities.
+      query_ids: [Q], strings or integers.
+      gallery_ids: [G].
+      query_cameras: [Q]; None without a camera rule.
+      gallery_cameras: [G]; likewise.
+      own: int[Q], see `Labels`; None if no query is in the gallery.
+
     Raises:
-      InputError: the shapes do not match.
+      InputError: the shapes do not match, or labels are neither strings nor integers.
     """
-    query_ids, gallery_ids = _as_numbers(
-        query_ids, gallery_ids, shape, ("query_ids", "gallery_ids")
-    )
+    ids = _as_numbers(query_ids, gallery_ids, shape, ("query_ids", "gallery_ids"))
     if (query_cameras is None) != (gallery_cameras is None):
         raise InputError("give the cameras of both queries and gallery, or of neither")
-    if query_cameras is None or gallery_cameras is None:
-        query_cameras, gallery_cameras = np.zeros(shape[0]), np.ones(shape[1])  # all differ
-    query_cameras, gallery_cameras = _as_numbers(
-        query_cameras, gallery_cameras, shape, ("query_cameras", "gallery_cameras")
-    )
-    by_identity = np.argsort(gallery_ids, kind="stable")
-    return Labels(query_ids, query_cameras, gallery_cameras, by_identity, gallery_ids[by_identity])
+    cameras: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    if query_cameras is not None and gallery_cameras is not None:
+        names = ("query_cameras", "gallery_cameras")
+        cameras = _as_numbers(query_cameras, gallery_cameras, shape, names)
+    own = np.full(shape[0], -1) if own is None else own
+    by_identity = np.argsort(ids[1], kind="stable")
+    return Labels(ids[0], by_identity, ids[1][by_identity], own, *cameras)
 
 
 def concatenated(results: Sequence[RetrievalResult]) -> RetrievalResult:
@@ -187,8 +247,8 @@ def require_a_match(result: RetrievalResult) -> RetrievalResult:
     if not result.num_queries:
         raise InputError(
             f"none of the {result.num_unmatched} queries has a match among the "
-            f"{result.num_gallery} gallery entries ({result.num_removed} removed, which share the "
-            "query's identity and camera)"
+            f"{result.num_gallery} gallery entries ({result.num_removed} removed: queries "
+            "themselves, or entries of their identity and camera)"
         )
     return result
 
@@ -210,7 +270,7 @@ def score_queries(similarity: np.ndarray, labels: Labels, first_query: int = 0) 
         rows = slice(start, start + rows_per_chunk)
         return _score_chunk(similarity[rows], labels.of_queries(rows), first_query + start)
 
-    starts = range(0, len(similarity), rows_per_chunk)
+    starts = range(0, max(1, len(similarity)), rows_per_chunk)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy sorts without GIL
         results = list(pool.map(score, starts))
     return concatenated(results)
@@ -225,11 +285,11 @@ def _score_chunk(similarity: np.ndarray, labels: Labels, first_query: int) -> Re
         raise InputError(
             f"similarity of query {first_query + row} and gallery entry {column} is NaN"
         )
-    query, entry = _entries_of_identity(labels)
+    query, entry = labels.of_same_identity()
     rank = _ranks(similarity, increasing, query, entry)
     order = np.lexsort((rank, query))
     query, entry, rank = query[order], entry[order], rank[order]
-    removed = labels.query_cameras[query] == labels.gallery_cameras[entry]
+    removed = labels.without_part(query, entry)
     num_removed = np.bincount(query[removed], minlength=num_queries)
 
     # Matches are few: the arrays below have one entry per match, by query and then by rank.
@@ -250,14 +310,6 @@ def _score_chunk(similarity: np.ndarray, labels: Labels, first_query: int) -> Re
             removed=num_removed,
             num_gallery=num_gallery,
         )
-
-
-def _entries_of_identity(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all pairs of a query and a gallery entry of its identity, in order of the queries."""
-    begin = np.searchsorted(labels.sorted_ids, labels.query_ids, side="left")
-    counts = np.searchsorted(labels.sorted_ids, labels.query_ids, side="right") - begin
-    query = np.repeat(np.arange(len(begin)), counts)
-    return query, labels.by_identity[begin[query] + _numbers_within(counts)]
 
 
 def _numbers_within(counts: np.ndarray) -> np.ndarray:
@@ -311,18 +363,87 @@ def _count_within(marked: np.ndarray, query: np.ndarray) -> np.ndarray:
     return counts - before
 
 
+def real_numbers(name: str, values: Any) -> Any:
+    """Returns an argument as an array; one of NumPy, of JAX or on the disk as it is.
+
+    Raises:
+      InputError: it holds anything but real numbers; names it.
+    """
+    if np.ma.isMaskedArray(values):
+        raise InputError(f"{name} is a masked array: use a plain one")
+    if not isinstance(getattr(values, "dtype", None), np.dtype):
+        values = _as_array(name, values)
+    if not np.can_cast(values.dtype, np.longdouble):
+        raise InputError(f"{name} is of the type {values.dtype}: use real numbers")
+    return values
+
+
+def _as_array(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:  # such as lists of several lengths
+        raise InputError(f"{name} cannot be read as an array ({error})") from error
+
+
 def _as_numbers(
     queries: npt.ArrayLike,
     gallery: npt.ArrayLike,
     shape: tuple[int, int],
     names: tuple[str, str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Maps identities or cameras to integers, which avoids Q x G comparisons of strings."""
-    queries, gallery = np.asarray(queries), np.asarray(gallery)
-    for name, values, length in zip(names, (queries, gallery), shape, strict=True):
-        if values.shape != (length,):
-            raise InputError(
-                f"{name} must be [{length}], since similarity is {shape}, found {values.shape}"
-            )
-    _, numbers = np.unique(np.concatenate([queries, gallery]), return_inverse=True)
-    return numbers[: len(queries)], numbers[len(queries) :]
+    """Maps identities or cameras to integers, equal ones to the same.
+
+    They are compared as values of Python, exactly: NumPy would round integers to compare those of
+    different types, and make strings of numbers to compare them with strings.
+    """
+    found = [
+        _distinct(name, values, length, shape)
+        for name, values, length in zip(names, (queries, gallery), shape, strict=True)
+    ]
+    kinds = {_kind(value) for values, _ in found for value in values}
+    if len(kinds) > 1:
+        raise InputError(
+            f"{' and '.join(names)} hold {' and '.join(sorted(kinds))}: use strings or integers "
+            "for all of them"
+        )
+    numbers: dict[Any, int] = {}
+    first, second = (
+        np.array([numbers.setdefault(value, len(numbers)) for value in values])[places]
+        for values, places in found
+    )
+    return first, second
+
+
+def _distinct(
+    name: str, values: Any, length: int, shape: tuple[int, int]
+) -> tuple[list[Any], np.ndarray]:
+    """Returns the values of an argument as those of Python, and the place of each element.
+
+    Raises:
+      InputError: it is not of this length, or holds anything but strings and finite numbers.
+    """
+    if np.ma.isMaskedArray(values):
+        raise InputError(f"{name} is a masked array: use a plain one")
+    array = _as_array(name, values)
+    if array.shape != (length,):
+        raise InputError(
+            f"{name} must be [{length}], since similarity is {shape}, found {array.shape}"
+        )
+    if not isinstance(values, list | tuple) and array.dtype.kind in "biufSU":
+        distinct, places = np.unique(array, return_inverse=True)
+        found = distinct.tolist()
+    else:  # the array might have made strings of them, or rounded them
+        elements = values if isinstance(values, list | tuple) else array.tolist()
+        found = [value.item() if hasattr(value, "item") else value for value in elements]
+        places = np.arange(length)
+    for value in found:
+        if not _kind(value):
+            raise InputError(f"{name} holds {value!r:.80}: use strings or integers")
+    return found, places
+
+
+def _kind(value: Any) -> str:
+    """Returns the kind of a value that can be an identity; "" for any other."""
+    if isinstance(value, float):
+        return "numbers" if math.isfinite(value) else ""
+    return {int: "numbers", bool: "numbers", str: "strings", bytes: "bytes"}.get(type(value), "")

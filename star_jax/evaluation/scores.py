@@ -8,7 +8,8 @@ from jaxtyping import Float64, Shaped
 
 from data_pipelines.io.tables import aligned
 from star_jax.evaluation.intervals import score_interval
-from star_jax.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from star_jax.evaluation.ranking import Ranking
+from star_jax.evaluation.retrieval import RetrievalResult
 
 RANKS = (1, 5, 10, 20)
 METRICS = (*(f"rank{k}" for k in RANKS), "map", "minp")
@@ -38,8 +39,8 @@ def summary(result: RetrievalResult, identities: Shaped[np.ndarray, " Q"]) -> di
 
     Returns:
       METRICS, COUNTS (`queries` have a match, `unmatched` have none and are left out of the means,
-      `removed` gallery entries share identity and camera with a query), and `intervals`, a
-      dictionary of the 95 % interval over identities of each metric, [low, high].
+      `removed` gallery entries take no part for a query, summed over the queries), and `intervals`,
+      a dictionary of the 95 % interval over identities of each metric, [low, high].
     """
     counts = (result.num_queries, result.num_gallery, result.num_unmatched, result.num_removed)
     ends = score_interval(scores_of_queries(result)[None], identities[result.matched])
@@ -53,47 +54,29 @@ def summary(result: RetrievalResult, identities: Shaped[np.ndarray, " Q"]) -> di
 
 
 def by_camera_pair(
-    similarity: np.ndarray,
-    *,
-    queries: np.ndarray,
-    gallery: np.ndarray,
-    query_ids: np.ndarray,
-    gallery_ids: np.ndarray,
-    query_cameras: np.ndarray,
-    gallery_cameras: np.ndarray,
+    ranking: Ranking,
+    identities: Shaped[np.ndarray, " Q"],
+    camera_names: Shaped[np.ndarray, " N"],
 ) -> list[dict[str, Any]]:
-    """Returns the scores of the queries of each camera against the gallery of each other camera.
+    """Returns the scores of the queries of each camera against the gallery of each camera.
 
     Pairs without a match are left out.
 
     Args:
-      similarity: float[Q, G].
-      queries: int[Q], positions of the tracklets, none of which finds itself.
-      gallery: int[G].
-      query_ids: [Q].
-      gallery_ids: [G].
-      query_cameras: str[Q].
-      gallery_cameras: str[G].
+      ranking: of one direction.
+      identities: str[Q], of its queries.
+      camera_names: str[N], of all tracklets of the index.
     """
     pairs = []
-    numbers = np.unique(np.concatenate([query_ids, gallery_ids]), return_inverse=True)[1]
-    query_numbers, gallery_numbers = np.split(numbers, [len(query_ids)])  # faster to compare
-    for query_camera in np.unique(query_cameras):
-        for gallery_camera in np.unique(gallery_cameras):
-            rows = np.flatnonzero(query_cameras == query_camera)
-            columns = np.flatnonzero(gallery_cameras == gallery_camera)
-            same = query_numbers[rows, None] == gallery_numbers[columns]
-            if not (same & (queries[rows, None] != gallery[columns])).any():
-                continue
-            result = evaluate_retrieval(
-                similarity[np.ix_(rows, columns)],
-                query_ids=query_numbers[rows],
-                gallery_ids=gallery_numbers[columns],
-                query_cameras=queries[rows],
-                gallery_cameras=gallery[columns],
-            )
-            cameras = {"query_camera": str(query_camera), "gallery_camera": str(gallery_camera)}
-            pairs.append({**cameras, **summary(result, query_ids[rows])})
+    cameras = camera_names[ranking.queries], camera_names[ranking.gallery]
+    for query_camera in np.unique(cameras[0]):
+        rows = np.flatnonzero(cameras[0] == query_camera)
+        for gallery_camera in np.unique(cameras[1]):
+            columns = np.flatnonzero(cameras[1] == gallery_camera)
+            result = ranking.among(rows, columns).result
+            if result.num_queries:
+                pair = {"query_camera": str(query_camera), "gallery_camera": str(gallery_camera)}
+                pairs.append({**pair, **summary(result, identities[rows])})
     return pairs
 
 

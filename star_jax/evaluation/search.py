@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.tables import aligned, csv_file
-from data_pipelines.schema import UNKNOWN
 from star_jax.evaluation.embeddings import Embeddings
-from star_jax.evaluation.retrieval import evaluate_retrieval, number_labels, score_queries
+from star_jax.evaluation.ranking import Ranking, is_known, own_entries
+from star_jax.evaluation.retrieval import number_labels
 from star_jax.evaluation.scores import METRIC_NAMES, summary
 from star_jax.evaluation.similarity import dot_product
 
@@ -60,9 +59,7 @@ class Found:
       query: embeddings of the queries.
       gallery: embeddings of the gallery.
       modalities: of queries and gallery entries: "visible", "infrared" or "any".
-      queries: int64[Q], positions of the queries that were searched with.
-      entries: int64[G], positions of the gallery entries that were searched for.
-      similarity: float32[Q, G], cosine similarities.
+      ranking: by cosine similarities, also of people of unknown identity.
       results: of each query, in this order.
       scores: `scores.summary` of the queries of known identity that have a match, among gallery
         entries of known identity; None if there is no such query.
@@ -71,9 +68,7 @@ class Found:
     query: Embeddings
     gallery: Embeddings
     modalities: tuple[str, str]
-    queries: Int[np.ndarray, " Q"]
-    entries: Int[np.ndarray, " G"]
-    similarity: Float32[np.ndarray, "Q G"]
+    ranking: Ranking
     results: Sequence[Result]
     scores: Mapping[str, Any] | None
 
@@ -99,62 +94,52 @@ def search(
       top: maximum number of matches per query.
 
     Raises:
-      InputError: the embeddings come from different networks, or none has the modality.
+      InputError: the embeddings were not made in the same way, or none has the modality.
     """
-    require_same_network(query, gallery)
+    require_comparable(query, gallery)
     queries = _of_modality(query, query_modality, "query")
     entries = _of_modality(gallery, gallery_modality, "gallery")
-    # Numbers of tracklets, equal where a query and an entry are the same one. They are passed as
-    # cameras, since entries of the query's identity and camera are removed.
-    tracklets = queries, entries if same_split(query, gallery) else -1 - entries
-    similarity = dot_product(query.embeddings[queries], gallery.embeddings[entries])
     ids = query.identities[queries], gallery.identities[entries]
-    known = ids[0] != UNKNOWN, ids[1] != UNKNOWN
-    ranked = score_queries(similarity, number_labels(similarity.shape, *ids, *tracklets))
+    similarity = dot_product(query.embeddings[queries], gallery.embeddings[entries])
+    own = own_entries(queries, entries) if same_split(query, gallery) else None
+    labels = number_labels(similarity.shape, *ids, own=own)
+    ranking = Ranking(queries, entries, similarity, labels)
+
+    known = is_known(ids[0]), is_known(ids[1])
+    rows, columns = np.flatnonzero(known[0]), np.flatnonzero(known[1])
+    in_whole_gallery = ranking.among(rows, np.arange(len(entries))).result.first_match
+    first_matches = dict(zip(rows.tolist(), in_whole_gallery.tolist(), strict=True))
     results = []
     for row, position in enumerate(queries.tolist()):
-        order = np.argsort(-similarity[row], kind="stable")[: top + 1]
-        matches: list[Match] = []
-        for place in order[tracklets[1][order] != position][:top]:
+        matches = []
+        for place in ranking.top(row, top).tolist():
             both_known = known[0][row] and known[1][place]
             same = bool(ids[0][row] == ids[1][place]) if both_known else None
             matches.append(Match(int(entries[place]), float(similarity[row, place]), same))
-        first_match = int(ranked.first_match[row]) if known[0][row] else None
-        results.append(Result(position, matches, first_match))
+        results.append(Result(position, matches, first_matches.get(row)))
 
     scores = None
     if any(result.first_match for result in results):
-        of_known = evaluate_retrieval(
-            similarity[np.ix_(*known)],
-            query_ids=ids[0][known[0]],
-            gallery_ids=ids[1][known[1]],
-            query_cameras=tracklets[0][known[0]],
-            gallery_cameras=tracklets[1][known[1]],
-        )
-        scores = summary(of_known, ids[0][known[0]])
-    modalities = query_modality, gallery_modality
-    return Found(query, gallery, modalities, queries, entries, similarity, results, scores)
+        scores = summary(ranking.among(rows, columns).result, ids[0][rows])
+    return Found(query, gallery, (query_modality, gallery_modality), ranking, results, scores)
 
 
 def same_split(query: Embeddings, gallery: Embeddings) -> bool:
     """Returns whether queries and gallery are the same tracklets, of one split of a dataset."""
-    return (query.dataset_fingerprint, query.split) == (gallery.dataset_fingerprint, gallery.split)
+    first, second = query.provenance, gallery.provenance
+    return (first.dataset, first.split) == (second.dataset, second.split)
 
 
-def require_same_network(query: Embeddings, gallery: Embeddings) -> None:
-    """Raises an InputError with the reason if embeddings cannot be compared."""
+def require_comparable(query: Embeddings, gallery: Embeddings) -> None:
+    """Raises an InputError with the reason if the embeddings were not made in the same way."""
+    differences = query.provenance.differences(gallery.provenance)
     widths = query.embeddings.shape[1], gallery.embeddings.shape[1]
-    reason = ""
     if widths[0] != widths[1]:
-        reason = f"they have {widths[0]} and {widths[1]} numbers"
-    elif query.config_hash != gallery.config_hash:
-        reason = "the configs of the checkpoints differ"
-    elif query.step != gallery.step:
-        reason = f"the checkpoints have steps {query.step} and {gallery.step}"
-    if reason:
+        differences.append("they have {} and {} numbers".format(*widths))
+    if differences:
         raise InputError(
-            f"the embeddings of queries and gallery come from different networks: {reason}; embed "
-            "both with the same checkpoint"
+            "the embeddings of queries and gallery cannot be compared: "
+            f"{'; '.join(differences)}; embed both with the same checkpoint and flags"
         )
 
 
@@ -201,7 +186,7 @@ def format_scores(found: Found) -> str:
 def format_counts(found: Found) -> str:
     """Returns which queries searched which gallery, and how many queries do not count, as text."""
     kinds = ["" if modality == "any" else f"{modality} " for modality in found.modalities]
-    queries, entries = found.similarity.shape
+    queries, entries = found.ranking.similarity.shape
     text = f"{_count(queries, f'{kinds[0]}query', f'{kinds[0]}queries')} searched "
     text += _count(entries, f"{kinds[1]}tracklet", f"{kinds[1]}tracklets")
     firsts = [result.first_match for result in found.results]

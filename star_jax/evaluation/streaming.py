@@ -12,6 +12,7 @@ from star_jax.evaluation.retrieval import (
     RetrievalResult,
     concatenated,
     number_labels,
+    real_numbers,
     require_a_match,
     score_queries,
 )
@@ -38,15 +39,16 @@ def evaluate_embeddings(
       queries: float[Q, C]; `np.load(path, mmap_mode="r")` leaves it on the disk.
       gallery: float[G, C], likewise.
       query_ids: [Q], identities: strings or integers.
-      gallery_ids: [G].
+      gallery_ids: [G], of the same type.
       query_cameras: [Q], given together with `gallery_cameras` or not at all.
       gallery_cameras: [G].
       similarities_bytes: memory for the similarities of a block of queries, one or more. A larger
         block reads the gallery less often.
 
     Raises:
-      InputError: the shapes do not match, a similarity is NaN, or no query has a match.
+      InputError: as `evaluate_retrieval` does.
     """
+    queries, gallery = real_numbers("queries", queries), real_numbers("gallery", gallery)
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1:] != gallery.shape[1:]:
         raise InputError(
             "queries and gallery must be [Q, C] and [G, C], found "

@@ -14,13 +14,14 @@ from sklearn.manifold import TSNE
 
 from data_pipelines.coco17 import JOINTS, is_detected
 from data_pipelines.io.progress import Progress
-from data_pipelines.schema import INFRARED, UNKNOWN, VISIBLE, Index
+from data_pipelines.schema import INFRARED, VISIBLE, Index
 from star_jax import augment
 from star_jax.distributed.parallel import put, split_rows
 from star_jax.evaluation.embed import split_batches, whole_batch
 from star_jax.evaluation.intervals import difference_interval, score_interval
-from star_jax.evaluation.protocols import Ranking, rank
-from star_jax.evaluation.search import Found, Match, Result, same_split
+from star_jax.evaluation.protocols import rank
+from star_jax.evaluation.ranking import Ranking, is_known
+from star_jax.evaluation.search import Found, Match, Result
 from star_jax.models.guidance import FrameGuidance
 from star_jax.models.keypoint_graph import tracklet_edges
 from star_jax.models.pooling import POWERS, GuidedPooling
@@ -128,10 +129,7 @@ def chosen_queries(
 def first_matches(
     ranking: Ranking, row: int, identities: Shaped[np.ndarray, " N"], count: int
 ) -> Result:
-    """Returns the most similar gallery entries of a query, best first.
-
-    Entries of equal similarity are in the order of the gallery. No protocol removes any for a query
-    (see `protocols.rank`).
+    """Returns the most similar gallery entries of a query, best first, see `Ranking.top`.
 
     Args:
       ranking: of one direction.
@@ -142,12 +140,12 @@ def first_matches(
     Returns:
       The result, with positions in the index.
     """
-    query, similarity = int(ranking.queries[row]), ranking.similarity[row]
+    query = int(ranking.queries[row])
     matches = []
-    for entry in np.argsort(-similarity, kind="stable")[:count]:
+    for entry in ranking.top(row, count):
         position = int(ranking.gallery[entry])
         same = bool(identities[position] == identities[query])
-        matches.append(Match(position, float(similarity[entry]), same))
+        matches.append(Match(position, float(ranking.similarity[row, entry]), same))
     return Result(query, matches, int(ranking.result.first_match[row]))
 
 
@@ -158,7 +156,8 @@ def distance_densities(
 ) -> dict[tuple[int, int], Densities]:
     """Returns the cosine distances of all pairs of tracklets, by PAIRINGS of modalities.
 
-    A pair is counted once, and no tracklet is paired with itself.
+    A pair is counted once, and no tracklet is paired with itself. Pairs with a person of unknown
+    identity are left out.
     """
     edges = np.linspace(0, 2, 2 * _BINS + 1)
     found = {}
@@ -166,8 +165,8 @@ def distance_densities(
         rows, columns = (np.flatnonzero(modalities == number) for number in (first, second))
         distance = 1 - embeddings[rows] @ embeddings[columns].T
         counted = rows[:, None] < columns if first == second else np.ones(distance.shape, bool)
-        same = identities[rows][:, None] == identities[columns]
-        found[first, second] = _densities(distance, same, counted, edges)
+        ids = identities[rows], identities[columns]
+        found[first, second] = _densities(distance, *ids, counted, edges)
     return found
 
 
@@ -176,18 +175,24 @@ def score_densities(found: Found) -> Densities:
 
     No tracklet is paired with itself.
     """
-    ids = found.query.identities[found.queries], found.gallery.identities[found.entries]
-    counted = (ids[0] != UNKNOWN)[:, None] & (ids[1] != UNKNOWN)
-    if same_split(found.query, found.gallery):
-        counted &= found.queries[:, None] != found.entries
+    ranking = found.ranking
+    ids = found.query.identities[ranking.queries], found.gallery.identities[ranking.gallery]
+    counted = np.ones(ranking.similarity.shape, bool)
+    counted[ranking.labels.removed()] = False
     edges = np.linspace(-1, 1, 2 * _BINS + 1)
-    return _densities(found.similarity, ids[0][:, None] == ids[1], counted, edges)
+    return _densities(ranking.similarity, *ids, counted, edges)
 
 
 def _densities(
-    values: np.ndarray, same: np.ndarray, counted: np.ndarray, edges: np.ndarray
+    values: np.ndarray,
+    row_ids: np.ndarray,
+    column_ids: np.ndarray,
+    counted: np.ndarray,
+    edges: np.ndarray,
 ) -> Densities:
-    """Returns the densities of the values of those pairs that are counted."""
+    """Returns the densities of the values of those pairs of known people that are counted."""
+    counted = counted & is_known(row_ids)[:, None] & is_known(column_ids)
+    same = row_ids[:, None] == column_ids
     alike, unlike = values[counted & same], values[counted & ~same]
     return Densities(
         edges, _density(alike, edges), _density(unlike, edges), len(alike), len(unlike)
@@ -217,12 +222,12 @@ def embedding_map(embeddings: Float32[np.ndarray, "n C"]) -> Float[np.ndarray, "
 
 
 def whole_identities(identities: Shaped[np.ndarray, " N"], limit: int) -> Int[np.ndarray, " n"]:
-    """Returns the positions of the tracklets of some identities, ascending.
+    """Returns the positions of the tracklets of some known identities, ascending.
 
     Identities are drawn with a fixed seed as long as their tracklets stay within a limit; the first
     one is always taken.
     """
-    names = np.unique(identities)
+    names = np.unique(identities[is_known(identities)])
     np.random.default_rng(0).shuffle(names)
     chosen: list[np.ndarray] = []
     total = 0

@@ -155,4 +155,4 @@ def make_page(
     page = environment.get_template("page.html").render(
         title=title, subtitle=subtitle, facts=facts, sections=sections, colors=COLORS, marks=MARKS
     )
-    return page.encode()
+    return page.encode(errors="backslashreplace")  # paths may hold what UTF-8 cannot

@@ -75,9 +75,9 @@ def open_spread_frames(
                 f"{dataset_dir}: an address in embeddings is not followed; embed a local copy "
                 "of the dataset"
             )
-        if fingerprint(dataset_dir) != embeddings.dataset_fingerprint:
+        if fingerprint(dataset_dir) != embeddings.provenance.dataset:
             raise InputError(f"{dataset_dir}: not the dataset that was embedded")
-        records = open_records(dataset_dir, embeddings.split)
+        records = open_records(dataset_dir, embeddings.provenance.split)
         if len(records) != len(embeddings.rows):
             raise InputError(f"{dataset_dir}: not the split that was embedded")
     except FileNotFoundError:

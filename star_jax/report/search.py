@@ -67,7 +67,8 @@ def search_page(
     """
     query, gallery = found.query, found.gallery
     facts = {"Run": run} if run else {}
-    facts |= {"Step": f"{query.step:,}", "Config": printable(query.config_hash[:8])}
+    made = query.provenance
+    facts |= {"Step": f"{made.step:,}", "Weights": printable(made.weights[:8])}
     if same_split(query, gallery):
         facts["Dataset"] = _dataset(query)
     else:
@@ -93,9 +94,10 @@ def search_page(
 
 def _dataset(embeddings: Embeddings) -> str:
     """Returns name, version and split of a dataset, and the start of its fingerprint."""
-    split = "" if embeddings.split == "test" else f", {embeddings.split}"
+    made = embeddings.provenance
+    split = "" if made.split == "test" else f", {made.split}"
     name = f"{name_of_dataset(embeddings.dataset_dir)}{split}"
-    return printable(f"{name}, {embeddings.dataset_fingerprint[:8]}")
+    return printable(f"{name}, {made.dataset[:8]}")
 
 
 def _scores(found: Found) -> Section:
@@ -166,7 +168,9 @@ def _first_match(result: Result, found: Found) -> str:
         return "identity unknown"
     if not result.first_match:
         return "no match in the gallery"
-    return f"first true match at rank {first_match_as_text(result)} of {len(found.entries):,}"
+    return (
+        f"first true match at rank {first_match_as_text(result)} of {len(found.ranking.gallery):,}"
+    )
 
 
 def _card(place: int, match: Match, gallery: Embeddings, frames: SpreadFrames | None) -> Card:

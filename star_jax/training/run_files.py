@@ -1,6 +1,7 @@
 """The small files of a run: its config, its environment and its evaluations."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -224,22 +225,39 @@ def write_report(
 ) -> epath.Path:
     """Writes the report of an evaluation with its environment, and returns the path.
 
+    The report appears, or replaces an earlier one of its kind, together with the scores of the
+    queries: it names their file, which is written before and under a name of its own.
+
     Args:
       workdir: folder of the run.
       report: the evaluation.
-      queries: the scores of each query, written before the report to `queries_path`.
+      queries: the scores of each query.
     """
     path = report_path(workdir, report)
+    replaced = None
+    with contextlib.suppress(InputError):  # the earlier report may be damaged
+        replaced = queries_path(path) if path.exists() else None
     arrays = io.BytesIO()
     np.savez_compressed(arrays, **queries)  # type: ignore[arg-type]
-    write_file(queries_path(path), arrays.getvalue())
-    write_json(path, {**report, "environment": environment()})
+    digest = hashlib.sha256(arrays.getvalue()).hexdigest()
+    name = f"{path.stem}.{digest[:8]}.queries.npz"
+    write_file(path.with_name(name), arrays.getvalue())
+    write_json(path, {**report, "queries": name, "environment": environment()})
+    if replaced is not None and replaced.name.startswith(f"{path.stem}.") and replaced.name != name:
+        replaced.unlink(missing_ok=True)
     return path
 
 
 def queries_path(report: epath.Path) -> epath.Path:
-    """Returns the path of the scores of each query, beside the report at a path."""
-    return report.with_suffix(".queries.npz")
+    """Returns the path of the scores of each query, which the report at a path names.
+
+    Raises:
+      InputError: the report is damaged.
+    """
+    name = read_json(report).get("queries")  # reports of earlier versions have none
+    if not isinstance(name, str) or "/" in name or not name.endswith(".queries.npz"):
+        name = f"{report.stem}.queries.npz"
+    return report.with_name(name)
 
 
 def report_paths(workdir: epath.Path) -> list[epath.Path]:

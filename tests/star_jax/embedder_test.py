@@ -315,8 +315,9 @@ def test_a_folder_is_embedded_as_if_it_were_packed(footage, embedded, tmp_path):
     for field in dataclasses.fields(embedded):
         found, expected = getattr(embedded, field.name), getattr(packed, field.name)
         assert type(found) is type(expected)
-        if field.name not in ("embeddings", "dataset_dir", "dataset_fingerprint"):
+        if field.name not in ("embeddings", "dataset_dir", "provenance"):
             np.testing.assert_array_equal(found, expected)
+    assert embedded.provenance.differences(packed.provenance) == []
     assert set(embedded.modalities) == set(MODALITIES) and "unknown" in embedded.identities
     assert embedded.dataset_dir == str(footage)
 
@@ -335,9 +336,9 @@ def test_a_folder_is_saved_and_searched(embedded, tmp_path):
 def test_the_fingerprint_is_that_of_the_content(footage, embedded, tmp_path):
     embed = Embedder(network(guided=True))
     other = embed.folder(footage, every=3, batch_size=8)
-    assert other.dataset_fingerprint != embedded.dataset_fingerprint
+    assert other.provenance.dataset != embedded.provenance.dataset
     again = embed.folder(footage, every=2, batch_size=8)
-    assert again.dataset_fingerprint == embedded.dataset_fingerprint
+    assert again.provenance == embedded.provenance
 
 
 def test_a_folder_without_skeletons(footage, tmp_path):

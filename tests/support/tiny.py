@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import hitsz_files
@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from configs import star_synthetic_demo
 from data_pipelines.datasets import hitsz_vcm
 from star_jax.distributed import parallel
-from star_jax.evaluation.embeddings import Embeddings
+from star_jax.evaluation.embeddings import Embeddings, Provenance
 from star_jax.models import build_model
 from star_jax.training import checkpoint
 from star_jax.training.steps import TrainState, abstract_state
@@ -106,8 +106,37 @@ def saved_run(workdir: pathlib.Path, run: ml_collections.ConfigDict, step: int =
     return workdir
 
 
-def embeddings(n: int, *, seed: int = 0, width: int = 8, **changes: Any) -> Embeddings:
-    """Returns random embeddings of n tracklets of three people, one of them unknown."""
+PROVENANCE = Provenance(
+    weights="0123",
+    config="abc",
+    step=3,
+    dataset="a",
+    split="test",
+    clips="first",
+    clip_length=2,
+    sampling="hitsz_vcm",
+    flip=False,
+    corruption="none",
+)
+
+
+def embeddings(
+    n: int,
+    *,
+    seed: int = 0,
+    width: int = 8,
+    provenance: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Embeddings:
+    """Returns random embeddings of n tracklets of three people, one of them unknown.
+
+    Args:
+      n: number of tracklets.
+      seed: of the random numbers.
+      width: of an embedding.
+      provenance: what differs from PROVENANCE.
+      **changes: other fields.
+    """
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(n, width)).astype(np.float32)
     identities = rng.choice(["alice", "bob", "unknown"], n)
@@ -120,10 +149,7 @@ def embeddings(n: int, *, seed: int = 0, width: int = 8, **changes: Any) -> Embe
         num_frames=np.full(n, 12, np.int32),
         first_frames=np.array([f"{name}/{i}/1.jpg" for i, name in enumerate(identities)]),
         dataset_dir="/data/folder/1.1.0",
-        dataset_fingerprint="a",
-        split="test",
-        step=3,
-        config_hash="abc",
+        provenance=dataclasses.replace(PROVENANCE, **(provenance or {})),
     )
     return dataclasses.replace(made, **changes)
 

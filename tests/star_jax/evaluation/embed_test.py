@@ -3,7 +3,11 @@
 import csv
 import dataclasses
 import io
+import json
 import os
+import pathlib
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -20,11 +24,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.datasets import folder
+from data_pipelines.errors import InputError
 from data_pipelines.records import reading
 from data_pipelines.skeletons.corruption import parse
 from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
 from star_jax.evaluation import embed, embeddings
+from star_jax.evaluation.search import search
 from star_jax.models.pooling import GuidedPooling
 from star_jax.network import load_weights
 
@@ -79,8 +85,11 @@ def test_each_tracklet_is_embedded(embedded, packed):
         ("visible", "infrared")[modality] for modality in index.modalities
     ]
     assert embedded.cameras.tolist() == index.camera_names.tolist()
-    assert embedded.step == 0 and embedded.dataset_dir == str(packed)
-    assert embedded.dataset_fingerprint == reading.fingerprint(packed)
+    assert embedded.dataset_dir == str(packed)
+    made = embedded.provenance
+    assert (made.step, made.dataset) == (0, reading.fingerprint(packed))
+    how = (made.split, made.clips, made.clip_length, made.flip, made.corruption)
+    assert how == ("test", "first", 2, False, "none")
     assert embedded.first_frames[0] == reading.open_records(packed, "test")[0]["frame_ids"][0]
 
 
@@ -153,6 +162,7 @@ def test_files_hold_what_was_embedded(embedded, tmp_path):
     assert (npz.name, table.name) == ("mine.v1.npz", "mine.v1.csv")
     assert sorted(path.name for path in npz.parent.iterdir()) == ["mine.v1.csv", "mine.v1.npz"]
     loaded = embeddings.load(npz)
+    assert loaded.provenance == embedded.provenance
     for field in dataclasses.fields(embedded):
         value, expected = getattr(loaded, field.name), getattr(embedded, field.name)
         assert type(value) is type(expected)
@@ -164,7 +174,8 @@ def test_files_hold_what_was_embedded(embedded, tmp_path):
 
 
 def changed(embedded, **arrays):
-    return dataclasses.asdict(embedded) | arrays
+    provenance = json.dumps(dataclasses.asdict(embedded.provenance))
+    return dataclasses.asdict(embedded) | {"provenance": provenance} | arrays
 
 
 def test_files_of_another_kind_are_refused(embedded, tmp_path):
@@ -190,11 +201,37 @@ def test_files_of_another_kind_are_refused(embedded, tmp_path):
         "cameras is": changed(embedded, cameras=embedded.cameras[1:]),
         "identities is": changed(embedded, identities=embedded.rows),
         "modality 'thermal'": changed(embedded, modalities=np.full(len(embedded.rows), "thermal")),
+        "first_frames hold": changed(embedded, first_frames=np.full(len(embedded.rows), "\ud800")),
+        "identities hold": changed(
+            embedded, identities=np.full(len(embedded.rows), 2**31, np.uint32).view("<U1")
+        ),
+        "provenance, '": changed(embedded, provenance="[" * 100_000),
     }
+    made = dataclasses.asdict(embedded.provenance)
+    for facts in ([], {}, made | {"step": "3"}, made | {"flip": 1}, made | {"more": 1}):
+        broken[f"provenance, {json.dumps(facts)[:30]!r}"[:40]] = changed(
+            embedded, provenance=json.dumps(facts)
+        )
     for message, wrong in broken.items():
-        np.savez(tmp_path / "broken.npz", format="star_jax embeddings 3", **wrong)
-        with pytest.raises(ValueError, match=message):
+        np.savez(tmp_path / "broken.npz", format="star_jax embeddings 4", **wrong)
+        with pytest.raises(InputError, match=re.escape(message)):
             embeddings.load(tmp_path / "broken.npz")
+
+
+def test_files_without_provenance_are_refused(embedded, tmp_path):
+    """As versions before wrote them."""
+    old = changed(embedded, dataset_fingerprint="a", split="test", step=0, config_hash="b")
+    del old["provenance"]
+    np.savez(tmp_path / "old.npz", format="star_jax embeddings 3", **old)
+    with pytest.raises(InputError, match=r"old.npz: .* embed the dataset again"):
+        embeddings.load(tmp_path / "old.npz")
+
+
+def test_a_name_that_is_not_unicode_is_refused(embedded, tmp_path):
+    names = np.full(len(embedded.rows), os.fsdecode(b"\xff.jpg"))
+    with pytest.raises(InputError, match="first_frames"):
+        embeddings.save(tmp_path / "mine", dataclasses.replace(embedded, first_frames=names))
+    assert not list(tmp_path.iterdir())
 
 
 def npy_header(shape, dtype):
@@ -225,6 +262,34 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(embedded, tmp_path,
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+
+
+class Touched:
+    """Unpickling makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["embeddings", "identities", "provenance", "format"])
+@pytest.mark.parametrize("form", ["pickle", "array", "format string"])
+def test_pickles_are_not_loaded(embedded, tmp_path, name, form):
+    touched = tmp_path / "touched"
+    if form == "pickle":
+        member = pickle.dumps(Touched(touched))
+    elif form == "array":
+        file = io.BytesIO()
+        np.save(file, np.array([Touched(touched)] * len(embedded.rows), object))
+        member = file.getvalue()
+    else:
+        member = npy_header((1,), f"__import__('pathlib').Path('{touched}').touch()")
+    write_npz(tmp_path / "evil.npz", embedded, name, member, zipfile.ZIP_STORED)
+    with pytest.raises(InputError, match=r"evil\.npz: "):
+        embeddings.load(tmp_path / "evil.npz")
+    assert not touched.exists()
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<U1000000", "|V0"])
@@ -281,10 +346,16 @@ def test_a_dataset_is_embedded_once(workdir, packed, tmp_path, counted, capsys):
     assert counted == ["test"]
     np.testing.assert_array_equal(embeddings.load(path).embeddings, first.embeddings)
 
-    path.write_bytes(path.read_bytes()[:-100])  # damaged
-    assert embed.embed_once(network, packed, tmp_path) == path
-    assert counted == ["test"] * 2 and f"embedding again: {path}" in capsys.readouterr().err
-    np.testing.assert_array_equal(embeddings.load(path).embeddings, first.embeddings)
+    damaged = path.read_bytes()[:-100]
+    provenance = dataclasses.replace(first.provenance, weights="of another network")
+    other = dataclasses.replace(first, embeddings=-first.embeddings, provenance=provenance)
+    npz, _ = embeddings.save(tmp_path / "other", other)
+    for times, content in enumerate([damaged, npz.read_bytes()], start=2):
+        path.write_bytes(content)
+        assert embed.embed_once(network, packed, tmp_path) == path
+        assert counted == ["test"] * times
+        assert f"embedding again: {path}" in capsys.readouterr().err
+        np.testing.assert_array_equal(embeddings.load(path).embeddings, first.embeddings)
 
 
 @pytest.mark.slow
@@ -305,7 +376,15 @@ def test_another_network_or_dataset_is_embedded(workdir, packed, footage, tmp_pa
     ):
         paths.append(embed.embed_once(changed_network, dataset, tmp_path, clips=clips))
     assert len(set(paths)) == len(counted) == 6
-    assert embeddings.load(paths[0]).step == 0 and embeddings.load(paths[1]).step == 5
+    found = [embeddings.load(path) for path in paths]
+    assert [made.provenance.step for made in found] == [0, 5, 0, 0, 0, 0]
+    names = ("step", "weights", "flip", "", "clips")
+    for name, other in zip(names, found[1:], strict=True):
+        if name:
+            with pytest.raises(InputError, match=f"compared: {name} is "):
+                search(found[0], other)
+        else:
+            search(found[0], other)
 
 
 def test_a_folder_of_footage_is_refused_before_it_is_embedded(workdir, footage, tmp_path):

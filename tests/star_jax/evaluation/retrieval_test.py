@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.errors import InputError
 from star_jax.evaluation import retrieval
 from star_jax.evaluation.retrieval import evaluate_retrieval
 
@@ -256,3 +257,120 @@ def test_without_cameras_nothing_is_removed(task):
     np.testing.assert_allclose(result.mean_ap, expected["mean_ap"])
     with pytest.raises(ValueError, match="cameras of both queries and gallery, or of neither"):
         evaluate_retrieval(similarity, **identities, query_cameras=entries["query_cameras"])
+
+
+integers = st.integers(-3, 3) | st.sampled_from([2**53, 2**53 + 1, 2**63, 2**64 + 1, -(2**63)])
+names = st.text("ab\0\u0301é", max_size=2)
+anything = integers | names | st.floats() | st.none() | st.binary(max_size=1) | st.complex_numbers()
+
+
+@st.composite
+def many_ids(draw):
+    """Yields identities of queries and gallery, as lists of Python and in some container."""
+    one_kind = draw(st.sampled_from([integers, names, st.floats(0, 3), anything]))
+    both = [draw(st.lists(one_kind, min_size=n, max_size=n)) for n in (3, 4)]
+    contained = []
+    for values in both:
+        container = draw(st.sampled_from([list, tuple, "array", np.int64, np.uint64, object]))
+        try:
+            if container in (list, tuple):
+                contained.append(container(values))
+            else:
+                contained.append(np.array(values, None if container == "array" else container))
+                values[:] = contained[-1].tolist()  # what it holds, such as strings of numbers
+        except (ValueError, TypeError, OverflowError):
+            contained.append(values)
+    return both, contained
+
+
+@settings(deadline=None, max_examples=150)
+@given(ids=many_ids(), seed=st.integers(0, 99))
+def test_any_identities_are_compared_as_they_are_or_refused(ids, seed):
+    (queries, gallery), (query_ids, gallery_ids) = ids
+    similarity = np.random.default_rng(seed).permutation(12).reshape(3, 4).astype(np.float32)
+    kinds = {type(value) for value in (*queries, *gallery)}
+    plain = kinds <= {int, bool} or kinds in ({str}, {bytes})
+    numbers = [value for value in (*queries, *gallery) if isinstance(value, int | float)]
+    finite = all(abs(value) < float("inf") for value in numbers)
+    try:
+        result = evaluate_retrieval(similarity, query_ids=query_ids, gallery_ids=gallery_ids)
+    except InputError as error:
+        if "has a match" in str(error):
+            assert not set(queries) & set(gallery)
+        else:
+            assert not plain and ("query_ids" in str(error) or "gallery_ids" in str(error))
+        return
+    assert plain or (kinds <= {int, bool, float} and finite)
+    expected = brute_force(
+        similarity,
+        query_ids=queries,
+        gallery_ids=gallery,
+        query_cameras=[1] * 3,
+        gallery_cameras=[2] * 4,
+    )
+    assert result.mean_ap == pytest.approx(expected["mean_ap"])
+    assert result.num_queries == expected["num_queries"]
+
+
+BAD_NUMBERS = {
+    "complex": np.ones((2, 3)) * 1j,
+    "masked": np.ma.masked_equal(np.arange(6.0).reshape(2, 3), 0),
+    "objects": np.ones((2, 3), object),
+    "ragged": [[0.1, 0.2, 0.3], [0.1]],
+    "strings": [["a", "b", "c"]] * 2,
+    "dates": np.zeros((2, 3), "M8[s]"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_NUMBERS)
+def test_similarities_that_are_no_real_numbers_are_refused(kind):
+    with pytest.raises(InputError, match=r"^similarity "):
+        evaluate_retrieval(BAD_NUMBERS[kind], query_ids=[1, 2], gallery_ids=[1, 2, 3])
+
+
+BAD_LABELS = {
+    "None": [None, 1],
+    "mixed": ["a", 1],
+    "NaN": [float("nan"), 1.0],
+    "array with NaN": np.array([1, np.nan]),
+    "complex": np.array([1, 2j]),
+    "array with None": np.array([1, None]),
+    "masked": np.ma.masked_equal([1, 2], 2),
+    "ragged": [[1, 2], [3]],
+    "dates": np.zeros(2, "M8[s]"),
+}
+
+
+@pytest.mark.parametrize("name", ["query_ids", "gallery_ids", "query_cameras", "gallery_cameras"])
+@pytest.mark.parametrize("kind", BAD_LABELS)
+def test_bad_labels_are_named(name, kind):
+    labels = {"query_ids": [1, 2], "gallery_ids": [1, 2]}
+    labels |= {"query_cameras": [1, 1], "gallery_cameras": [2, 2]}
+    with pytest.raises(InputError, match=name):
+        evaluate_retrieval(np.eye(2), **labels | {name: BAD_LABELS[kind]})
+
+
+def test_large_integers_are_not_rounded():
+    """As floats, which NumPy makes of int64 beside uint64, 2^53 and 2^53 + 1 are equal."""
+    result = evaluate_retrieval(
+        [[0.9, 0.1]],
+        query_ids=np.array([2**53], np.int64),
+        gallery_ids=np.array([2**53 + 1, 2**53], np.uint64),
+    )
+    assert result.first_match.tolist() == [2]
+    result = evaluate_retrieval(
+        np.array([[2**53, 2**53 + 1]]), query_ids=["a"], gallery_ids=["b", "a"]
+    )
+    assert result.first_match.tolist() == [1]
+
+
+def test_labels_of_different_types_that_mean_the_same_are_equal():
+    for ids in (
+        [np.int8(1), np.int64(2)],
+        np.array([1.0, 2.0]),
+        np.array(["1", "2"], object),
+        np.array(["1", "2"], np.dtypes.StringDType()),
+    ):
+        other = ["1", "2"] if isinstance(ids[0], str) else [1, 2]
+        result = evaluate_retrieval(np.eye(2), query_ids=ids, gallery_ids=other)
+        assert result.rank(1) == 1

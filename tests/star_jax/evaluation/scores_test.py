@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from star_jax.evaluation import scores
-from star_jax.evaluation.retrieval import evaluate_retrieval
+from star_jax.evaluation.ranking import Ranking
+from star_jax.evaluation.retrieval import evaluate_retrieval, number_labels
 
 
 @pytest.fixture
@@ -53,12 +54,10 @@ def test_scores_of_queries_average_to_the_summary(task):
 
 def test_camera_pairs_by_hand(task):
     similarity, labels = task
-    cameras = {
-        "query_cameras": np.array(["a", "b", "b", "b"]),
-        "gallery_cameras": np.array(["x", "x", "y", "y"]),
-    }
-    positions = {"queries": np.arange(4), "gallery": np.arange(4, 8)}
-    found = scores.by_camera_pair(similarity, **positions, **labels, **cameras)
+    numbered = number_labels((4, 4), **labels)
+    ranking = Ranking(np.arange(4), np.arange(4, 8), similarity, numbered)
+    cameras = np.array(["a", "b", "b", "b", "x", "x", "y", "y"])
+    found = scores.by_camera_pair(ranking, labels["query_ids"], cameras)
     pairs = {(pair["query_camera"], pair["gallery_camera"]): pair for pair in found}
     assert set(pairs) == {("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")}
     # Of camera b, query 1 finds entry 1 (of identity 2) before entry 0, query 2 finds entry 1.

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import embeddings
 
+from data_pipelines.errors import InputError
 from star_jax.evaluation import search
 
 ANY = {"query_modality": "any", "gallery_modality": "any"}
@@ -25,7 +26,7 @@ modalities = st.sampled_from(["any", "visible", "infrared"])
 )
 def test_finds_what_trying_all_finds(sizes, same, query_modality, gallery_modality, top):
     query = embeddings(sizes[0])
-    gallery = query if same else embeddings(sizes[1], seed=1, dataset_fingerprint="b")
+    gallery = query if same else embeddings(sizes[1], seed=1, provenance={"dataset": "b"})
     found = search.search(
         query,
         gallery,
@@ -66,7 +67,7 @@ def of_similarity(similarity, queries, gallery):
             embeddings=vectors.astype(np.float32),
             identities=np.array(names),
             modalities=np.full(len(names), modality),
-            dataset_fingerprint=modality,
+            provenance={"dataset": modality},
         )
         for vectors, names, modality in (
             (own, queries, "infrared"),
@@ -129,22 +130,42 @@ def test_a_tracklet_does_not_find_itself_in_a_copy_of_its_dataset():
 
 def test_a_tracklet_finds_its_like_in_another_dataset_or_split():
     query = embeddings(4)
-    for other in (embeddings(4, dataset_fingerprint="b"), embeddings(4, split="train")):
+    for other in (
+        embeddings(4, provenance={"dataset": "b"}),
+        embeddings(4, provenance={"split": "train"}),
+    ):
         results = search.search(query, other, top=1, **ANY).results
         assert [result.matches[0].position for result in results] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    ("other", "reason"),
+    "changes",
     [
-        (embeddings(3, width=5), "8 and 5 numbers"),
-        (embeddings(3, config_hash="def"), "configs of the checkpoints differ"),
-        (embeddings(3, step=4), "steps 3 and 4"),
+        {"weights": "4567"},
+        {"config": "def"},
+        {"step": 4},
+        {"clips": "dense"},
+        {"clip_length": 3},
+        {"sampling": "bupt_campus"},
+        {"flip": True},
+        {"corruption": "drop:0.3"},
     ],
+    ids=str,
 )
-def test_embeddings_of_different_networks_are_refused(other, reason):
-    with pytest.raises(ValueError, match=f"different networks: .*{reason}"):
-        search.search(embeddings(3), other)
+def test_embeddings_that_were_made_in_another_way_are_refused(changes):
+    own, other = embeddings(3), embeddings(3, provenance=changes)
+    for first, second in ((own, other), (other, own)):
+        with pytest.raises(InputError) as error:
+            search.search(first, second)
+        (name,) = changes
+        assert f"{name} is " in str(error.value)
+        assert all(str(made.provenance.__dict__[name]) in str(error.value) for made in (own, other))
+    assert search.search(other, other).results
+
+
+def test_embeddings_of_another_width_are_refused():
+    with pytest.raises(InputError, match="8 and 5 numbers"):
+        search.search(embeddings(3), embeddings(3, width=5))
 
 
 def test_a_modality_that_nobody_has_is_named():

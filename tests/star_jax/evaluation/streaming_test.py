@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data_pipelines.errors import InputError
 from star_jax.evaluation import streaming
 from star_jax.evaluation.retrieval import evaluate_retrieval
 from star_jax.evaluation.streaming import evaluate_embeddings
@@ -57,3 +58,21 @@ def test_bad_input_is_named(task):
         evaluate_embeddings(queries, gallery, **labels, similarities_bytes=1)
     with pytest.raises(ValueError, match="none of the 23 queries has a match"):
         evaluate_embeddings(queries, queries, query_ids=range(23), gallery_ids=range(23, 46))
+
+
+def test_what_are_no_real_numbers_or_labels_is_named(task):
+    queries, gallery, labels = task
+    for bad in (
+        gallery * 1j,
+        np.ma.masked_equal(gallery, 0),
+        gallery.astype(object),
+    ):
+        with pytest.raises(InputError, match=r"^gallery "):
+            evaluate_embeddings(queries, bad, **labels)
+        with pytest.raises(InputError, match=r"^queries "):
+            evaluate_embeddings(bad, gallery, **labels)
+    for name in labels:
+        bad = labels[name].astype(float)
+        bad[3] = np.nan
+        with pytest.raises(InputError, match=name):
+            evaluate_embeddings(queries, gallery, **labels | {name: bad})

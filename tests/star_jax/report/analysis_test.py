@@ -75,29 +75,54 @@ def test_queries_are_the_best_middle_and_worst_of_different_identities(ranked):
         assert precision[chosen["median"]].max() <= precision[chosen["best"]].min()
 
 
-def test_first_matches_are_the_most_similar(ranked):
-    embeddings, index, rankings = ranked
-    query, matches, first = analysis.first_matches(rankings["v2i"], 3, index.identities, 5)
-    infrared = np.flatnonzero(index.modalities == 1)
-    expected = sorted(infrared, key=lambda i: -(embeddings[i] @ embeddings[query]))[:5]
-    assert [match.position for match in matches] == expected
-    for match in matches:
-        assert match.score == pytest.approx(embeddings[match.position] @ embeddings[query])
-        assert match.same == (index.identities[match.position] == index.identities[query])
-    ranked = sorted(infrared, key=lambda i: -(embeddings[i] @ embeddings[query]))
-    assert index.identities[ranked[first - 1]] == index.identities[query]
-    assert not any(index.identities[i] == index.identities[query] for i in ranked[: first - 1])
+@pytest.mark.parametrize(
+    "protocol", ["hitsz_vcm/v1", "cross-modality/other-cameras", "any", "any/other-cameras"]
+)
+def test_first_matches_are_those_that_count(protocol):
+    """Against a loop over everyone whom a query may find under the protocol."""
+    rng = np.random.default_rng(0)
+    identities = np.repeat([f"{number:02d}" for number in range(9)] + ["unknown"], 4)
+    index = index_of(identities, [0, 0, 1, 1] * 10)
+    if protocol != "hitsz_vcm/v1":  # whose cameras are of one modality
+        index = dataclasses.replace(index, cameras=rng.integers(0, 2, 40, np.int32))
+    embeddings = random_embeddings(40)
+    for direction, ranking in rank(protocol, embeddings, index).items():
+        for row, query in enumerate(ranking.queries.tolist()):
+            allowed = [
+                other
+                for other in range(40)
+                if other != query
+                and identities[other] != "unknown"
+                and (protocol.startswith("any") or index.modalities[other] == (direction == "v2i"))
+                and not (
+                    protocol.endswith("other-cameras")
+                    and identities[other] == identities[query]
+                    and index.cameras[other] == index.cameras[query]
+                )
+            ]
+            expected = sorted(allowed, key=lambda other: -(embeddings[other] @ embeddings[query]))
+            found, matches, first = analysis.first_matches(ranking, row, index.identities, 5)
+            assert found == query and [match.position for match in matches] == expected[:5]
+            same = [identities[other] == identities[query] for other in expected]
+            assert [match.same for match in matches] == same[:5]
+            for match in matches:
+                assert match.score == pytest.approx(
+                    embeddings[match.position] @ embeddings[query], abs=1e-6
+                )
+            assert first == (1 + same.index(True) if any(same) else 0)
 
 
 def test_distances_count_every_pair_once(ranked):
     embeddings, index, _ = ranked
-    found = analysis.distance_densities(embeddings, index.identities, index.modalities)
+    identities = np.where(index.identities == "04", "unknown", index.identities)
+    found = analysis.distance_densities(embeddings, identities, index.modalities)
     counts = {pair: [0, 0] for pair in found}
     within = {pair: [0, 0] for pair in found}  # a distance below 1
-    for i in range(40):
-        for j in range(i + 1, 40):
+    known = np.flatnonzero(identities != "unknown")
+    for i in known:
+        for j in known[known > i]:
             pair = tuple(sorted((int(index.modalities[i]), int(index.modalities[j]))))
-            different = int(index.identities[i] != index.identities[j])
+            different = int(identities[i] != identities[j])
             counts[pair][different] += 1
             within[pair][different] += 1 - embeddings[i] @ embeddings[j] < 1
     for pair, own in found.items():
@@ -118,6 +143,15 @@ def test_identities_are_taken_whole():
         assert not set(identities[chosen]) & set(identities[rest])
         assert len(chosen) <= limit or len(set(identities[chosen])) == 1
     assert len(analysis.whole_identities(identities, 8)) == 8
+
+
+def test_unknown_people_are_not_looked_at():
+    """Neither in the distances nor in the map, whose identities would be one."""
+    identities = np.array(["unknown", "b", "unknown", "a", "unknown", "b"])
+    for limit in (2, 3, 6):
+        chosen = analysis.whole_identities(identities, limit)
+        assert "unknown" not in identities[chosen] and chosen.size
+    assert analysis.whole_identities(identities, 6).tolist() == [1, 3, 5]
 
 
 @pytest.mark.parametrize("n", [2, 5, 12])

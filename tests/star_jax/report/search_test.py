@@ -35,9 +35,15 @@ def embedded(dataset, **changes):
         cameras=index.camera_names,
         first_frames=np.array([record["frame_ids"][0] for record in records]),
         dataset_dir=str(dataset),
-        dataset_fingerprint=reading.fingerprint(dataset),
+        provenance={"dataset": reading.fingerprint(dataset)},
         **changes,
     )
+
+
+def replaced(embeddings, **changes):
+    """Returns embeddings of another provenance."""
+    provenance = dataclasses.replace(embeddings.provenance, **changes)
+    return dataclasses.replace(embeddings, provenance=provenance)
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +140,8 @@ def test_frames_of_other_sizes_are_not_distorted(tmp_path):
 def test_the_page_says_what_was_searched(painted):
     page = page_of(painted, run="star", command="python launch/search.py <a>", kinds={})
     facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
-    assert facts["Run"] == "star" and facts["Step"] == "3" and facts["Config"] == "abc"
-    assert facts["Dataset"] == f"folder/1.1.0, {painted.dataset_fingerprint[:8]}"
+    assert facts["Run"] == "star" and facts["Step"] == "3" and facts["Weights"] == "0123"
+    assert facts["Dataset"] == f"folder/1.1.0, {painted.provenance.dataset[:8]}"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", facts["Written"])
     assert {"Searched by"} < facts.keys()
     assert "python launch/search.py &lt;a&gt;" in page
@@ -194,8 +200,8 @@ def test_names_are_escaped_and_nothing_is_loaded(hostile):
 def test_without_the_dataset_there_are_placeholders(hostile):
     for gone in (
         dataclasses.replace(hostile, dataset_dir="/nowhere"),
-        dataclasses.replace(hostile, dataset_fingerprint="of another"),
-        dataclasses.replace(hostile, split="train"),
+        replaced(hostile, dataset="of another"),
+        replaced(hostile, split="train"),
         dataclasses.replace(hostile, dataset_dir="gs://bucket/data"),
         dataclasses.replace(hostile, dataset_dir="s3://bucket/data"),
     ):

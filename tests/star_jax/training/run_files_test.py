@@ -159,12 +159,57 @@ def test_a_report_is_written_by_step_with_what_computed_it(tmp_path):
     assert path == tmp_path / "eval" / "120-hitsz_vcm-v1-first-01234567.json"
     written = json.loads(path.read_text())
     assert written["mean_ap"] == 0.5 and written["environment"]["packages"]["jax"]
-    run_files.write_report(epath.Path(tmp_path), report(mean_ap=0.75), queries)
-    arrays = run_files.queries_path(path)
-    assert sorted(path.parent.iterdir()) == sorted([arrays, path])
-    with np.load(arrays, allow_pickle=False) as found:
-        assert dict(found) == queries
-    assert run_files.read_json(path)["mean_ap"] == 0.75
+    for score, identity in ((0.75, "0503"), (0.8, "0504")):
+        queries = {"i2v_identities": np.array([identity])}
+        run_files.write_report(epath.Path(tmp_path), report(mean_ap=score), queries)
+        arrays = run_files.queries_path(path)
+        assert sorted(path.parent.iterdir()) == sorted([arrays, path])
+        with np.load(arrays, allow_pickle=False) as found:
+            assert dict(found) == queries
+        assert run_files.read_json(path)["mean_ap"] == score
+
+
+@pytest.mark.parametrize("killed_before", ["queries", "report", "the old queries are removed"])
+def test_a_reader_sees_a_report_with_its_own_queries(tmp_path, monkeypatch, killed_before):
+    """Whenever the process that replaces them is killed; what it left is replaced later."""
+    workdir = epath.Path(tmp_path)
+    scores = [{"i2v_scores": np.full(3, score)} for score in (0.5, 0.75)]
+    path = run_files.write_report(workdir, report(), scores[0])
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if killed_before == "queries":
+            patch.setattr(run_files, "write_file", kill)
+        elif killed_before == "report":
+            patch.setattr(run_files, "write_json", kill)
+        else:
+            patch.setattr(type(path), "unlink", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run_files.write_report(workdir, report(mean_ap=0.75), scores[1])
+    for _ in range(2):
+        with np.load(run_files.queries_path(path), allow_pickle=False) as found:
+            assert (found["i2v_scores"] == run_files.read_json(path)["mean_ap"]).all()
+        run_files.write_report(workdir, report(mean_ap=0.75), scores[1])
+
+
+def test_nothing_is_read_of_a_report_that_has_no_queries_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_files, "write_json", lambda *_: (_ for _ in ()).throw(OSError))
+    with pytest.raises(OSError):
+        run_files.write_report(epath.Path(tmp_path), report(), {})
+    with pytest.raises(FileNotFoundError):
+        run_files.report_paths(epath.Path(tmp_path))
+
+
+def test_a_report_names_no_file_elsewhere(tmp_path):
+    path = epath.Path(tmp_path / "eval" / "12-x.json")
+    path.parent.mkdir()
+    for facts in ("../a.queries.npz", "/a/b.queries.npz", "..", "", None, 3, "12-y.json"):
+        path.write_text(json.dumps({"queries": facts}))
+        assert run_files.queries_path(path) == path.parent / "12-x.queries.npz"
+    path.write_text("{}")  # as earlier versions wrote it
+    assert run_files.queries_path(path) == path.parent / "12-x.queries.npz"
 
 
 @pytest.mark.parametrize(
