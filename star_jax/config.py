@@ -407,7 +407,13 @@ SKELETON_LOSSES = ("modality_consistency", "skeleton_consistency")
 
 
 def complete(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Returns the config that was stored with a network, with the `ADDED_KEYS` that it lacks."""
+    """Returns the config that was stored with a network, with the `ADDED_KEYS` that it lacks.
+
+    Raises:
+      InputError: it is no config, but text or something else.
+    """
+    if not isinstance(stored, Mapping | ml_collections.ConfigDict):
+        raise InputError(f"the config is {shown(stored)}, not a dictionary of its keys")
     config = ml_collections.ConfigDict(stored)
     for key, value in ADDED_KEYS.items():
         section, _, name = key.rpartition(".")
