@@ -1,5 +1,7 @@
 """The errors that a user can fix: commands print them as one line, any other with its traceback."""
 
+import re
+
 
 class UserError(Exception):
     """Base class: the message names the file, row or key, what was found and what to do."""
@@ -15,3 +17,16 @@ class MissingPackageError(UserError, ImportError):
 
 class DivergedError(UserError, FloatingPointError):
     """Training has produced numbers that are not finite."""
+
+
+class OutOfMemoryError(UserError, MemoryError):
+    """What was asked for needs more memory than a device or the machine has."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of Python, NumPy or JAX says that there is not enough memory."""
+    # Other resources can be exhausted, too: the size of a message, a quota.
+    exhausted = re.compile(r"RESOURCE_EXHAUSTED.*(memory|allocat)|OUT_OF_MEMORY", re.I | re.S)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(exhausted.search(str(error)))
+    )

@@ -21,7 +21,7 @@ import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 
-from data_pipelines.errors import InputError, UserError
+from data_pipelines.errors import InputError, UserError, is_out_of_memory
 from data_pipelines.io import remote
 from data_pipelines.io.terminal import printable
 from launch import end_at_once, end_others
@@ -45,10 +45,13 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             fail(f"unexpected argument {arguments[1]!r}; see --help", 2)
         try:
             main(*arguments[1:])
-        except FIXABLE as error:
+        except Exception as error:
+            if not isinstance(error, FIXABLE) and not is_out_of_memory(error):
+                raise
             if absl_logging.level_debug():
                 traceback.print_exc()
-            fail(" ".join(str(error).split()), 1)
+            message = " ".join(str(error).split())
+            fail(message if isinstance(error, FIXABLE) else f"out of memory: {message[:300]}", 1)
 
     absl_logging.set_verbosity(absl_logging.WARNING)  # hides what the libraries log
     logging.getLogger("star_jax").setLevel(logging.INFO)

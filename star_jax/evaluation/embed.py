@@ -31,7 +31,7 @@ from data_pipelines.records.reading import (
 from data_pipelines.schema import MODALITIES, Index
 from data_pipelines.skeletons.corruption import Corruption
 from star_jax.config import check_config
-from star_jax.distributed import processes
+from star_jax.distributed import memory, processes
 from star_jax.distributed.parallel import gather, local_part, local_rows, put, split_rows
 from star_jax.evaluation import embeddings as embedding_files
 from star_jax.evaluation.embeddings import Embeddings, provenance_of
@@ -176,6 +176,7 @@ def embed_batches(
 
     Raises:
       DivergedError: an embedding is not finite, or 0.
+      OutOfMemoryError: the devices have too little memory for a batch.
       Preempted: `stop_requested` returned True.
     """
     rows = split_rows(mesh)
@@ -184,7 +185,15 @@ def embed_batches(
     done = 0
     compiled = set()
     enabled = show_progress and processes.is_first()
-    with Progress(num_tracklets, "embedding", unit="tracklet", enabled=enabled) as progress:
+    remedies = (
+        f"{batch_size} clips are embedded at once over {mesh.size} devices; lower "
+        "config.eval.batch_size in training, or batch_size of the Embedder, or else use more "
+        "devices or JAX_PLATFORMS=cpu"
+    )
+    with (
+        memory.explained(remedies),
+        Progress(num_tracklets, "embedding", unit="tracklet", enabled=enabled) as progress,
+    ):
         for modality, batch in batches:
             embed = make_embed_step(model, modality, mesh, flip)
             inputs = put((batch["frames"], batch["keypoints"]), rows, batch_size)

@@ -167,6 +167,8 @@ def finish(manager: ocp.CheckpointManager) -> None:
 def _naming_the_failure(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
     except Exception as error:  # not every library raises an OSError on a full disk
         raise OSError(
             f"{manager.directory}: a checkpoint could not be written "

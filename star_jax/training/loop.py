@@ -23,7 +23,7 @@ from data_pipelines.loader import train_batches
 from data_pipelines.records.reading import fingerprint, open_index, resolve
 from data_pipelines.sampling import find_sampler, steps_per_epoch, trainable_labels
 from star_jax.config import check_config, check_training
-from star_jax.distributed import processes
+from star_jax.distributed import memory, processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
 from star_jax.evaluation.embed import describe_evaluation, evaluate_split, evaluation_split
 from star_jax.evaluation.protocols import find_protocol, require_scorable
@@ -32,7 +32,7 @@ from star_jax.evaluation.scores import DIRECTIONS, format_table
 from star_jax.losses import build_losses
 from star_jax.models import build_model
 from star_jax.optim import learning_rate_factor, make_optimizer
-from star_jax.stored import complete
+from star_jax.stored import parse_config
 from star_jax.training import checkpoint, run_files
 from star_jax.training.initialization import starting_state
 from star_jax.training.metrics import MetricsWriter
@@ -70,6 +70,7 @@ def train(
     Raises:
       InputError: the config is invalid, or does not fit the dataset, the devices or the workdir.
       DivergedError: a loss, a parameter or a statistic is not finite.
+      OutOfMemoryError: a training step or an evaluation needs more memory than the devices have.
       OSError: a checkpoint could not be written or read.
       Preempted: the run was interrupted (SIGTERM or Ctrl-C) and has saved its state.
     """
@@ -108,6 +109,7 @@ def train(
         require_scorable(config.eval.protocol, evaluated)
 
     with (
+        memory.explained(remedies := less_memory(config)),
         run_files.claimed(workdir, config),
         run_files.timed(workdir, started),
         checkpoint.open_manager(workdir, config.checkpoint.keep) as manager,
@@ -157,6 +159,7 @@ def train(
                 on_devices = put(batch, shardings, pairs)
                 if step == start + 1:
                     run_step = train_step.lower(state, on_devices).compile()
+                    memory.require(run_step, "a training step", remedies)
                     processes.wait_for_all("the training step is compiled")
                 state, metrics = run_step(state, on_devices)
                 # The previous step is read now, so that the device computes while the host writes.
@@ -182,6 +185,15 @@ def train(
             step_log.flush(writer, progress)
             checkpoint.finish(manager)  # while signals do not end the process
     return state
+
+
+def less_memory(config: ml_collections.ConfigDict) -> str:
+    """Returns what to change in a config so that training takes less memory."""
+    remat = "" if config.model.remat else ", or set config.model.remat to True"
+    return (
+        "lower config.data.identities_per_batch, data.tracklets_per_identity, data.clip_length or "
+        f"data.frame_size{remat}"
+    )
 
 
 @contextlib.contextmanager
@@ -218,8 +230,9 @@ def continued(
     It is `config`, except for `config.init`, which records the origin of the initial parameters.
 
     Raises:
-      InputError: the checkpoint belongs to a different config or dataset.
+      InputError: the checkpoint belongs to a different config or dataset, or has no valid config.
     """
+    stored = parse_config(manifest.config, os.fspath(where))
     run_files.require_same(where, manifest.config, config)
     if manifest.dataset != dataset:
         raise InputError(
@@ -228,7 +241,7 @@ def continued(
             "identities; use the dataset that the run was started with, or another --workdir"
         )
     config = config.copy_and_resolve_references()
-    config.init.update(complete(manifest.config)["init"])
+    config.init.update(stored.init)
     return config
 
 

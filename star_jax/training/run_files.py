@@ -69,8 +69,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "grai
 def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Creates the workdir of a run, or checks that it belongs to a run with this config.
 
-    Writes `config.json` (the full config) and `run.json` (command, versions, devices, git
-    revision).
+    A run that has saved nothing may start again with another config. Writes `config.json` (the
+    full config) and `run.json` (command, versions, devices, git revision).
 
     Raises:
       InputError: the workdir belongs to a different config; names the keys that differ.
@@ -79,13 +79,14 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     path = workdir / "config.json"
     with remote.naming_failures(workdir):
         known = path.exists()
-    if known:
-        require_same(workdir, read_json(path), config)
+    resumes = known and not differences(earlier := read_json(path), config)
+    if known and (has_saved(workdir) or remote.is_remote(workdir)):  # which has no locks
+        require_same(workdir, earlier, config)
     if processes.is_first():
         write_config(workdir, config)
         record = workdir / "run.json"
-        earlier = read_json(record, Record) if known and record.exists() else {}
-        write_json(record, {**environment(), "seconds_in_all": earlier.get("seconds_in_all", 0)})
+        before = read_json(record, Record) if resumes and record.exists() else {}
+        write_json(record, {**environment(), "seconds_in_all": before.get("seconds_in_all", 0)})
     require_shared(workdir / "run.json")
 
 
@@ -95,6 +96,13 @@ def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None
         write_json(workdir / "config.json", as_json(config))
 
 
+def has_saved(workdir: epath.Path) -> bool:
+    """Returns whether a run has a checkpoint, be it damaged, or an evaluation."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    finished = [name for name in names if "orbax-checkpoint-tmp" not in name]
+    return bool(finished) or any((workdir / "eval").glob("*"))
+
+
 def require_same(
     where: epath.Path, before: Mapping[str, Any], config: ml_collections.ConfigDict
 ) -> None:
@@ -102,17 +110,21 @@ def require_same(
 
     `FREE_KEYS` and `optim.epochs` may differ.
     """
+    if found := differences(before, config):
+        raise InputError(
+            f"{where} belongs to a different config: {'; '.join(found)}. Use another --workdir, or "
+            "the config that the run was started with"
+        )
+
+
+def differences(before: Mapping[str, Any], config: ml_collections.ConfigDict) -> list[str]:
+    """Returns the keys in which a config differs from an earlier one, with both values."""
     old, new = flatten(complete(before)), flatten(as_json(config))
-    differences = [
+    return [
         f"{key} was {old.get(key, 'absent')}, now {new.get(key, 'absent')}"
         for key in sorted(set(old) | set(new))
         if old.get(key) != new.get(key) and not key.startswith(_MAY_DIFFER)
     ]
-    if differences:
-        raise InputError(
-            f"{where} belongs to a different config: {'; '.join(differences)}. Use another "
-            "--workdir, or the config that the run was started with"
-        )
 
 
 def require_shared(path: epath.Path, seconds: float = 60) -> None:

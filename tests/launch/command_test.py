@@ -50,6 +50,15 @@ command.run(main)
             "open('/nowhere')",
             "error: [Errno 2] No such file or directory: '/nowhere'",
         ),
+        (
+            "from data_pipelines.errors import OutOfMemoryError as E; raise E('a step: shrink it')",
+            "error: a step: shrink it",
+        ),
+        ("raise MemoryError('an array')", "error: out of memory: an array"),
+        (
+            "raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.')",
+            "error: out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.",
+        ),
     ],
 )
 def test_what_a_user_can_fix_is_one_line(body, line):

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import tiny
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, OutOfMemoryError
 from data_pipelines.records.reading import fingerprint
-from star_jax.distributed import parallel, processes
+from star_jax.distributed import memory, parallel, processes
 from star_jax.evaluation import embed
 from star_jax.evaluation.embed import embed_split, evaluate_checkpoint
 from star_jax.models import build_model
@@ -415,6 +415,64 @@ def test_another_dataset_of_as_many_identities_is_refused(whole_run, tmp_path):
     other = tiny.packed_dataset(tmp_path, train=[11, 12, 13, 14, 15, 17])
     with pytest.raises(ValueError, match="belongs to a different dataset: its fingerprint was"):
         loop.train(tiny.baseline(other), whole_run)
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_is_refused_and_may_be_made_smaller(
+    dataset, tmp_path, monkeypatch
+):
+    random_state = lambda *arguments: tiny.random_state(abstract_state(*arguments))  # noqa: E731
+    monkeypatch.setattr(loop, "starting_state", random_state)
+    with monkeypatch.context() as patch, pytest.raises(OutOfMemoryError) as caught:
+        patch.setattr(memory, "capacity", lambda: memory.Capacity(10**4, 1))
+        loop.train(tiny.baseline(dataset), tmp_path)
+    for key in ("data.identities_per_batch", "data.clip_length", "data.frame_size", "model.remat"):
+        assert key in str(caught.value)
+    assert not saved_steps(tmp_path)
+    smaller = tiny.baseline(dataset)
+    smaller.data.clip_length = 1
+    monkeypatch.setattr(loop, "train_batches", lambda *_, **__: iter(()))
+    loop.train(smaller, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["clip_length"] == 1
+
+
+def test_an_evaluation_that_does_not_fit_says_what_to_do(monkeypatch):
+    def step(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(embed, "make_embed_step", lambda *_: step)
+    frames = {"frames": np.zeros((8, 1)), "keypoints": np.zeros((8, 1))}
+    with pytest.raises(OutOfMemoryError, match=r"config\.eval\.batch_size"):
+        embed.embed_batches(
+            None,
+            None,
+            parallel.make_mesh(),
+            [("visible", frames)],
+            batch_size=8,
+            num_tracklets=1,
+        )
+
+
+@pytest.mark.parametrize(
+    ("stored", "named"),
+    [
+        ("text", "'text'"),
+        ([1, 2], r"\[1, 2\]"),
+        ({"optim": "text"}, "config.optim"),
+        ({}, "config.seed"),
+    ],
+)
+def test_a_checkpoint_whose_config_is_none_is_refused(tmp_path, stored, named):
+    config = tiny.baseline("data")
+    manifest = checkpoint.Manifest(stored, "0123", {}, {})
+    with pytest.raises(InputError, match=rf"{tmp_path}.*{named}"):
+        loop.continued(config, manifest, tmp_path, "0123")
+    for key in ("epochs", "lr"):
+        before = config.to_dict()
+        before["optim"] = {**before["optim"], key: "many"}
+        manifest = checkpoint.Manifest(before, "0123", {}, {})
+        with pytest.raises(InputError, match=rf"{tmp_path}.*config\.optim\.{key} is 'many'"):
+            loop.continued(config, manifest, tmp_path, "0123")
 
 
 def test_a_protocol_that_cannot_score_the_dataset_is_refused_at_once(dataset, tmp_path):

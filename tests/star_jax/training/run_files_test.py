@@ -121,17 +121,46 @@ def test_a_file_system_without_locks_works_with_a_warning(tmp_path, monkeypatch,
 )
 def test_claim_refuses_another_config_and_names_the_key(tmp_path, key, value, before):
     run_files.claim(tmp_path, demo_config())
-    files = {path: path.read_text() for path in tmp_path.iterdir()}
+    (tmp_path / "checkpoints/10").mkdir(parents=True)
+    files = {path: path.read_text() for path in tmp_path.glob("*.json")}
     now = str(value).translate({ord("("): r"\[", ord(")"): r"\]"})
     with pytest.raises(ValueError, match=rf"{key} was {before}, now {now}\. Use another --workdir"):
         run_files.claim(tmp_path, demo_config(**{key: value}))
-    assert files == {path: path.read_text() for path in tmp_path.iterdir()}
+    assert files == {path: path.read_text() for path in tmp_path.glob("*.json")}
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        ([], False),
+        (["checkpoints"], False),
+        (["checkpoints/10.orbax-checkpoint-tmp"], False),
+        (["checkpoints/10"], True),
+        (["checkpoints/10.damaged"], True),
+        (["eval/10-any-first-01234567.json"], True),
+    ],
+)
+def test_a_run_that_saved_nothing_may_have_another_config(tmp_path, left, kept):
+    run_files.claim(tmp_path, demo_config())
+    record = run_files.read_json(tmp_path / "run.json")
+    run_files.write_json(tmp_path / "run.json", {**record, "seconds_in_all": 50})
+    for name in left:
+        (tmp_path / name).mkdir(parents=True)
+    if kept:
+        with pytest.raises(InputError, match="seed"):
+            run_files.claim(tmp_path, demo_config(seed=3))
+    else:
+        run_files.claim(tmp_path, demo_config(seed=3))
+    assert run_files.read_json(tmp_path / "config.json")["seed"] == (0 if kept else 3)
+    seconds = run_files.read_json(tmp_path / "run.json")["seconds_in_all"]
+    assert seconds == (50 if kept else 0)  # of the earlier run
 
 
 def test_claim_names_every_difference_and_absent_keys(tmp_path):
     config = demo_config()
     del config.losses.defense
     run_files.claim(tmp_path, config)
+    (tmp_path / "checkpoints/10").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"losses.defense was absent, now .*; seed was 0, now 3"):
         run_files.claim(tmp_path, demo_config(seed=3))
 
