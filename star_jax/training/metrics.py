@@ -20,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image
 
 from data_pipelines.errors import InputError
-from data_pipelines.io.files import naming_full_disk, write_file
+from data_pipelines.io.files import naming_full_disk, read_file, write_file
 from data_pipelines.io.remote import is_remote, locate
 
 Row = TypeVar("Row")
@@ -156,7 +156,7 @@ def parse_rows(path: epath.Path, parse: Callable[[bytes], Row]) -> list[tuple[by
     Raises:
       InputError: `parse` failed on another line.
     """
-    lines = path.read_bytes().splitlines()
+    lines = read_file(path).splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
