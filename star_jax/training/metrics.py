@@ -21,7 +21,7 @@ from tensorboardX.summary import image
 
 from data_pipelines.errors import InputError
 from data_pipelines.io import typed_json
-from data_pipelines.io.files import naming_full_disk, write_file
+from data_pipelines.io.files import naming_full_disk, read_file, write_file
 from data_pipelines.io.remote import is_remote, locate
 
 
@@ -163,7 +163,7 @@ def read_rows(path: epath.Path) -> list[dict[str, float]]:
 
 
 def _lines_and_rows(path: epath.Path) -> list[tuple[bytes, dict[str, float]]]:
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = read_file(path).splitlines(keepends=True)
     found = []
     for number, line in enumerate(lines, start=1):
         try:

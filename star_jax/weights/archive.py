@@ -119,7 +119,8 @@ def load_archive(path: str | os.PathLike[str], *, trusted: Collection[str] = ())
     try:
         stored, step = json.loads(metadata["config"]), int(metadata["step"])
         version = shown(json.loads(metadata["versions"])["star_jax"])
-        variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
+        # In order, since an array "a" would replace "a/b" that came before it.
+        variables = flax.traverse_util.unflatten_dict(dict(sorted(arrays.items())), sep="/")
         if not 0 <= step <= INT32_MAX:
             raise ValueError(f"step {step}")
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -142,7 +142,9 @@ def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.nda
         content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split()).partition(". ")[0][:200]  # the rest is bad advice
-        raise InputError(f"{path}: not a whole file of plain arrays ({reason})") from error
+        raise InputError(
+            f"{path}: not a file of plain arrays, or not a whole one ({reason})"
+        ) from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     if not isinstance(content, dict) or not all(

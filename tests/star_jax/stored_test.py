@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from star_jax import Embedder, load_weights
 from star_jax.evaluation.embed import evaluate_checkpoint
 from star_jax.network import restore_network
 from star_jax.report.build import write_report
-from star_jax.report.run import read_reports
+from star_jax.report.run import read_metrics, read_reports
 from star_jax.stored import complete, read_config
 from star_jax.training import checkpoint, run_files
 from star_jax.training.initialization import with_network
@@ -138,6 +139,15 @@ def test_the_protocol_of_a_stored_evaluation_must_be_of_this_repository(tmp_path
     assert_refused(lambda: write_report(workdir, None), path)
     assert read_reports(workdir, ("strangers",)) == [report]
     assert not strangers.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "run.json"])
+def test_a_pipe_among_the_files_of_a_run_is_named(tmp_path, name):
+    path = epath.Path(tmp_path / name)
+    os.mkfifo(path)
+    read = read_metrics if name == "metrics.jsonl" else run_files.read_json
+    with pytest.raises(InputError, match=f"{name}: is a folder, a pipe or a device"):
+        read(path)
 
 
 def test_a_config_that_is_only_compared_is_not_imported(tmp_path, strangers):
