@@ -187,7 +187,7 @@ class Embedder:
             rows=np.array([tracklet.row for tracklet in tracklets], np.int32),
             num_frames=np.array([len(tracklet.frames) for tracklet in tracklets], np.int32),
             first_frames=np.array([tracklet.frames[0] for tracklet in tracklets]),
-            dataset_dir=os.path.realpath(path),
+            dataset_dir=os.path.realpath(footage.source),
             provenance=provenance_of(
                 network, hashlib.sha256(fingerprint.encode()).hexdigest(), SPLIT
             ),

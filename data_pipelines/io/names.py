@@ -27,7 +27,7 @@ def read_name(written: str, place: str) -> str:
         )
     if hidden := [letter for letter in name if not letter.isprintable()]:
         raise InputError(
-            f"{place}: the name {name!a:.100} has a character that cannot be seen, "
+            f"{place}: the name {name!r:.100} has a character that cannot be seen, "
             f"U+{ord(hidden[0]):04X}; write the name without it"
         )
     return name

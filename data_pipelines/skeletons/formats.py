@@ -77,8 +77,7 @@ class SkeletonFile(abc.ABC):
         A place is a name, and a function that finds a skeleton there by the name of its frame.
         """
 
-    @abc.abstractmethod
-    def example(self) -> str | None:
+    def example(self) -> str | None:  # noqa: B027  # formats may do without
         """Returns the name of a skeleton in the file and the shape of its array; None without."""
 
     def read(self, tracklet: schema.Tracklet) -> Float32[np.ndarray, "n 17 3"]:

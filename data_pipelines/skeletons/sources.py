@@ -145,9 +145,9 @@ def find_keypoints(root: str | os.PathLike[str]) -> pathlib.Path:
 def no_match(source: Keypoints, frame: str) -> str:
     """Returns the words for a source without a skeleton of any frame, such as `frame`."""
     return (
-        f"no frame has a skeleton; that of {frame} would be {'/'.join(key_of(frame))}, and one in "
-        f"the source is {source.example()}; name skeletons by their frames, one array for each, or "
-        "make them with launch/extract_skeletons.py"
+        f"no frame has a skeleton; that of {frame} would be {'/'.join(key_of(frame))}, while the "
+        f"source has {source.example() or 'none'}; name skeletons by their frames, one array for "
+        "each, or make them with launch/extract_skeletons.py"
     )
 
 
