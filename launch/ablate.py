@@ -212,7 +212,7 @@ def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
     train += [f"--config.{key}={value}" for key, value in values.items()]
     evaluate = [sys.executable, str(FOLDER / "eval.py"), workdir]
     run.workdir.mkdir(parents=True, exist_ok=True)
-    with open(run.workdir / "log.txt", "a") as log:
+    with open(run.workdir / "log.txt", "ab") as log:
         return subprocess.Popen(
             ["sh", "-c", f"{shlex.join(train)} && {shlex.join(evaluate)}"],
             env={**os.environ, **environment},

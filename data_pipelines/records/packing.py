@@ -426,14 +426,14 @@ def _claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]
     Removes it at the end; after an error it keeps finished shards, if any, to resume from.
     """
     staging.mkdir(parents=True, exist_ok=True)
-    with open(staging / "lock", "w") as lock:
+    with open(staging / "lock", "wb") as lock:
         refusal = f"{staging}: another process is packing this dataset; let it finish"
         hold(lock, refusal)
         if not os.fstat(lock.fileno()).st_nlink:  # the other one has just finished and removed it
             raise InputError(refusal)
         claim = staging / "fingerprint.json"
         try:
-            if not claim.exists() or json.loads(claim.read_text()) != source:
+            if not claim.exists() or json.loads(claim.read_bytes()) != source:
                 for path in {*staging.iterdir()} - {staging / "lock"}:
                     path.unlink()
                 write_json(claim, source)
@@ -451,7 +451,7 @@ def _claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]
 def _read_facts(shard: pathlib.Path) -> dict[str, Any] | None:
     """Returns the facts of a finished shard; None if it is not finished, or damaged."""
     path = shard.with_name(f"{shard.name}.facts.json")
-    facts = json.loads(path.read_text()) if path.exists() and shard.exists() else None
+    facts = json.loads(path.read_bytes()) if path.exists() and shard.exists() else None
     return facts if facts and facts["sha256"] == _sha256(shard) else None
 
 
