@@ -200,7 +200,7 @@ def print_shares(work: Callable[[], None]) -> None:
     open_records = loader.open_records
     decode = simplejpeg.decode_jpeg
     with (
-        mock.patch.object(reading.simplejpeg, "decode_jpeg", timed("decoding", decode)),
+        mock.patch.object(simplejpeg, "decode_jpeg", timed("decoding", decode)),
         mock.patch.object(loader, "open_records", lambda *args: TimedRecords(open_records(*args))),
     ):
         start, core = time.perf_counter(), time.process_time()

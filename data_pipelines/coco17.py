@@ -51,6 +51,21 @@ EDGES = (
 MIRROR = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
 
+_LARGEST = 1e6  # coordinate or confidence: nothing real is larger, and float32 can multiply it
+
+
+def is_possible(keypoints: Float[Any, "*batch J 3"]) -> Bool[Any, "*batch J"]:
+    """Returns which joints could be real: all numbers below a million, no confidence below 0.
+
+    Args:
+      keypoints: float[..., 17, 3], x, y and confidence; of NumPy or JAX.
+
+    Returns:
+      bool[..., 17]; False also for numbers that are not finite.
+    """
+    return (abs(keypoints) < _LARGEST).all(axis=-1) & (keypoints[..., 2] >= 0)
+
+
 def is_detected(keypoints: Float[Any, "*batch J 3"]) -> Bool[Any, "*batch J"]:
     """Returns which joints are detected, those whose confidence is above 0.
 

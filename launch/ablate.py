@@ -306,7 +306,7 @@ def begin(run: Run, environment: Mapping[str, str]) -> Active:
 def start(command: Sequence[str], run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
     """Starts a command, which ends with this process even if that is killed, where Linux can."""
     tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-    with open(run.workdir / "log.txt", "a") as log:
+    with open(run.workdir / "log.txt", "ab") as log:
         return subprocess.Popen(
             [*tied, *command],
             env={**os.environ, **environment},

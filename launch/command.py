@@ -39,6 +39,8 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
       main: what the command does; takes the positional arguments, if there may be any.
       takes_arguments: whether there may be positional arguments.
     """
+    if sys.getfilesystemencoding() != "utf-8":  # other people's file names could not be read
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
     def guarded(arguments: Sequence[str]) -> None:
         if len(arguments) > 1 and not takes_arguments:

@@ -84,7 +84,7 @@ def start(
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         process_group=0,  # otherwise Ctrl-C would reach it twice, from the terminal and from here
     )

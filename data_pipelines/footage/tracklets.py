@@ -327,7 +327,7 @@ def _read_identities(places: _Places) -> list[str]:
 
 def _add_identities(places: _Places, tracks: int) -> None:
     """Adds rows of unknown people for tracklets that have none; keeps everything else."""
-    with open(places.output / TRACKS / ".lock", "w") as lock:
+    with open(places.output / TRACKS / ".lock", "wb") as lock:
         hold(lock, None)  # another camera's tracklets may be finished at the same time
         present = set(_read_identities(places))
         tracklets = [f"{places.prefix}/{name}" for name in _names(tracks)]

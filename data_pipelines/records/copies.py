@@ -46,7 +46,7 @@ def local_copy(address: str) -> pathlib.Path:
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "star_jax"
     cache.mkdir(parents=True, exist_ok=True)
     copy = cache / hashlib.sha256(listing).hexdigest()
-    with open(cache / f"{copy.name}.lock", "w") as lock:
+    with open(cache / f"{copy.name}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not copy.exists():
             partial = cache / f"{copy.name}.partial"

@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import simplejpeg
 import tensorflow_datasets as tfds
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
 from jaxtyping import Float32, Int, UInt8
 
 from data_pipelines import schema
@@ -24,6 +24,8 @@ from data_pipelines.errors import InputError
 from data_pipelines.io import remote
 from data_pipelines.pixels import resize_frame, resize_keypoints
 from data_pipelines.records import copies, origin
+from data_pipelines.records.stored import StoredRecords
+from data_pipelines.stills import decode_jpeg
 
 VALIDATION = "validation"  # the split of the training identities that are held out
 _METADATA = "metadata.json"
@@ -106,7 +108,10 @@ def open_packed(dataset_dir: str | os.PathLike[str]) -> Packed:
     small = {}
     for name, file in files.items():
         path = directory / name
-        found = path.stat().st_size if path.is_file() else 0
+        found = 0
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found = status.st_size if stat.S_ISREG(status.st_mode) else 0
         if found != file.bytes:
             raise InputError(f"{path}: is damaged, has {found} of {file.bytes} bytes; {again}")
         if file.split is None:
@@ -273,97 +278,13 @@ def open_writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
         except RuntimeError as error:
             raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
 
-    writer = naming_failures(array_record_module.ArrayRecordWriter, str(path), _WRITER_OPTIONS)
+    writer = naming_failures(
+        array_record_module.ArrayRecordWriter, os.fsencode(path), _WRITER_OPTIONS
+    )
     try:
         yield functools.partial(naming_failures, writer.write)
     finally:
         naming_failures(writer.close)
-
-
-class _KeepJpegs(tfds.decode.SkipDecoding):
-    """Returns a sequence of images as JPEG files, not decoded."""
-
-    def decode_batch_example_np(self, batch: Iterable[bytes]) -> list[bytes]:
-        return list(batch)
-
-
-class _DecodeText(tfds.decode.SkipDecoding):
-    """Returns str where TFDS would return bytes."""
-
-    def decode_example_np(self, text: bytes) -> str:
-        return text.decode()
-
-    def decode_batch_example_np(self, batch: Iterable[bytes]) -> list[str]:
-        return [text.decode() for text in batch]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-    """A file with all of its records, for ArrayRecord."""
-
-    filename: str
-    take: int
-    skip: int = 0
-
-    @property
-    def examples_in_shard(self) -> int:
-        return self.take
-
-
-class _Records(Sequence):
-    """The records of a split; the many errors of ArrayRecord and TFDS about damage become one."""
-
-    def __init__(
-        self,
-        dataset_dir: str | os.PathLike[str],
-        stored: Sequence[bytes],
-        index: schema.Index,
-    ):
-        self._dataset_dir = dataset_dir
-        self._stored = stored
-        self._index = index
-        # Not the features that TFDS wrote to a file, which could name any Python module.
-        self._features = features()
-        self._decoders = {
-            "frames": _KeepJpegs(),
-            **dict.fromkeys(("identity", "camera_name", "frame_ids", "conditions"), _DecodeText()),
-        }
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-    def __getitem__(self, position: Any) -> Any:
-        if not 0 <= position < len(self):
-            raise IndexError(f"record {position}: {self._dataset_dir} has {len(self)}")
-        try:
-            record = self._features.deserialize_example_np(
-                self._stored[position], decoders=self._decoders
-            )
-        except Exception as error:  # RuntimeError of ArrayRecord, others of protobuf and NumPy
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"{self._dataset_dir}: record {position} cannot be read, its file is damaged "
-                f"({reason}); {origin.AGAIN}"
-            ) from error
-        for name, found, expected in self._facts(record, position):
-            if found != expected:
-                raise InputError(
-                    f"{self._dataset_dir}: record {position} has {name} {found!r:.80}, in the "
-                    f"index it is {expected!s:.80}; {origin.AGAIN}"
-                )
-        return record
-
-    def _facts(self, record: schema.Record, position: int) -> Iterator[tuple[str, Any, Any]]:
-        index = self._index
-        yield "identity", record["identity"], index.identities[position]
-        yield "label", record["label"], index.labels[position]
-        yield "camera", record["camera"], index.cameras[position]
-        yield "camera name", record["camera_name"], index.camera_names[position]
-        yield "modality", record["modality"], index.modalities[position]
-        yield "row", record["tracklet"], index.rows[position]
-        yield "conditions", ";".join(record["conditions"]), index.conditions[position]
-        for name in ("frames", "keypoints", "height", "width", "frame_ids"):
-            yield f"{name} of length", len(record[name]), index.num_frames[position]
 
 
 class _Part(Sequence):
@@ -408,14 +329,13 @@ def open_records(
     packed = open_packed(dataset_dir)
     part, positions = _read_part(packed, dataset_dir, split, validation_identities)
     stored_split = "train" if split == VALIDATION and validation_identities else split
-    shards = [
-        _Shard(os.fspath(packed.directory / name), file.records)
+    shards = {
+        packed.directory / name: file
         for name, file in packed.files.items()
         if file.split == stored_split
-    ]
+    }
     index = _read_index(packed, dataset_dir, stored_split)
-    stored = array_record_data_source.ArrayRecordDataSource(shards)
-    records = _Records(dataset_dir, stored, index)
+    records = StoredRecords(dataset_dir, shards, index, features())
     return _Part(records, positions, part.labels) if validation_identities else records
 
 
@@ -442,17 +362,21 @@ def decode_clip(
 
     Raises:
       ValueError: `joints` is neither.
+      InputError: a frame is not an intact JPEG of its size. It is named by the record's `tracklet`
+        and `frame_ids`.
     """
     size = frames.shape[1:3]
     heights, widths = record["height"][chosen], record["width"][chosen]
     for frame, source, stored in zip(
         frames, chosen, zip(heights, widths, strict=True), strict=True
     ):
-        jpeg = record["frames"][source]
-        if stored == size:
-            simplejpeg.decode_jpeg(jpeg, buffer=frame)
-        else:
-            resize_frame(simplejpeg.decode_jpeg(jpeg), frame)
+        name = f"row {record['tracklet']}, packed frame {record['frame_ids'][source]!a}"
+        buffer = frame if stored == size else None
+        pixels = decode_jpeg(
+            record["frames"][source], name, size=stored, buffer=buffer, remedy=origin.AGAIN
+        )
+        if buffer is None:
+            resize_frame(pixels, frame)
     keypoints = record["keypoints"][chosen]
     match joints:
         case "relative":

@@ -26,7 +26,7 @@ from data_pipelines.io.files import require_regular
 from data_pipelines.io.journal import Journal, open_journal
 from data_pipelines.io.progress import with_progress
 from data_pipelines.skeletons import pose, sources
-from data_pipelines.skeletons.formats import new_hdf5
+from data_pipelines.skeletons.formats import naming_hdf5, new_hdf5
 
 _FRAMES_AT_ONCE = 64  # frames of a tracklet that are read and warped ahead
 
@@ -132,13 +132,11 @@ def _require_distinct_keys(frames: Collection[str]) -> None:
 
 
 def _read_origin(output: pathlib.Path) -> dict[str, Any]:
-    try:
-        with h5py.File(output, "r") as file:
-            return dict(file.attrs)
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{output}: not a readable HDF5 file ({error}); choose another output or remove it"
-        ) from error
+    with (
+        naming_hdf5(output, "; choose another output or remove it"),
+        h5py.File(output, "r") as file,
+    ):
+        return dict(file.attrs)
 
 
 def _require_same_origin(

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from data_pipelines import schema
+from data_pipelines.coco17 import JOINTS, is_possible
 from data_pipelines.errors import InputError
 from data_pipelines.io import files
 from data_pipelines.skeletons.keys import (
@@ -34,7 +35,6 @@ from data_pipelines.skeletons.keys import (
     without_ending,
 )
 
-MAX_VALUE = 1e6  # of coordinates and confidences: far more is no position, and overflows in float32
 MAX_NPY_BYTES = 4096  # 17 x 3 numbers of 8 bytes, with ample room for the header
 _SHAPE = (schema.NUM_JOINTS, 3)
 Lookup = Callable[[str], np.ndarray | None]
@@ -55,6 +55,20 @@ def new_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         file.flush()
         content = file.id.get_file_image()
     files.write_file(path, content)
+
+
+@contextlib.contextmanager
+def naming_hdf5(path: str | os.PathLike[str], remedy: str = "") -> Iterator[None]:
+    """Turns the errors about a file that is not HDF5, or damaged, into an InputError that names it.
+
+    Those of the system, such as too many open files, stay what they are.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InputError(f"{path}: not a readable HDF5 file ({error}){remedy}") from error
 
 
 class SkeletonFile(abc.ABC):
@@ -84,8 +98,8 @@ class SkeletonFile(abc.ABC):
         """Returns float32[n, 17, 3]; see `sources.Keypoints.read`.
 
         Raises:
-          ValueError: a skeleton is not of shape [17, 3], not finite, beyond `MAX_VALUE`, of
-            negative confidence or kept in another file, or its frame is ambiguous.
+          ValueError: a skeleton is not of shape [17, 3], holds numbers that cannot be
+            (`coco17.is_possible`) or is kept in another file, or its frame is ambiguous.
         """
         keypoints = np.zeros((len(tracklet.frames), *_SHAPE), np.float32)
         named = [(position, *split(frame)) for position, frame in enumerate(tracklet.frames)]
@@ -111,18 +125,15 @@ class SkeletonFile(abc.ABC):
             )
 
     def _check(self, tracklet: schema.Tracklet, keypoints: np.ndarray) -> None:
-        finite = np.isfinite(keypoints).all(axis=(1, 2))
-        near = (abs(keypoints) <= MAX_VALUE).all(axis=(1, 2))
-        sane = near & (keypoints[..., 2] >= 0).all(axis=1)
-        if sane.all():
+        possible = is_possible(keypoints)
+        if possible.all():
             return
-        position = int(np.argmin(sane))
-        trouble = "a confidence is negative"
-        if not finite[position]:
-            trouble = "a coordinate or confidence is not a finite number"
-        elif not near[position]:
-            trouble = f"a coordinate or confidence is beyond {MAX_VALUE:,.0f}"
-        raise InputError(f"{self._path}: skeleton of {tracklet.frames[position]}: {trouble}")
+        frame, joint = np.argwhere(~possible)[0].tolist()
+        raise InputError(
+            f"{self._path}: skeleton of {tracklet.frames[frame]}: {JOINTS[joint]} is "
+            f"{keypoints[frame, joint].tolist()}; expected x and y in pixels, and a confidence "
+            "that is not negative"
+        )
 
 
 class Hdf5Skeletons(SkeletonFile):
@@ -133,11 +144,9 @@ class Hdf5Skeletons(SkeletonFile):
 
     def __init__(self, path: pathlib.Path):
         super().__init__(path)
-        try:
+        with naming_hdf5(path):
             self._file = h5py.File(path, "r")
             num_keys = len(self._file)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{path}: not a readable HDF5 file ({error})") from error
         if not num_keys:
             self._file.close()
             raise InputError(f"{path}: the HDF5 file is empty")

@@ -246,7 +246,7 @@ def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.P
     """
     marker = json.dumps(facts, indent=2) + "\n"
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        if (root / _MARKER).is_file() and (root / _MARKER).read_text() == marker:
+        if (root / _MARKER).is_file() and (root / _MARKER).read_text("utf-8") == marker:
             print(f"{root}: already drawn, with the same config and seed")
             yield None
             return
@@ -262,7 +262,7 @@ def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.P
         drawn = pathlib.Path(partial) / "drawn"
         drawn.mkdir()
         yield drawn
-        (drawn / _MARKER).write_text(marker)
+        (drawn / _MARKER).write_text(marker, "utf-8")
         drawn.replace(root)
 
 
@@ -284,7 +284,8 @@ def _write_tracklets(
             results = stack.enter_context(pool).map(draw, planned, chunksize=8)
         skeletons = stack.enter_context(new_hdf5(root / "skeletons.h5"))
         table = None
-        file = stack.enter_context(open(root / "attributes.csv", "w", newline=""))
+        path = root / "attributes.csv"
+        file = stack.enter_context(open(path, "w", encoding="utf-8", newline=""))
         shown = with_progress(results, len(planned), "drawing")
         for (keypoints, attributes), (identity, row) in zip(shown, listed, strict=True):
             attributes |= {"identity": identity, "row": row}

@@ -69,9 +69,11 @@ def _write_hitsz_index(
             rows.append(f"{code} {first} {len(names)} {pid:04} {camera}")
             if tracklet.modality == INFRARED:
                 queries.append(str(tracklet.row))
-        (root / "info" / f"{split}_name.txt").write_text("\n".join(names) + "\n")
-        (root / "info" / f"track_{split}_info.txt").write_text("\n".join(rows) + "\n")
-    (root / "info" / "query_IDX.txt").write_text(" ".join(queries) + "\n")  # the test split's
+        (root / "info" / f"{split}_name.txt").write_text("\n".join(names) + "\n", "utf-8")
+        (root / "info" / f"track_{split}_info.txt").write_text("\n".join(rows) + "\n", "utf-8")
+    (root / "info" / "query_IDX.txt").write_text(
+        " ".join(queries) + "\n", "utf-8"
+    )  # the test split's
     return [(f"{tracklet.identity:04}", tracklet.row) for tracklet in planned]
 
 
@@ -136,8 +138,8 @@ def _write_bupt_index(
             row = len(lines["query.txt"])
         listed.append((pid, row))
     for name, content in lines.items():
-        (root / name).write_text("\n".join(content) + "\n")
-    (root / bupt_lists.PATHS_FILE).write_text(json.dumps(paths))
+        (root / name).write_text("\n".join(content) + "\n", "utf-8")
+    (root / bupt_lists.PATHS_FILE).write_text(json.dumps(paths), "utf-8")
     return listed
 
 

@@ -75,6 +75,6 @@ def capacity() -> Capacity | None:
 def host_memory() -> int:
     """Returns the bytes of memory that this machine or container has."""
     limits = [pathlib.Path(path) for path in _LIMITS]
-    texts = [path.read_text().strip() for path in limits if path.is_file()]
+    texts = [path.read_text(encoding="utf-8").strip() for path in limits if path.is_file()]
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *(int(text) for text in texts if text.isdecimal())])

@@ -161,7 +161,7 @@ def claimed(workdir: epath.Path, config: ml_collections.ConfigDict) -> Iterator[
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / "lock", "w") as file:
+    with open(workdir / "lock", "wb") as file:
         try:
             hold(file, f"{workdir}: another run is active here; wait for it or stop it first")
         except OSError as error:  # some network file systems have no locks

@@ -11,7 +11,6 @@ import simplejpeg
 
 from data_pipelines import loader, sampling, schema
 from data_pipelines.datasets import hitsz_vcm
-from data_pipelines.records import reading
 
 SIZE = (hitsz_files.HEIGHT, hitsz_files.WIDTH)
 TRAINING = {
@@ -257,7 +256,7 @@ def test_only_the_sampled_frames_are_decoded(packed, monkeypatch):
         decoded.append(1)
         return decode(*args, **kwargs)
 
-    monkeypatch.setattr(reading.simplejpeg, "decode_jpeg", count)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", count)
     list(loader.train_batches(packed, start_step=0, num_steps=2, **TRAINING))
     assert len(decoded) == 2 * 2 * 6 * 4  # steps, modalities, rows, frames
 

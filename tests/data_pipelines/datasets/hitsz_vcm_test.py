@@ -521,7 +521,7 @@ BROKEN_SOURCES = {
     "missing frame": (remove_frame, FileNotFoundError, "{frame}: no such file"),
     "truncated frame": (truncate_frame, ValueError, "{frame}: not an intact JPEG"),
     "frame without an end": (cut_end_marker, ValueError, "{frame}: not an intact JPEG"),
-    "text for a frame": (replace_by_text, ValueError, "{frame}: not an intact JPEG"),
+    "text for a frame": (replace_by_text, ValueError, "{frame}: .*not an image"),
     "link out of the root": (link_outside, ValueError, "{frame}: leads out of the dataset's root"),
     "broken skeleton": (break_skeleton, ValueError, r"0504/ir/D3/12: found \(17, 2\)"),
 }

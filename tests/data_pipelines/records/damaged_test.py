@@ -1,15 +1,21 @@
 """Packed datasets with changed, damaged or malicious files, and their fingerprints."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import hitsz_files
+import limits
+import numpy as np
 import pytest
+import simplejpeg
 import tensorflow_datasets as tfds
 import tiny
 
@@ -224,6 +230,17 @@ def test_a_shard_cut_between_blocks_is_named_when_it_is_opened(packed):
     assert f"has {size - 2**16} of {size} bytes" in refused(packed, path)
 
 
+def forge(packed, change):
+    """Changes record 5 as an attacker would, with all checksums right."""
+    stored = list(reading.open_records(packed, "train"))
+    change(stored[5])
+    with reading.open_writer(shard_of(packed, "train")) as write:
+        for record in stored:
+            write(serialized(record))
+    seal(packed)
+    return reading.open_records(packed, "train")
+
+
 def change_label(record):
     record["label"] += 1
 
@@ -242,15 +259,9 @@ def drop_height(record):
 
 @pytest.mark.parametrize("change", [change_label, change_identity, drop_keypoints, drop_height])
 def test_a_record_that_contradicts_itself_or_the_index_is_named(packed, change):
-    path = shard_of(packed, "train")
-    stored = list(reading.open_records(packed, "train"))
-    change(stored[5])
-    with reading.open_writer(path) as write:
-        for record in stored:
-            write(serialized(record))
-    seal(packed)
-    read = reading.open_records(packed, "train")
-    assert read[4]["label"] == stored[4]["label"]
+    label = reading.open_records(packed, "train")[4]["label"]
+    read = forge(packed, change)
+    assert read[4]["label"] == label
     with pytest.raises(InputError, match=rf"^{packed}: record 5 has .*; remove"):
         read[5]
 
@@ -263,6 +274,130 @@ def test_what_is_not_a_record_is_named(packed):
     seal(packed)
     with pytest.raises(InputError, match=rf"^{packed}: record 3 cannot be read"):
         reading.open_records(packed, "train")[3]
+
+
+def test_a_damaged_record_is_named(packed):
+    path = shard_of(packed, "train")
+    content = bytearray(path.read_bytes())
+    content[100:-100] = bytes(len(content) - 200)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{packed}: record 3 .*{path} is damaged; remove"):
+        reading.open_records(packed, "train")[3]
+
+
+def test_too_many_open_files_are_no_damage(packed):
+    records = reading.open_records(packed, "train")
+    with limits.no_file_can_be_opened(), pytest.raises(OSError) as reading_error:
+        records[3]
+    with limits.no_file_can_be_opened(), pytest.raises(OSError) as opening_error:
+        reading.open_records(packed, "train")
+    for error in (reading_error, opening_error):
+        assert error.value.errno == errno.EMFILE and str(packed) in error.value.filename
+    assert reading.open_records(packed, "train")[3]["frames"]
+
+
+def test_a_file_that_has_gone_is_named(packed):
+    records = reading.open_records(packed, "train")
+    path = shard_of(packed, "train")
+    path.rename(packed / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
+        records[3]
+
+
+def test_a_path_that_is_not_utf_8_is_no_damage(packed, tmp_path):
+    """So are all paths with other letters than ASCII in a locale without UTF-8."""
+    other = Path(shutil.copytree(packed, tmp_path / os.fsdecode(b"caf\xe9")))
+    stored = list(reading.open_records(other, "train"))
+    with reading.open_writer(other / "new") as write:
+        write(serialized(stored[0]))
+    assert (other / "new").stat().st_size > 0
+    assert stored[3]["frames"] == reading.open_records(packed, "train")[3]["frames"]
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), OSError(errno.EIO, "a disk")])
+def test_trouble_of_the_machine_stays_what_it_is(packed, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    records = reading.open_records(packed, "train")
+    monkeypatch.setattr(reading.features(), "deserialize_example_np", fail)
+    with pytest.raises(type(error)) as found:
+        records[3]
+    assert found.value is error
+
+
+def test_an_unknown_error_about_an_intact_file_asks_for_no_removal(packed, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("what nobody expects")
+
+    records = reading.open_records(packed, "train")
+    monkeypatch.setattr(reading.features(), "deserialize_example_np", fail)
+    with pytest.raises(InputError, match=f"^{packed}: record 3 .*what nobody expects") as found:
+        records[3]
+    assert "remove" not in str(found.value) and str(shard_of(packed, "train")) in str(found.value)
+
+
+def huge(height, width):
+    """Returns a JPEG that claims another size."""
+    jpeg = bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
+    place = jpeg.find(b"\xff\xc0") + 5
+    jpeg[place : place + 4] = struct.pack(">HH", height, width)
+    return bytes(jpeg)
+
+
+def set_item(name, place, value):
+    def change(record):
+        record[name] = list(record[name]) if name == "frames" else record[name].copy()
+        record[name][place] = value
+
+    return change
+
+
+def set_size(height, width):
+    def change(record):
+        set_item("height", 2, height)(record)
+        set_item("width", 2, width)(record)
+        set_item("frames", 2, huge(height, width))(record)
+
+    return change
+
+
+IMPOSSIBLE = {
+    "negative width": set_item("width", 2, -5),
+    "no height": set_item("height", 2, 0),
+    "enormous": set_size(65500, 65500),
+    "NaN": set_item("keypoints", (2, 5, 0), np.nan),
+    "infinite": set_item("keypoints", (2, 5, 2), np.inf),
+    "joint far away": set_item("keypoints", (2, 5, 1), 1e38),
+    "negative confidence": set_item("keypoints", (2, 5, 2), -1),
+}
+UNREADABLE = {
+    "garbage": set_item("frames", 2, b"garbage"),
+    "cut": set_item("frames", 2, huge(64, 32)[:200]),
+    "huge": set_item("frames", 2, huge(65500, 65500)),
+    "other size": set_item("frames", 2, huge(72, 40)),
+    "smaller": set_item("frames", 2, huge(16, 16)),
+}
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_a_record_of_what_cannot_be_is_refused(packed, change):
+    records = forge(packed, change)
+    assert records[4]["frames"]
+    with pytest.raises(InputError, match=rf"^{packed}: record 5 "):
+        records[5]
+
+
+@pytest.mark.parametrize("change", UNREADABLE.values(), ids=UNREADABLE.keys())
+@pytest.mark.parametrize("size", [None, (24, 12)], ids=["as stored", "resized"])
+def test_a_forged_frame_is_refused_and_takes_no_memory(packed, change, size):
+    record = forge(packed, change)[5]
+    size = size or (int(record["height"][2]), int(record["width"][2]))
+    frames = np.zeros((2, *size, 3), np.uint8)
+    with limits.little_memory(2**30), pytest.raises(InputError) as error:  # it would take 12 GiB
+        reading.decode_clip(record, np.array([1, 2]), frames)
+    message = str(error.value)
+    assert f"row {record['tracklet']}," in message and record["frame_ids"][2] in message
 
 
 def test_the_fingerprint_is_that_of_the_tracklets(whole, packed, tmp_path):

@@ -1,5 +1,6 @@
 """Pose models: warp, decoding, loading, and extraction of a dataset's skeletons."""
 
+import errno
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import cv2
 import h5py
 import hitsz_files
 import hypothesis
+import limits
 import numpy as np
 import onnx
 import pose_models
@@ -329,6 +331,29 @@ def test_an_output_that_is_not_an_hdf5_file_is_named(tmp_path, dataset):
     assert output.read_text() == "no skeletons"
 
 
+def test_skeletons_are_not_to_be_removed_because_too_many_files_are_open(tmp_path):
+    """Neither the output of an extraction nor the skeletons of a dataset."""
+    path = tmp_path / "skeletons.h5"
+    hitsz_files.write_skeletons(path)
+    for read in (extraction._read_origin, sources.open_keypoints):
+        with limits.no_file_can_be_opened(), pytest.raises(OSError) as error:
+            read(path)
+        assert error.value.errno == errno.EMFILE and str(path) in str(error.value)
+
+
+def test_counts_of_a_sensor_have_one_scale_also_after_an_interruption(tmp_path):
+    """The frame that remains looks as it would have looked with the others."""
+    for number, count in enumerate((1000, 3000, 2000)):
+        video_files.write_image(tmp_path / f"{number}.png", np.full((8, 4), count, np.uint16))
+    whole = schema.Tracklet(1, "alice", 1, ("0.png", "1.png", "2.png"), 1)
+    ((tracklet, remaining),) = extraction._remaining([whole], {"0.png", "1.png"})
+    model = pose.load_model(pose_models.write_heatmap_model(tmp_path / "m.onnx"))
+    (crop,) = extraction._crops(model, tmp_path, tracklet, remaining)
+    assert crop.frame == "2.png"
+    middle = crop.image[crop.image.shape[0] // 2, crop.image.shape[1] // 2]
+    assert middle.tolist() == [128] * 3
+
+
 def test_videos_are_decoded_once_and_a_part_at_a_time(tmp_path, monkeypatch):
     lengths = {"a.avi": 150, "b.avi": 64, "c.avi": 1, "d.avi": 70}
     for name, length in lengths.items():
@@ -340,8 +365,8 @@ def test_videos_are_decoded_once_and_a_part_at_a_time(tmp_path, monkeypatch):
     decoded = []
     decode = frames.iterate_images
 
-    def spy(source, tracklet):
-        for image in decode(source, tracklet):
+    def spy(source, tracklet, chosen):
+        for image in decode(source, tracklet, chosen):
             decoded.append(tracklet.row)
             yield image
 
@@ -416,7 +441,7 @@ def test_another_model_cannot_resume(tmp_path, dataset):
     output = tmp_path / "skeletons.h5"
     model = pose.load_model(pose_models.write_heatmap_model(tmp_path / "m.onnx"))
     (dataset / rows[2].frames[3]).write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="not an intact JPEG"):
+    with pytest.raises(ValueError, match=rows[2].frames[3]):
         extraction.extract(model, dataset, rows, output)
     other = pose.load_model(pose_models.write_heatmap_model(tmp_path / "m8.onnx", stride=8))
     with pytest.raises(ValueError, match=r"skeletons.h5.partial: .*\(model changed"):

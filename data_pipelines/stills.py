@@ -18,7 +18,7 @@ _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GRAY_PNGS = (0, 4)  # types of color: gray, and gray with transparency
 _CONVERT = "convert it to JPEG or PNG (for instance with ffmpeg -i {name} new.png)"
-_FETCH = "put the picture itself there"
+_FETCH = "replace it with the picture itself"
 _OTHERS = {  # what other files begin with: what they are, and what to do
     rb"RIFF....WEBP": ("a WebP picture", _CONVERT),
     rb"BM": ("a BMP picture", _CONVERT),
@@ -29,7 +29,7 @@ _OTHERS = {  # what other files begin with: what they are, and what to do
     rb"\0\0\0\x0cJXL |\xff\x0a": ("a JPEG XL picture", _CONVERT),
     rb"P[1-7]\s": ("a Netpbm picture", _CONVERT),
     rb"\s*(?i:<!doctype|<html|<\?xml|<head)": ("a web page", _FETCH),
-    rb"version https://git-lfs": ("a pointer of Git LFS", f"{_FETCH} with git lfs pull"),
+    rb"version https://git-lfs": ("a pointer of Git LFS", "fetch the picture with git lfs pull"),
     rb"\s+\Z": ("only white space", _FETCH),
 }
 
@@ -57,7 +57,7 @@ def decode(
         return None, _decode_png(content, name)
     if not content.startswith(_JPEG):
         raise InputError(f"{name}: {_describe(content, name)}")
-    pixels = _decode_jpeg(content, name)
+    pixels = decode_jpeg(content, name)
     orientation = _orientation(content)
     if orientation == 1:
         return content, pixels
@@ -80,9 +80,31 @@ def _describe(content: bytes, name: str) -> str:
     return f"is neither JPEG nor PNG, it begins with {content[:16]!r}; {_FETCH}"
 
 
-def _decode_jpeg(content: bytes, name: str) -> np.ndarray:
-    with _intact_jpeg(name):
+def decode_jpeg(
+    content: bytes,
+    name: str,
+    *,
+    size: tuple[int, int] | None = None,
+    buffer: UInt8[np.ndarray, "H W 3"] | None = None,
+    remedy: str = "replace it with a good copy",
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes a JPEG file as it lies, RGB, if it takes little memory and time.
+
+    Args:
+      content: of the file.
+      name: of the file, for errors.
+      size: height and width that it must have; None allows any.
+      buffer: for the pixels of such a picture, uint8[H, W, 3]; None makes one.
+      remedy: what to do if it is broken.
+
+    Raises:
+      InputError: it is broken, of another size, too large, or takes too long.
+    """
+    with _intact_jpeg(name, remedy):
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
+    if size is not None and size != (height, width):
+        expected = f"{size[1]} x {size[0]}"
+        raise InputError(f"{name}: has {width} x {height} pixels, not {expected}; {remedy}")
     require_size(height, width, name)
     scans = content.count(b"\xff\xda")  # a few too many if the metadata holds a picture
     if scans * height * width > _MAX_SCANNED:
@@ -92,18 +114,16 @@ def _decode_jpeg(content: bytes, name: str) -> np.ndarray:
         )
     if colors in ("CMYK", "YCCK"):
         raise InputError(f"{name}: its colors are {colors}, for printing; convert it to RGB")
-    with _intact_jpeg(name):
-        return simplejpeg.decode_jpeg(content)
+    with _intact_jpeg(name, remedy):
+        return simplejpeg.decode_jpeg(content, buffer=buffer)
 
 
 @contextlib.contextmanager
-def _intact_jpeg(name: str) -> Iterator[None]:
+def _intact_jpeg(name: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise InputError(
-            f"{name}: not an intact JPEG ({error}); replace it with a good copy"
-        ) from error
+        raise InputError(f"{name}: not an intact JPEG ({error}); {remedy}") from error
 
 
 def _orientation(jpeg: bytes) -> int:
