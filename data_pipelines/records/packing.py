@@ -208,6 +208,7 @@ class TrackletBuilder(FileReaderBuilder):
         """Moves finished shards to a directory and describes them in TFDS' metadata."""
         split_infos = []
         self.info.metadata["fingerprint"] = self.fingerprint
+        self.info.metadata["synthetic"] = (self.source / origin.GENERATOR).is_file()
         self.info.metadata["footage"] = {
             split: [self.footage_of(tracklet) for tracklet in tracklets]
             for split, tracklets in self.tracklets.items()
