@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.decay_epochs = (24, 31)
     config.optim.epochs = 34
 
+    config.eval.protocol = "cross-modality"  # "hitsz_vcm/v1" is for results on HITSZ-VCM
     config.eval.every_epochs = 6
     config.checkpoint.keep = 2
     return config

@@ -25,7 +25,7 @@ LAYERS = (
     ("star_jax.stored",),
     ("star_jax.models", "star_jax.augment", "star_jax.optim"),
     ("star_jax.losses", "star_jax.weights", "star_jax.distributed"),
-    ("star_jax.training",),
+    ("star_jax.training", "star_jax.golden.passes"),
     ("star_jax.network",),
     ("star_jax.evaluation",),
     ("star_jax.report",),

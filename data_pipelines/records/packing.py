@@ -244,6 +244,7 @@ class TrackletBuilder(FileReaderBuilder):
         """Moves finished shards to a directory and describes them in TFDS' metadata."""
         split_infos = []
         self.info.metadata["fingerprint"] = self.fingerprint
+        self.info.metadata["synthetic"] = (self.source / origin.GENERATOR).is_file()
         self.info.metadata["footage"] = contents.described(
             {split: [*map(self.footage_of, rows)] for split, rows in self.tracklets.items()}
         )

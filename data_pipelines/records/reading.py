@@ -29,7 +29,7 @@ from data_pipelines.stills import decode_jpeg
 
 VALIDATION = "validation"  # the split of the training identities that are held out
 _METADATA = "metadata.json"
-_ABOUT_ALL = ("fingerprint", "footage")  # entries of the metadata that are no splits
+_ABOUT_ALL = ("fingerprint", "footage", "synthetic")  # entries of the metadata that are no splits
 _DTYPES = {  # of columns; others are int32
     **dict.fromkeys(("identities", "camera_names", "conditions"), str),
     **dict.fromkeys(("queries", "galleries"), bool),
@@ -159,6 +159,15 @@ def fingerprint(dataset_dir: str | os.PathLike[str]) -> str:
     shards = {name: file.sha256 for name, file in packed.files.items() if file.split is not None}
     columns = {split: packed.metadata[split] for split in _splits(packed)}
     return hashlib.sha256(json.dumps([shards, columns]).encode()).hexdigest()
+
+
+def is_synthetic(dataset_dir: str | os.PathLike[str]) -> bool:
+    """Returns whether a packed dataset shows drawn people; False if it was packed without a note.
+
+    Raises:
+      FileNotFoundError, ValueError, OSError, ImportError: as `open_packed` does.
+    """
+    return bool(open_packed(dataset_dir).metadata.get("synthetic"))
 
 
 def open_index(

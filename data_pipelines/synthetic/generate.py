@@ -27,6 +27,7 @@ from data_pipelines import pixels
 from data_pipelines.errors import InputError
 from data_pipelines.io.files import naming_full_disk
 from data_pipelines.io.progress import with_progress
+from data_pipelines.records import origin
 from data_pipelines.schema import NUM_JOINTS
 from data_pipelines.skeletons.formats import new_hdf5
 from data_pipelines.synthetic import drawing, people, scenes
@@ -35,7 +36,6 @@ from data_pipelines.synthetic.plan import SIZES, SPLITS, PlannedTracklet, Synthe
 
 # Of the drawings: raise it whenever the same config and seed give other pixels or joints.
 VERSION = 2
-_MARKER = "generator.json"
 _MODALITIES = ("rgb", "ir")  # by number, in attributes.csv
 _JPEG_QUALITY = 92
 
@@ -246,13 +246,14 @@ def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.P
     """
     marker = json.dumps(facts, indent=2) + "\n"
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        if (root / _MARKER).is_file() and (root / _MARKER).read_text("utf-8") == marker:
+        found = root / origin.GENERATOR
+        if found.is_file() and found.read_text("utf-8") == marker:
             print(f"{root}: already drawn, with the same config and seed")
             yield None
             return
         raise FileExistsError(
-            f"{root}: exists and is not this dataset (its {_MARKER} is missing or differs in "
-            "version, seed, config or layout); choose another folder or delete it"
+            f"{root}: exists and is not this dataset (its {origin.GENERATOR} is missing or differs "
+            "in version, seed, config or layout); choose another folder or delete it"
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -262,7 +263,7 @@ def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.P
         drawn = pathlib.Path(partial) / "drawn"
         drawn.mkdir()
         yield drawn
-        (drawn / _MARKER).write_text(marker, "utf-8")
+        (drawn / origin.GENERATOR).write_text(marker, "utf-8")
         drawn.replace(root)
 
 

@@ -24,6 +24,7 @@ from data_pipelines.loader import TestBatch, test_clips
 from data_pipelines.records.reading import (
     VALIDATION,
     fingerprint,
+    is_synthetic,
     open_index,
     open_records,
     resolve,
@@ -253,8 +254,9 @@ def describe_evaluation(
       options: how the evaluation differs from that of the config.
 
     Returns:
-      `protocol`, `step` of the checkpoint, `split`, `clips`, `dataset` with its `dir` and
-      `fingerprint`, and `options`, those that are not at their default.
+      `protocol`, `step` of the checkpoint, `split`, `clips`, `dataset` with its `dir`,
+      `fingerprint` and whether it is `synthetic`, and `options`, those that are not at their
+      default.
     """
     described: dict[str, Any] = {}
     if options.clip_length is not None:
@@ -267,7 +269,11 @@ def describe_evaluation(
         described["expansion"] = options.expansion
     if options.rerank:
         described["rerank"] = True
-    dataset = {"dir": resolve(config.data.dir), "fingerprint": fingerprint(config.data.dir)}
+    dataset = {
+        "dir": resolve(config.data.dir),
+        "fingerprint": fingerprint(config.data.dir),
+        "synthetic": is_synthetic(config.data.dir),
+    }
     return {
         "protocol": config.eval.protocol,
         "step": step,

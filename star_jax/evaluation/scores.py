@@ -126,11 +126,15 @@ def format_details(report: Mapping[str, Any]) -> str:
 
 
 def title_of(report: Mapping[str, Any]) -> str:
-    """Returns the protocol of an evaluation, and its split and options if not the default ones."""
+    """Returns the protocol of an evaluation, whether the people are drawn, split and options.
+
+    The split "test" and options at their default are left out.
+    """
+    people = ["synthetic people"] if report.get("dataset", {}).get("synthetic") else []
     split = report.get("split", "test")
     options = report.get("options", {})
     named = (name if value is True else f"{name} {value}" for name, value in options.items())
-    return ", ".join([report["protocol"], *([split] if split != "test" else []), *named])
+    return ", ".join([report["protocol"], *people, *([split] if split != "test" else []), *named])
 
 
 def _rows(name: str, scores: Mapping[str, Any], columns: tuple[str, ...]) -> list[list[str]]:

@@ -53,10 +53,12 @@ def write_report(
     folder = path.parent / path.stem
     found = _write_sections(run, folder, command)
     evaluation = run.report
-    fingerprint = evaluation["dataset"]["fingerprint"]
+    dataset = [name_of_dataset(run.dataset_dir), evaluation["dataset"]["fingerprint"][:8]]
+    if evaluation["dataset"].get("synthetic"):
+        dataset.insert(1, "synthetic people")
     facts = {
         "Step": f"{run.network.step:,}",
-        "Dataset": f"{name_of_dataset(run.dataset_dir)}, {fingerprint[:8]}",
+        "Dataset": ", ".join(dataset),
         "Protocol": f"{title_of(evaluation)}, clips: {evaluation['clips']}",
         "Trained by": run_files.short_revision(run.record),
         "Evaluated by": run_files.short_revision(evaluation["environment"]),

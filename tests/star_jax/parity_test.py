@@ -23,7 +23,7 @@ TRAINING |= {"tracklet", "logits", "skeleton_logits"}
     "path", [*verify.fixtures("eval"), *verify.fixtures("train")], ids=lambda path: path.stem
 )
 def test_the_network_computes_the_authors_numbers(path):
-    checks = verify.check_network(path, CONFIG, "float32")
+    checks = verify.check_network(path, CONFIG)
     assert [check for check in checks if not check.passed] == []
     compared = {check.what.partition(": ")[2] for check in checks}
     assert compared == (INFERENCE if path.stem.startswith("eval") else TRAINING)
@@ -45,8 +45,9 @@ def test_gradients_that_vanish_beside_all_others_are_rounding(
     path = tmp_path / "train_seed1.npz"
     np.savez(path, **{"grad_norm.large": 20.0, f"grad_norm.{name}": expected})
     gradients = {"large": np.full(4, 10.0), name: np.array([actual])}
-    monkeypatch.setattr(verify, "training_pass", lambda *_: ({}, None, {}, gradients))
-    differences = verify.training_differences(path, CONFIG, "float32")
+    found = gradients, ({}, None, {})
+    monkeypatch.setattr(verify, "training_program", lambda *_: lambda trained: found)
+    differences = verify.training_differences(path, CONFIG)
     assert differences["grad_norm.large"] == 0
     found = differences[f"grad_norm.{name}"] <= 5e-3
     assert found == right

@@ -59,6 +59,7 @@ def config(dataset_dir: pathlib.Path) -> ml_collections.ConfigDict:
     config.optim.epochs = 12
     config.optim.warmup_epochs = 2
     config.optim.decay_epochs = (10,)
+    config.eval.protocol = "hitsz_vcm/v1"
     config.eval.batch_size = 8
     config.eval.every_epochs = 0
     config.checkpoint.every_steps = 3

@@ -159,6 +159,14 @@ def test_strange_metadata_with_correct_checksums_is_named(packed, change):
     assert str(packed) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_dataset_packed_before_drawn_people_were_noted_is_read(packed):
+    before = reading.fingerprint(packed), repr(reading.open_index(packed, "train"))
+    assert not reading.is_synthetic(packed)
+    edit_metadata(packed, lambda metadata: metadata.pop("synthetic"))
+    assert (reading.fingerprint(packed), repr(reading.open_index(packed, "train"))) == before
+    assert not reading.is_synthetic(packed)
+
+
 def set_file(name, **facts):
     return lambda content: content["files"].update({name: facts})
 

@@ -106,6 +106,9 @@ def test_tables():
     held_out = scores.format_table(report | {"split": "validation"}).split()
     assert held_out[:4] == ["hitsz_vcm/v1,", "validation,", "rerank,", "expansion"]
     assert scores.format_table(report | {"split": "test"}) == whole
+    assert scores.format_table(report | {"dataset": {"synthetic": False}}) == whole
+    drawn = scores.format_table(report | {"dataset": {"synthetic": True}}).split()
+    assert drawn[:4] == ["hitsz_vcm/v1,", "synthetic", "people,", "rerank,"]
     assert [" ".join(line.split()) for line in cameras.splitlines()] == [
         "v2i map, query camera by gallery camera 2",
         "9 7.00",  # by number, before 10

@@ -122,9 +122,15 @@ def test_another_dataset_than_was_evaluated_is_refused(tmp_path, unevaluated, da
     path, folder = write_report(unevaluated, None, output=tmp_path / "page.html")
     text = path.read_text()
     assert text.count("The network uses no skeletons") == 2
+    assert "synthetic people" not in text
     assert folder == tmp_path / "page" and (folder / "cmc.png").is_file()
     (old,) = (unevaluated / "eval").glob("*.json")
     report = json.loads(old.read_text())
+    report["dataset"]["synthetic"] = True
+    old.write_text(json.dumps(report))
+    path, _ = write_report(unevaluated, None, output=tmp_path / "page.html")
+    dataset_fact = re.search(r"<dt>Dataset</dt><dd>(.*?)</dd>", path.read_text())[1]
+    assert "synthetic people" in dataset_fact
     del report["i2v"]["intervals"]
     old.write_text(json.dumps(report))
     with pytest.raises(InputError, match=rf"{old.name}.*i2v.intervals is missing"):

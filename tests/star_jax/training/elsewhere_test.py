@@ -18,6 +18,7 @@ from etils import epath
 
 import star_jax
 from data_pipelines.errors import InputError
+from data_pipelines.records.reading import open_index, open_records
 from star_jax.distributed import parallel
 from star_jax.evaluation.embed import evaluate_checkpoint
 from star_jax.models import FrameFeatures, Skeletons, build_model
@@ -28,15 +29,6 @@ from star_jax.training.steps import abstract_state
 ROOT = Path(__file__).parents[3]
 PAGES = sorted((ROOT / "docs/how_to").glob("*.md"))
 NO_PARTS = ("sys:exit", "builtins:dict", "subprocess:Popen", "os:system")
-TRACKLETS = """{
-            split: [
-                schema.Tracklet(modality, f"{person}", camera, (f"{person}.jpg",) * 5, row)
-                for person in people
-                for modality in (0, 1)
-                for row, camera in enumerate((1 + modality, 3 + modality), start=1)
-            ]
-            for split, people in (("train", range(6)), ("test", range(6, 9)))
-        }"""
 
 
 @pytest.fixture(scope="module")
@@ -44,36 +36,64 @@ def package(tmp_path_factory):
     """The documentation's examples: the code of a page is the module `my_package.<page>`."""
     folder = tmp_path_factory.mktemp("packages")
     (folder / "my_package").mkdir()
-    index = '{"train": [schema.Tracklet(...), ...], "test": [...]}'
     for page in PAGES:
         blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
         code = "\n\n".join(blocks)
-        assert (index in code) == (page.stem == "dataset")
         if code:
-            (folder / "my_package" / f"{page.stem}.py").write_text(code.replace(index, TRACKLETS))
+            (folder / "my_package" / f"{page.stem}.py").write_text(code)
     return folder
 
 
 @pytest.fixture(scope="module")
-def packed(package, tmp_path_factory):
+def source(tmp_path_factory):
+    """The files of docs/how_to/dataset.md: nine people, two tracklets of each modality."""
     folder = tmp_path_factory.mktemp("dataset")
-    (folder / "skeletons").mkdir()
     rng = np.random.default_rng(0)
-    for person in range(9):
-        picture = rng.integers(0, 256, (64, 48, 3)).astype(np.uint8)
-        (folder / f"{person}.jpg").write_bytes(simplejpeg.encode_jpeg(picture))
-        skeleton = rng.uniform(1, 48, (17, 3)).astype(np.float32)
-        np.save(folder / "skeletons" / f"{person}.npy", skeleton)
+    for person, split in enumerate(["train"] * 6 + ["test"] * 3):
+        for camera, modality in enumerate("vvii", start=1):
+            for frame in (9, 10, 11, 101, 102):
+                name = f"{split}/{person:04}_c{camera}{modality}_s1_{frame:06}"
+                picture = rng.integers(0, 256, (64, 48, 3)).astype(np.uint8)
+                skeleton = rng.uniform(1, 48, (17, 3)).astype(np.float32)
+                for path in (folder / name, folder / "skeletons" / name):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                (folder / f"{name}.jpg").write_bytes(simplejpeg.encode_jpeg(picture))
+                np.save(folder / "skeletons" / f"{name}.npy", skeleton)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(package, source):
     subprocess.run(
         [
-            *(sys.executable, "launch/prepare.py", "--dataset=my_package.dataset:MY_DATASET"),
-            *(f"--source={folder}", f"--data_dir={folder / 'data'}"),
+            *(sys.executable, "launch/prepare.py", "--dataset=my_package.dataset:NAMED_FILES"),
+            *(f"--source={source}", f"--data_dir={source / 'data'}"),
         ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(package)])},
         check=True,
     )
-    return folder / "data/my_dataset/1.0.0"
+    return source / "data/named_files/1.0.0"
+
+
+@pytest.mark.slow
+def test_the_dataset_of_the_documentation_reads_its_names(packed, package, source, monkeypatch):
+    index = open_index(packed, "test")
+    assert index.identities.tolist() == [f"{person:04}" for person in (6, 7, 8) for _ in range(4)]
+    assert index.cameras.tolist() == [1, 2, 3, 4] * 3
+    assert index.modalities.tolist() == [0, 0, 1, 1] * 3
+    assert set(index.num_frames) == {5} and not index.missing_skeletons.any()
+    record = open_records(packed, "test")[5]
+    assert record["frame_ids"][1:4] == [
+        f"test/0007_c2v_s1_{frame:06}.jpg" for frame in (10, 11, 101)
+    ]
+    monkeypatch.syspath_prepend(str(package))
+    (source / "test" / "nobody.jpg").touch()
+    from my_package.dataset import NAMED_FILES
+
+    with pytest.raises(InputError, match=r"test/nobody\.jpg"):
+        NAMED_FILES.prepare(source, source / "again")
+    (source / "test" / "nobody.jpg").unlink()
 
 
 def config_of(packed, base=tiny.config, **model):

@@ -171,7 +171,7 @@ def test_a_network_of_full_size_has_every_name_and_shape_of_theirs():
     config = star_hitsz_vcm.get_config().model
     config.num_identities = 500
     found = jax.eval_shape(lambda variables: to_authors(variables, config), needed(config))
-    shapes = json.loads((verify.GOLDEN / "state_dict.json").read_text())
+    shapes = json.loads((verify.FOLDER / "state_dict.json").read_text())
     assert {name: list(x.shape) for name, x in found.items()} == shapes
 
 
