@@ -90,7 +90,7 @@ def find_part(
             "that defines it"
         ) from error
     if not include(part):
-        raise InputError(f"{where} is {name!r}: use {kind}, not a {type(part).__name__}")
+        raise InputError(f"{where} is {name!r}: use {kind}, not one of type {type(part).__name__}")
     return part
 
 

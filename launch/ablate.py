@@ -100,7 +100,7 @@ class Active:
 def main() -> None:
     """Runs the grid that the flags name, and writes its comparison."""
     from data_pipelines.io.files import write_file
-    from star_jax.evaluation import ablation
+    from star_jax.comparison import ablation
 
     output = Path(OUTPUT.value)
     variants = read_grid(GRID.value)

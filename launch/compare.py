@@ -16,7 +16,7 @@ from launch import command
 
 def main(*paths: str) -> None:
     """Compares the runs given as arguments."""
-    from star_jax.evaluation import comparison
+    from star_jax.comparison import comparison
     from star_jax.evaluation.reports import read_evaluation
 
     if len(paths) < 2:

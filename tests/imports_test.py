@@ -15,7 +15,7 @@ FOLDERS = ("star_jax", "data_pipelines", "configs", "launch", "benchmarks")
 LAYERS = (
     ("data_pipelines.coco17", "data_pipelines.errors", "data_pipelines.pixels"),
     ("data_pipelines.parts",),
-    ("data_pipelines.schema",),
+    ("data_pipelines.schema", "data_pipelines.stills"),
     ("data_pipelines.io",),
     ("data_pipelines.skeletons", "data_pipelines.footage"),
     ("data_pipelines.records",),
@@ -28,6 +28,7 @@ LAYERS = (
     ("star_jax.training", "star_jax.golden.passes"),
     ("star_jax.network",),
     ("star_jax.evaluation",),
+    ("star_jax.comparison",),
     ("star_jax.report",),
     ("star_jax.training.initialization",),
     ("star_jax.training.loop", "star_jax.verify", "star_jax.embedder"),

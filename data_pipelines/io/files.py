@@ -67,6 +67,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
       OSError: it cannot be read.
     """
     if not remote.is_remote(path):
+        path = remote.expand(path)
         require_regular(path)
         return pathlib.Path(path).read_bytes()
     with remote.naming_failures(path):

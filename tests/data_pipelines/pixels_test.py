@@ -46,6 +46,8 @@ def record_of(size, joints) -> schema.Record:
         "keypoints": keypoints,
         "height": np.full(len(joints), size[0], np.int32),
         "width": np.full(len(joints), size[1], np.int32),
+        "tracklet": 1,
+        "frame_ids": [f"{number}.jpg" for number in range(len(joints))],
     }
 
 
@@ -70,10 +72,11 @@ def test_frames_of_several_sizes_in_one_clip():
     parts = [record_of(size, [(0.4 * size[1], 0.55 * size[0])]) for size, _ in RESIZED]
     record = {
         name: [x for part in parts for x in part[name]]
-        if name == "frames"
+        if name in ("frames", "frame_ids")
         else np.concatenate([part[name] for part in parts])
         for name in parts[0]
-    }
+        if name != "tracklet"
+    } | {"tracklet": 1}
     frames = np.empty((len(parts), 128, 64, 3), np.uint8)
     keypoints = reading.decode_clip(record, np.arange(len(parts)), frames)
     for frame, joints in zip(frames, keypoints, strict=True):

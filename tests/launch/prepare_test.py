@@ -113,11 +113,13 @@ def test_a_dataset_of_another_package_is_packed(package, tmp_path):
         ),
         (
             ["--dataset=elsewhere.footage:EMPTY"],
-            "--dataset is 'elsewhere.footage:EMPTY': it has no prepare",
+            "--dataset is 'elsewhere.footage:EMPTY': use an object with a function prepare, not "
+            "one of type object",
         ),
         (
             ["--dataset=elsewhere.footage:CORRIDOR", "--check"],
-            "--dataset is 'elsewhere.footage:CORRIDOR': it has no check",
+            "--dataset is 'elsewhere.footage:CORRIDOR': use an object with a function check, not "
+            "one of type SimpleNamespace",
         ),
     ],
 )

@@ -162,6 +162,8 @@ def test_joints_follow_a_flip_only_where_they_have_followed_the_resizing(joints,
         "keypoints": keypoints,
         "height": np.array([64], np.int32),
         "width": np.array([32], np.int32),
+        "tracklet": 1,
+        "frame_ids": ["1.jpg"],
     }
     frames = np.zeros((1, 1, 288, 144, 3), np.uint8)
     loaded = decode_clip(record, np.array([0]), frames[0], joints=joints)[None]

@@ -200,7 +200,7 @@ def test_damaged_records_name_the_dataset(root, tmp_path):
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
     shard = shard_of(packed)
     shard.write_bytes(bytes(byte ^ 255 for byte in shard.read_bytes()))
-    message = rf"{packed}: record [0-9]+ cannot be read, its file is damaged"
+    message = rf"{packed}: record [0-9]+ cannot be read .* is damaged"
     with pytest.raises(ValueError, match=message):
         list(reading.open_records(packed, "train"))
     with pytest.raises(ValueError, match=message):

@@ -506,7 +506,7 @@ def best_in_json(content, frame):
 @pytest.mark.parametrize("text", [b"", b"[" * 200_000, b"\xff\xfe", b'[{"keypoints": 1e', b"nul"])
 def test_broken_json_is_refused(tmp_path, text):
     (tmp_path / "s.json").write_bytes(text)
-    with pytest.raises(ValueError, match=r"s.json: not a JSON file"):
+    with pytest.raises(ValueError, match=r"s.json: (is empty|not a JSON file)"):
         sources.open_keypoints(tmp_path / "s.json")
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.errors import InputError, UserError
 from data_pipelines.io.files import write_json
-from star_jax.evaluation import comparison
+from star_jax.comparison import comparison
 from star_jax.evaluation.reports import read_evaluation, read_report
 from star_jax.report.run import read_reports
 from star_jax.training import run_files

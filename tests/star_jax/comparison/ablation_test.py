@@ -6,7 +6,7 @@ import io
 import pytest
 from evaluated import DATASET, write_run
 
-from star_jax.evaluation import ablation
+from star_jax.comparison import ablation
 
 
 def test_one_seed_has_no_intervals_of_differences(tmp_path):

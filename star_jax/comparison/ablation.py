@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data_pipelines.io.tables import csv_file
-from star_jax.evaluation import comparison
-from star_jax.evaluation.comparison import Score
+from star_jax.comparison import comparison
+from star_jax.comparison.comparison import Score
 from star_jax.evaluation.reports import Evaluation, read_evaluation
 from star_jax.evaluation.scores import DIRECTIONS, METRICS, title_of
 

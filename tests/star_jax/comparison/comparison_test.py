@@ -9,8 +9,8 @@ import pytest
 from evaluated import values, write_run
 
 from data_pipelines.errors import InputError
-from star_jax.evaluation import comparison
-from star_jax.evaluation.comparison import compare, methods_of
+from star_jax.comparison import comparison
+from star_jax.comparison.comparison import compare, methods_of
 from star_jax.evaluation.reports import read_evaluation
 from star_jax.evaluation.scores import METRICS
 
