@@ -55,6 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.init = ml_collections.ConfigDict()
     config.init.backbone = ""
     config.init.checkpoint = ""
+    config.init.other_backbone = False
 
     config.losses = ml_collections.ConfigDict()
     config.losses.identity = 1.0

@@ -29,6 +29,7 @@ ADDED_KEYS: Mapping[str, Any] = {
     "init.checkpoint": "",
     "optim.optimizer": "sgd",
     "optim.schedule": "steps",
+    "init.other_backbone": False,
 }
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -307,6 +308,11 @@ KEYS: Mapping[str, Key] = {
         "`<run>/checkpoints/<step>`, or a `.safetensors` file of `launch/export.py`. Its arrays "
         "are taken where name and shape agree; the others, the optimizer and the step start "
         "afresh. Empty: random weights, or those of `init.backbone`.",
+    ),
+    "init.other_backbone": Key(
+        flag(),
+        "Allow a network at `init.checkpoint` that fits less than half of the backbone's weights; "
+        "its other arrays are taken.",
     ),
     "losses.identity": Key(
         NOT_NEGATIVE,

@@ -72,17 +72,27 @@ def with_network(
 
     Raises:
       FileNotFoundError: there is no network at the path.
-      InputError: no array fits, or the network is damaged.
+      InputError: the network is damaged, no array fits, or fewer than half of the backbone's
+        weights do and `config.init.other_backbone` does not allow it.
     """
     path = config.init.checkpoint
     network = load_weights(path, trusted=trusted)
     found = _by_path(jax.device_get(network.variables))
     needed = _by_path(state.variables)
     taken = {name for name in found.keys() & needed if found[name].shape == needed[name].shape}
-    if not taken:
+    weights = {name: x.size for name, x in needed.items() if name.startswith("params/backbone/")}
+    fitting = sum(size for name, size in weights.items() if name in taken)
+    if not taken or (2 * fitting < sum(weights.values()) and not config.init.other_backbone):
+        missing = sorted(needed.keys() - taken, key=lambda name: (name not in weights, name))
+        examples = ", ".join(
+            f"{name} is {_shape(found.get(name))}, not {_shape(needed[name])}"
+            for name in missing[:3]
+        )
+        allow = ", or set config.init.other_backbone to True to take what fits" if taken else ""
         raise InputError(
-            f"config.init.checkpoint is {path}: none of its arrays has the name and shape of one "
-            "of this network; use a network with the same config.model"
+            f"config.init.checkpoint is {path}: {len(taken)} of {len(needed)} arrays fit this "
+            f"network, and not the backbone ({examples}, ...); use a network with the same "
+            f"config.model{allow}"
         )
     log.info("starting from %s, step %d: took %s", path, network.step, _summary(taken))
     log.info("initialized afresh: %s", _summary(needed.keys() - taken))
@@ -108,6 +118,10 @@ def _by_path(variables: Any) -> dict[str, Any]:
 
 def _name(place: Any) -> str:
     return jax.tree_util.keystr(place, simple=True, separator="/")
+
+
+def _shape(array: Any) -> str:
+    return "absent" if array is None else str(list(array.shape))
 
 
 def _summary(names: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
+from data_pipelines.errors import InputError
 from star_jax.distributed import parallel
 from star_jax.models import build_model
 from star_jax.network import load_weights
@@ -82,9 +83,37 @@ def test_a_network_with_skeletons_takes_what_one_without_has(run, caplog):
         assert f"{name} (" in caplog.messages[1]
 
 
-def test_a_network_of_which_nothing_fits_is_refused(run):
-    with pytest.raises(ValueError, match=r"^config\.init\.checkpoint is .*: none of its arrays"):
-        started(run, backbone_options={"width": 8})
+@pytest.mark.parametrize(
+    ("model", "allowed"),
+    [
+        ({"backbone_options": {"width": 8}}, False),  # nothing fits at all
+        # The stems and the running statistics fit, which are few of the weights.
+        ({"backbone": "resnet50", "backbone_options": {"width": 4}}, True),
+    ],
+)
+def test_a_network_with_another_backbone_is_refused(run, model, allowed):
+    with pytest.raises(InputError, match=r"config\.init\.checkpoint") as caught:
+        started(run, **model)
+    message = str(caught.value)
+    assert message.count("params/backbone/") == 3 and len(message) < 800
+    assert ("config.init.other_backbone" in message) is allowed
+
+
+def test_another_backbone_can_be_allowed(run):
+    config = tiny.baseline("nowhere")
+    config.model.update(backbone="vit_tiny", num_identities=6)
+    config.model.backbone_options = {"width": 32, "num_heads": 2, "depth": 1}
+    config.init.update(checkpoint=str(run), other_backbone=True)
+    shapes = abstract_state(config, build_model(config.model), 1, parallel.make_mesh(config))
+    fresh = tiny.random_state(shapes, seed=1)
+    state = initialization.with_network(fresh, config)
+    given = load_weights(run).variables
+    assert_same(state.params["classifier"], given["params"]["classifier"])
+    assert_same(state.params["backbone"], fresh.params["backbone"])
+    config.model.backbone_options.width = 64  # then nothing fits
+    shapes = abstract_state(config, build_model(config.model), 1, parallel.make_mesh(config))
+    with pytest.raises(InputError, match=r"config\.init\.checkpoint"):
+        initialization.with_network(tiny.random_state(shapes, seed=1), config)
 
 
 def test_training_starts_from_it(run, tmp_path, monkeypatch):

@@ -400,15 +400,23 @@ def test_training_starts_from_a_backbone_which_may_move_later(dataset, tmp_path,
     assert written["init"]["backbone"] == str(path)  # the origin of the parameters
 
 
-def test_a_run_that_resumes_keeps_the_origin_of_its_weights(tmp_path):
+def test_a_run_that_resumes_keeps_the_origin_of_its_weights(tmp_path, caplog):
     before = tiny.baseline("data").to_dict()
     before["init"] = {"backbone": "resnet.pth"}  # from before there was init.checkpoint
     manifest = checkpoint.Manifest(before, "0123", {}, {})
     config = tiny.baseline("data")
     config.init.checkpoint = "runs/other"
-    found = loop.continued(config, manifest, tmp_path, "0123")
-    assert found.init.to_dict() == {"backbone": "resnet.pth", "checkpoint": ""}
+    found = loop.continued(config, manifest, tmp_path / "checkpoints", "0123")
+    assert found.init.to_dict() == {
+        **{"backbone": "resnet.pth", "checkpoint": ""},
+        "other_backbone": False,
+    }
     assert config.init.checkpoint == "runs/other"
+    (ignored,) = caplog.messages
+    assert "config.init.checkpoint=runs/other is ignored" in ignored and str(tmp_path) in ignored
+    caplog.clear()
+    loop.continued(found, manifest, tmp_path / "checkpoints", "0123")  # the same command
+    assert not caplog.messages
 
 
 @pytest.mark.slow
