@@ -6,8 +6,8 @@ r"""Embeds a packed dataset with a trained STAR, for launch/search.py.
   python launch/embed.py --checkpoint=star.safetensors --source=data/folder/1.1.0 --output=mine
 
 Writes <output>.npz, the embeddings and what is known of each tracklet, and <output>.csv, the same
-without the embeddings. Frame size and clip length are those of the checkpoint's config. Where
-several processes make up a machine (Cloud TPU, SLURM, Open MPI), each of them runs this command.
+without the embeddings. Frame size and clip length are those of the checkpoint's config. In a
+multi-process job (Cloud TPU, SLURM, Open MPI), run this command in every process.
 """
 
 from absl import flags

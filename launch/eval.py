@@ -6,8 +6,8 @@
 Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, whose name says
 what was evaluated and how, so that no kind of evaluation overwrites another; the scores of each
 query, which launch/compare.py reads, are beside it. Uses the last checkpoint unless one is named;
-what no flag changes is that of the run's config. In a run of several processes (Cloud TPU, SLURM,
-Open MPI), each of them runs this command.
+what no flag changes is that of the run's config. In a multi-process job (Cloud TPU, SLURM, Open
+MPI), run this command in every process.
 """
 
 from absl import flags

@@ -8,8 +8,8 @@ r"""Searches a dataset for the people of its queries, and shows the best matches
 Embeds the dataset as launch/embed.py does, once: <output>/embeddings-*.npz is used again as long as
 weights, dataset, split and clips are the same. Or searches files of launch/embed.py. Prints a line
 for each query and the scores, and writes <output>/matches.html, one file that needs no network, and
-<output>/matches.csv, the matches of all queries. A tracklet never matches itself. Where several
-processes make up a machine (Cloud TPU, SLURM, Open MPI), each of them runs this command.
+<output>/matches.csv, the matches of all queries. A tracklet never matches itself. In a
+multi-process job (Cloud TPU, SLURM, Open MPI), run this command in every process.
 """
 
 import dataclasses

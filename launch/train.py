@@ -8,7 +8,8 @@ docs/config.md lists every config key, its values and its meaning.
 
 The workdir receives config.json and run.json (what ran), metrics.jsonl and tensorboard/,
 checkpoints/<step> and eval/. The same command resumes from the last checkpoint, and trains a
-finished run longer if config.optim.epochs is larger. When interrupted (SIGTERM or Ctrl-C), it saves
+finished run longer if config.optim.epochs is larger. Without a checkpoint, a run may start again
+with another config. When interrupted (SIGTERM or Ctrl-C), it stops after the current step, saves
 its state and exits with code 143; a second Ctrl-C ends it at once. The workdir and the packed
 dataset may be addresses, gs://bucket/folder.
 
