@@ -154,7 +154,10 @@ def _list(root: str | os.PathLike[str], folder: str, skipped: list[str]) -> _Ent
             try:
                 path.encode()
             except UnicodeEncodeError as error:
-                raise InputError(f"{path!a}: the name is not UTF-8; rename it") from error
+                raise InputError(
+                    f"{path!a}: the name is not UTF-8; rename it, or start Python with "
+                    "PYTHONUTF8=1 if that is because of the locale"
+                ) from error
             if entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 if os.path.commonpath([real_root, target]) != real_root:

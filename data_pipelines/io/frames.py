@@ -19,9 +19,9 @@ import simplejpeg
 from av.video.reformatter import VideoReformatter
 from jaxtyping import Int32, UInt8
 
-from data_pipelines import schema, stills
+from data_pipelines import schema
 from data_pipelines.errors import InputError
-from data_pipelines.io import files
+from data_pipelines.io import files, stills
 from data_pipelines.pixels import MAX_PIXELS, require_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")

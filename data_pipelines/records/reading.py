@@ -22,10 +22,10 @@ from jaxtyping import Float32, Int, UInt8
 from data_pipelines import schema
 from data_pipelines.errors import InputError
 from data_pipelines.io import remote
+from data_pipelines.io.stills import decode_jpeg
 from data_pipelines.pixels import resize_frame, resize_keypoints
 from data_pipelines.records import copies, origin
 from data_pipelines.records.stored import StoredRecords
-from data_pipelines.stills import decode_jpeg
 
 VALIDATION = "validation"  # the split of the training identities that are held out
 _METADATA = "metadata.json"

@@ -347,7 +347,7 @@ def test_the_check_names_every_broken_picture(root):
     (root / "bob/visible/door/run/1.JPG").write_bytes(b"")
     (root / "alice/visible/door/walk/frame2.png").write_bytes(b"x")
     wrong = "\n".join(folder.check(root).wrong)
-    assert "bob/visible/door/run/1.JPG: the file is empty" in wrong
+    assert "bob/visible/door/run/1.JPG: is empty" in wrong
     assert "alice/visible/door/walk/frame2.png: " in wrong
 
 

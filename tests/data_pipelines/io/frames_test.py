@@ -189,7 +189,7 @@ def half(path):
 
 
 BROKEN_IMAGES = {
-    "empty": (b"", "the file is empty"),
+    "empty": (b"", "is empty"),
     "text": (b"no picture", "no picture"),
     "start of a JPEG": (b"\xff\xd8\xff no picture", "not an intact JPEG"),
     "truncated JPEG": (picture("RGB", "JPEG")[:-10], "not an intact JPEG"),

@@ -4,6 +4,7 @@ import contextlib
 import re
 import struct
 from collections.abc import Iterator
+from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -11,26 +12,22 @@ import simplejpeg
 from jaxtyping import UInt8, UInt16
 
 from data_pipelines.errors import InputError
+from data_pipelines.io.files import refuse_stand_in
 from data_pipelines.pixels import require_size
 
 _MAX_SCANNED = 1 << 30  # pixels times scans of a JPEG: each scan goes over all pixels, in seconds
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GRAY_PNGS = (0, 4)  # types of color: gray, and gray with transparency
-_CONVERT = "convert it to JPEG or PNG (for instance with ffmpeg -i {name} new.png)"
-_FETCH = "replace it with the picture itself"
-_OTHERS = {  # what other files begin with: what they are, and what to do
-    rb"RIFF....WEBP": ("a WebP picture", _CONVERT),
-    rb"BM": ("a BMP picture", _CONVERT),
-    rb"GIF8": ("a GIF picture", _CONVERT),
-    rb"II[*+]\0|MM\0[*+]": ("a TIFF picture", _CONVERT),
-    rb"....ftyp(?:avif|avis|heic|heix|heim|hevc|mif1|msf1)": ("an AVIF or HEIC picture", _CONVERT),
-    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": ("a JPEG 2000 picture", _CONVERT),
-    rb"\0\0\0\x0cJXL |\xff\x0a": ("a JPEG XL picture", _CONVERT),
-    rb"P[1-7]\s": ("a Netpbm picture", _CONVERT),
-    rb"\s*(?i:<!doctype|<html|<\?xml|<head)": ("a web page", _FETCH),
-    rb"version https://git-lfs": ("a pointer of Git LFS", "fetch the picture with git lfs pull"),
-    rb"\s+\Z": ("only white space", _FETCH),
+_OTHERS = {  # pictures of other formats: how their files begin
+    "WebP": rb"RIFF....WEBP",
+    "BMP": rb"BM",
+    "GIF": rb"GIF8",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "AVIF or HEIC": rb"....ftyp(?:avif|avis|heic|heix|heim|hevc|mif1|msf1)",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
+    "Netpbm": rb"P[1-7]\s",
 }
 
 
@@ -51,12 +48,10 @@ def decode(
     Raises:
       InputError: the file is broken or of another format, or the picture is too large.
     """
-    if not content:
-        raise InputError(f"{name}: the file is empty; replace it with a good copy")
     if content.startswith(_PNG):
         return None, _decode_png(content, name)
     if not content.startswith(_JPEG):
-        raise InputError(f"{name}: {_describe(content, name)}")
+        _refuse(content, name)
     pixels = decode_jpeg(content, name)
     orientation = _orientation(content)
     if orientation == 1:
@@ -72,12 +67,19 @@ def counts_to_rgb(
     return cv2.cvtColor(np.rint(255 * shares).astype(np.uint8), cv2.COLOR_GRAY2RGB)
 
 
-def _describe(content: bytes, name: str) -> str:
-    """Returns what a file is that is neither JPEG nor PNG, and what to do."""
-    for beginning, (kind, remedy) in _OTHERS.items():
+def _refuse(content: bytes, name: str) -> NoReturn:
+    """Raises an error that says what a file is, which is neither JPEG nor PNG, and what to do."""
+    refuse_stand_in(name, content)
+    for kind, beginning in _OTHERS.items():
         if re.match(beginning, content, re.DOTALL):
-            return f"is {kind}, not JPEG or PNG; {remedy.format(name=name)}"
-    return f"is neither JPEG nor PNG, it begins with {content[:16]!r}; {_FETCH}"
+            raise InputError(
+                f"{name}: is a picture of the format {kind}, not JPEG or PNG; convert it, for "
+                f"instance with ffmpeg -i {name} new.png"
+            )
+    what = f"begins with {content[:16]!r}" if content.strip() else "holds only white space"
+    raise InputError(
+        f"{name}: is neither JPEG nor PNG, it {what}; replace it with the picture itself"
+    )
 
 
 def decode_jpeg(

@@ -11,10 +11,10 @@ import simplejpeg
 import video_files
 from PIL import Image, ImageOps
 
-from data_pipelines import schema, stills
+from data_pipelines import schema
 from data_pipelines.datasets import folder
 from data_pipelines.errors import InputError
-from data_pipelines.io import frames
+from data_pipelines.io import frames, stills
 
 ORIENTATION = 0x0112  # the tag in EXIF data
 
