@@ -15,7 +15,7 @@ FOLDERS = ("star_jax", "data_pipelines", "configs", "launch", "benchmarks")
 LAYERS = (
     ("data_pipelines.coco17", "data_pipelines.errors", "data_pipelines.pixels"),
     ("data_pipelines.parts",),
-    ("data_pipelines.schema", "data_pipelines.stills"),
+    ("data_pipelines.schema",),
     ("data_pipelines.io",),
     ("data_pipelines.skeletons", "data_pipelines.footage"),
     ("data_pipelines.records",),
