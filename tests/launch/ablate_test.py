@@ -51,7 +51,7 @@ else:
     flags = json.loads((workdir / "flags.json").read_text())
     (example,) = Path("example/eval").glob("*.json")
     report = json.loads(example.read_text())
-    with np.load(example.with_suffix(".queries.npz")) as file:
+    with np.load(example.with_name(report["queries"])) as file:
         arrays = dict(file)
     for way in ("i2v", "v2i"):
         arrays[f"{way}_conditions"] = np.array(["occluded"] * 30 + ["clean"] * 30)
@@ -62,7 +62,7 @@ else:
     config["seed"] = int(flags["config.seed"])
     (workdir / "config.json").write_text(json.dumps(config))
     (workdir / "eval").mkdir(exist_ok=True)
-    np.savez(workdir / "eval" / example.with_suffix(".queries.npz").name, **arrays)
+    np.savez(workdir / "eval" / report["queries"], **arrays)
     (workdir / "eval" / example.name).write_text(json.dumps(report))
 """
 GRID = """
