@@ -190,6 +190,7 @@ def test_evaluation_writes_both_directions(whole_run):
     assert path.parent == whole_run / "eval" and path.name.startswith("12-hitsz_vcm-v1-first-")
     written = json.loads(path.read_text())
     assert written.pop("environment")["packages"]["jax"] == jax.__version__
+    assert (path.parent / written.pop("queries")).is_file()
     assert written == report
     assert report["protocol"] == "hitsz_vcm/v1" and report["step"] == 12
     assert (
