@@ -311,10 +311,10 @@ def test_memory_does_not_grow_with_the_video(tmp_path, model, monkeypatch):
     """One frame at a time, and crops of tracklets that are still too short."""
     video = write_video(tmp_path / "raw/long.avi", 400, lambda frame: frame % 60)
     alive, most, waiting = set(), [0], [0]
-    real_write, real_retrieve = crops.CropWriter.write, frames._retrieve
+    real_write, real_pixels = crops.CropWriter.write, frames._Video.pixels
 
-    def retrieve(*args):
-        image = real_retrieve(*args)
+    def pixels(*args):
+        image = real_pixels(*args)
         alive.add(id(image))
         weakref.finalize(image, alive.discard, id(image))
         most[0] = max(most[0], len(alive))
@@ -324,7 +324,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path, model, monkeypatch):
         real_write(self, *args)
         waiting[0] = max(waiting[0], sum(map(len, self._waiting.values())))
 
-    monkeypatch.setattr(frames, "_retrieve", retrieve)
+    monkeypatch.setattr(frames._Video, "pixels", pixels)
     monkeypatch.setattr(crops.CropWriter, "write", write)
     summary = extract(video, tmp_path / "people", model)
     assert summary.tracklets > 20
