@@ -431,7 +431,7 @@ def test_another_dataset_of_as_many_identities_is_refused(whole_run, tmp_path):
 def test_a_step_that_does_not_fit_is_refused_and_may_be_made_smaller(
     dataset, tmp_path, monkeypatch
 ):
-    random_state = lambda *arguments: tiny.random_state(abstract_state(*arguments))  # noqa: E731
+    random_state = lambda *a, **_: tiny.random_state(abstract_state(*a[:4]))  # noqa: E731
     monkeypatch.setattr(loop, "starting_state", random_state)
     with monkeypatch.context() as patch, pytest.raises(OutOfMemoryError) as caught:
         patch.setattr(memory, "capacity", lambda: memory.Capacity(10**4, 1))
