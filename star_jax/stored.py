@@ -39,14 +39,14 @@ def read_config(stored: Any, where: str, trusted: Collection[str]) -> ml_collect
       InputError: it is not a config of this version, or names a part of a package that is not
         trusted.
     """
-    config = parse_config(stored, where)
+    config = ml_collections.ConfigDict(parse_config(stored, where))
     for key, path in parts_elsewhere(config):
         require_trusted(path, f"{where}: config.{key}", trusted)
     return config
 
 
-def parse_config(stored: Any, where: str) -> ml_collections.ConfigDict:
-    """Returns a stored config to compare or to show; the parts that it names are not trusted.
+def parse_config(stored: Any, where: str) -> dict[str, Any]:
+    """Returns a stored config as a dictionary, to compare or to show: no part is made of it.
 
     Raises:
       InputError: it is not a config of this version.
@@ -54,8 +54,8 @@ def parse_config(stored: Any, where: str) -> ml_collections.ConfigDict:
     if not isinstance(stored, Mapping):
         raise InputError(f"{where}: its config is {shown(stored)}, not an object with sections")
     try:
-        config = ml_collections.ConfigDict(complete(stored))
-        check_config(config)
+        config = complete(stored)
+        check_config(ml_collections.ConfigDict(config))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of strange names
         raise InputError(
             f"{where}: this version of star_jax cannot use its config ({error})"

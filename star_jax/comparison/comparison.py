@@ -121,7 +121,7 @@ def _origin(evaluation: Evaluation) -> dict[str, Any]:
     That is the config without the keys that do not affect training, what training started from, the
     training dataset and the evaluated step. Initial weights are told apart by their path.
     """
-    config = run_files.flatten(run_files.as_json(evaluation.config))
+    config = run_files.flatten(evaluation.config)
     free = tuple(key for key in run_files.FREE_KEYS if key != "init.")
     trained_on = evaluation.record.get("dataset", {}).get("fingerprint", "unknown")
     return {

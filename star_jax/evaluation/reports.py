@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypedDict
 
-import ml_collections
 import numpy as np
 from etils import epath
 
@@ -93,13 +92,13 @@ class Evaluation:
     path: epath.Path
     report: Report
     queries: Mapping[str, np.ndarray]
-    config: ml_collections.ConfigDict
+    config: dict[str, Any]
     record: Record
 
     @property
     def seed(self) -> int:
         """The training seed."""
-        return self.config.seed
+        return int(self.config["seed"])
 
 
 def read_report(path: epath.Path) -> Report:
@@ -148,7 +147,7 @@ def read_record(workdir: epath.Path) -> Record:
 
 def _plain_report(
     workdir: epath.Path,
-    config: ml_collections.ConfigDict,
+    config: Mapping[str, Any],
     record: Record,
     dataset: str | None,
 ) -> epath.Path:
@@ -165,11 +164,11 @@ def _plain_report(
         workdir,
         {
             "step": step,
-            "protocol": config.eval.protocol,
+            "protocol": config["eval"]["protocol"],
             "split": "test",
-            "clips": config.eval.clips,
+            "clips": config["eval"]["clips"],
             "dataset": {"fingerprint": dataset or trained_on},
-            "options": {"flip": True} if config.eval.flip else {},
+            "options": {"flip": True} if config["eval"]["flip"] else {},
         },
     )
     if plain in last:

@@ -241,14 +241,14 @@ def continued(
             "identities; use the dataset that the run was started with, or another --workdir"
         )
     for key, value in config.init.items():
-        if value and value != stored.init[key]:
+        if value and value != stored["init"][key]:
             log.warning(
                 "config.init.%s=%s is ignored: %s has checkpoints; give another --workdir to start "
                 "from it",
                 *(key, value, where.parent),
             )
     config = config.copy_and_resolve_references()
-    config.init.update(stored.init)
+    config.init.update(stored["init"])
     return config
 
 

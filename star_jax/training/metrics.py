@@ -159,7 +159,7 @@ def read_rows(path: epath.Path) -> list[dict[str, float]]:
     Raises:
       InputError: a line, other than a half-written last one, is not a row; names the key.
     """
-    return [row for _, row in _lines_and_rows(path)] if path.is_file() else []
+    return [row for _, row in _lines_and_rows(path)] if path.exists() else []
 
 
 def _lines_and_rows(path: epath.Path) -> list[tuple[bytes, dict[str, float]]]:

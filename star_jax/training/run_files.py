@@ -313,8 +313,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_config(path: epath.Path) -> ml_collections.ConfigDict:
-    """Returns the config of a run, `<workdir>/config.json`, for comparisons; trusts no part of it.
+def read_config(path: epath.Path) -> dict[str, Any]:
+    """Returns the config of a run, `<workdir>/config.json`, for comparisons; no part is made of it.
 
     Raises:
       InputError: the file holds something else.

@@ -475,7 +475,7 @@ FILES = {
     [
         ("syntax", [], r'File ".*syntax.py", line 1\n.*SyntaxError.*syntax.py: the file cannot be'),
         ("raises", [], r"ZeroDivisionError: .*raises.py: the file cannot be run"),
-        ("ends", [], r"SystemExit: 0\n.*ends.py: the file cannot be run"),
+        ("ends", [], r"ends.py: the file ends the command: SystemExit\(0\)"),
         ("nothing", [], r"^error: --config=\S*nothing.py: the file defines no get_config"),
         (
             "dict",

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import ml_collections
 import numpy as np
 import pytest
 from etils import epath
@@ -30,7 +31,7 @@ def rows(path):
 
 
 def test_the_first_steps_have_the_same_losses_and_gradients(earlier):
-    config = run_files.read_config(epath.Path("run/config.json"))
+    config = ml_collections.ConfigDict(run_files.read_config(epath.Path("run/config.json")))
     loop.train(config, "again")
     again, before = rows(earlier / "again/metrics.jsonl"), rows(earlier / "run/metrics.jsonl")
     assert [row["step"] for row in again] == [1, 2, 3]
@@ -60,7 +61,7 @@ def test_a_network_embeds_as_before(earlier, path):
 
 
 def test_a_run_resumes(earlier):
-    config = run_files.read_config(epath.Path("run/config.json"))
+    config = ml_collections.ConfigDict(run_files.read_config(epath.Path("run/config.json")))
     config.optim.epochs = 4
     state = loop.train(config, "run")
     assert int(state.step) == 4

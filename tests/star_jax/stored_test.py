@@ -1,7 +1,6 @@
 """Files of someone else run no code: what a stored config may name, and who may allow more."""
 
 import ast
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,16 +10,18 @@ import numpy as np
 import pytest
 import tiny
 from etils import epath
+from evaluated import write_run
 
 from data_pipelines.errors import InputError
 from star_jax import Embedder, load_weights
 from star_jax.evaluation.embed import evaluate_checkpoint
 from star_jax.network import restore_network
 from star_jax.report.build import write_report
-from star_jax.report.run import read_metrics, read_reports
+from star_jax.report.run import read_reports
 from star_jax.stored import complete, read_config
 from star_jax.training import checkpoint, run_files
 from star_jax.training.initialization import with_network
+from star_jax.training.metrics import read_rows
 from star_jax.training.steps import TrainState
 from star_jax.weights import load_archive, save_archive
 
@@ -128,16 +129,10 @@ def test_the_parts_in_a_run_must_be_of_this_repository(tmp_path, strangers):
 @pytest.mark.slow
 def test_the_protocol_of_a_stored_evaluation_must_be_of_this_repository(tmp_path, strangers):
     workdir = saved_run(tmp_path / "run", tiny.baseline("nowhere"))
-    report = {
-        **{direction: {"intervals": {}} for direction in ("i2v", "v2i")},
-        **{"options": {}, "split": "test", "clips": "first", "step": 7},
-        **{"dataset": {"dir": "nowhere", "fingerprint": "0"}, "protocol": "strangers.parts:run"},
-    }
-    path = workdir / "eval/7.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps(report))
+    path = write_run(workdir, protocol="strangers.parts:run", step=7)
     assert_refused(lambda: write_report(workdir, None), path)
-    assert read_reports(workdir, ("strangers",)) == [report]
+    (report,) = read_reports(workdir, ("strangers",))
+    assert report["protocol"] == "strangers.parts:run"
     assert not strangers.exists()
 
 
@@ -145,7 +140,7 @@ def test_the_protocol_of_a_stored_evaluation_must_be_of_this_repository(tmp_path
 def test_a_pipe_among_the_files_of_a_run_is_named(tmp_path, name):
     path = epath.Path(tmp_path / name)
     os.mkfifo(path)
-    read = read_metrics if name == "metrics.jsonl" else run_files.read_json
+    read = read_rows if name == "metrics.jsonl" else run_files.read_json
     with pytest.raises(InputError, match=f"{name}: is a folder, a pipe or a device"):
         read(path)
 
