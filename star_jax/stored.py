@@ -71,12 +71,13 @@ def parts_elsewhere(config: ml_collections.ConfigDict) -> Iterator[tuple[str, st
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yields the texts in a value of any depth."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | ml_collections.ConfigDict):
-        for name in value:
-            yield from _texts(value[name])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
+    """Yields the texts in a value, which may be deeper than Python's stack."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping | ml_collections.ConfigDict):
+            pending += [value[name] for name in value]
+        elif isinstance(value, list | tuple):
+            pending += value

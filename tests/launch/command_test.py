@@ -1,11 +1,13 @@
 """How commands end: one line for what a user can fix, a traceback for anything else."""
 
 import ast
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import ml_collections
@@ -396,7 +398,10 @@ def test_a_file_of_flags_has_overrides(tmp_path):
         ("--config.model.backbone_options.a.b=1", "config.model.backbone_options.a.b"),
     ],
 )
-def test_an_override_that_cannot_be_is_refused(argument, key, capsys):
+def test_an_override_that_cannot_be_is_refused(argument, key, capsys, monkeypatch):
+    # The end of a command silences its process, which here has other tests to run.
+    for module, name in ((logging, "disable"), (threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(module, name, lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         command.split_overrides([argument])
     printed = capsys.readouterr().err
