@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 
-from data_pipelines.records.reading import open_index
-from star_jax.evaluation.embed import embed_split, split_batches, whole_batch
+from data_pipelines.records.dataset import open_dataset
+from star_jax.embedding.embed import embed_split, split_batches, whole_batch
 from star_jax.evaluation.protocols import evaluate
 from star_jax.network import locate_checkpoint, restore_network
 
@@ -26,21 +26,20 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, help="a run")
     parser.add_argument("--dataset_dir", help="a packed dataset (default: the config's)")
     args = parser.parse_args()
-    _, config, model, variables, mesh = restore_network(*locate_checkpoint(args.workdir))
-    config.data.dir = args.dataset_dir or config.data.dir
-    index = open_index(config.data.dir, "test")
+    network = restore_network(*locate_checkpoint(args.workdir))
+    config = network.config
+    split = open_dataset(args.dataset_dir or config.data.dir).split("test")
+    index = split.index
 
-    embed_split(config, model, variables, mesh)
+    embed_split(network, split)
     start = time.perf_counter()
-    embeddings = embed_split(config, model, variables, mesh)
+    embeddings = embed_split(network, split)
     embedded = time.perf_counter()
     batches = split_batches(
-        config,
-        mesh,
-        "test",
-        index,
-        np.arange(len(index.rows)),
-        batch_size=whole_batch(config.eval.batch_size, mesh),
+        network,
+        split,
+        np.arange(len(split)),
+        batch_size=whole_batch(config.eval.batch_size, network.mesh),
         clips=config.eval.clips,
     )
     loaded = sum(int((batch["position"] >= 0).sum()) for _, batch in batches)

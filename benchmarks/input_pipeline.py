@@ -11,6 +11,7 @@ time. Bare decoding decodes the same JPEG bytes, held in memory, into one buffer
 """
 
 import argparse
+import dataclasses
 import pathlib
 import resource
 import tempfile
@@ -25,7 +26,8 @@ import simplejpeg
 
 from data_pipelines import loader, sampling, schema
 from data_pipelines.datasets import hitsz_vcm
-from data_pipelines.records import packing, reading
+from data_pipelines.records import packing
+from data_pipelines.records.dataset import Split, open_dataset
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -57,22 +59,22 @@ def main() -> None:
         "seed": 0,
     }
     clip = {"clip_length": args.frames, "frame_size": tuple(args.size)}
+    spec = sampling.ClipSpec(args.frames, tuple(args.size))
+    drawn = sampling.BatchSpec(0, args.identities, args.tracklets)
 
     start = time.monotonic()
     before = resident_memory()
-    index = reading.open_index(args.dataset_dir, "train")
-    stored = reading.open_records(args.dataset_dir, "train")
-    reading.open_index(args.dataset_dir, "test")
+    dataset = open_dataset(args.dataset_dir)
+    split, _ = dataset.split("train"), dataset.split("test")
+    index, stored = split.index, split.records
     print(
         f"index: {time.monotonic() - start:.2f} s, {resident_memory() - before:.0f} MiB for "
         f"{len(index.rows)} training tracklets and the test split"
     )
     plans = [sampling.sample_batch(index, step=step, **batch) for step in range(args.steps)]
 
-    def star_jax() -> None:
-        for _ in loader.train_batches(
-            args.dataset_dir, start_step=0, num_steps=args.steps, num_threads=1, **clip, **batch
-        ):
+    def star_jax(split: Split = split) -> None:
+        for _ in loader.train_batches(split, spec, drawn, range(args.steps), num_threads=1):
             pass
 
     def plain() -> None:
@@ -116,13 +118,12 @@ def main() -> None:
     for name in ("plain loader", "plain loader, left as uint8"):
         print(f"star_jax / {name}: {seconds[name] / seconds['star_jax']:.2f}")
     print(f"star_jax / bare decoding: {seconds['bare decoding'] / seconds['star_jax']:.2f}")
-    print_shares(star_jax)
+    print_shares(star_jax, split)
 
     memory = []
     for part in range(3):
-        for _ in loader.train_batches(
-            args.dataset_dir, start_step=part * 100, num_steps=100, **clip, **batch
-        ):
+        steps = range(part * 100, (part + 1) * 100)
+        for _ in loader.train_batches(split, spec, drawn, steps):
             pass
         memory.append(resident_memory())
     print(f"memory after 100, 200, 300 batches: {', '.join(f'{m:.0f}' for m in memory)} MiB")
@@ -176,7 +177,7 @@ def plain_batch(
         yield np.stack(clips), np.stack(skeletons)
 
 
-def print_shares(work: Callable[[], None]) -> None:
+def print_shares(work: Callable[[Split], None], split: Split) -> None:
     """Prints where the time of the loader goes, on one thread."""
     spent = {"decoding": 0.0, "reading records": 0.0}
 
@@ -190,21 +191,20 @@ def print_shares(work: Callable[[], None]) -> None:
 
         return call
 
-    class TimedRecords:
+    class TimedRecords(Sequence):
         def __init__(self, stored):
             self.read = timed("reading records", stored.__getitem__)
+
+        def __len__(self):
+            return len(split)
 
         def __getitem__(self, position):
             return self.read(position)
 
-    open_records = loader.open_records
-    decode = simplejpeg.decode_jpeg
-    with (
-        mock.patch.object(simplejpeg, "decode_jpeg", timed("decoding", decode)),
-        mock.patch.object(loader, "open_records", lambda *args: TimedRecords(open_records(*args))),
-    ):
+    decode = timed("decoding", simplejpeg.decode_jpeg)
+    with mock.patch.object(simplejpeg, "decode_jpeg", decode):
         start, core = time.perf_counter(), time.process_time()
-        work()
+        work(dataclasses.replace(split, records=TimedRecords(split.records)))
         total, core = time.perf_counter() - start, time.process_time() - core
     shares = {name: seconds / total for name, seconds in spent.items()}
     shares["waiting (not on a core)"] = max(0.0, 1 - core / total)

@@ -9,16 +9,15 @@ embedding. Prints the report of the config's protocol, and the mAP of random emb
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from absl import app, flags
 from ml_collections import config_flags
 
 from data_pipelines.io.progress import Progress
-from data_pipelines.loader import test_clips, train_batches
-from data_pipelines.records.reading import open_index
-from data_pipelines.sampling import steps_per_epoch
+from data_pipelines.loader import embed_batches, train_batches
+from data_pipelines.records.dataset import open_dataset
+from data_pipelines.sampling import BatchSpec, steps_per_epoch
 from data_pipelines.schema import INFRARED, VISIBLE
 from star_jax.augment import random_crop_and_flip
 from star_jax.config import check_config
@@ -27,37 +26,26 @@ from star_jax.evaluation.scores import format_table
 from star_jax.losses import batch_hard_triplet, cross_entropy
 from star_jax.models import build_model
 from star_jax.models.star import l2_normalize
+from star_jax.network import clip_spec
 from star_jax.optim import make_optimizer
-from star_jax.training.loop import with_identities
+from star_jax.training.run import with_identities
 from star_jax.training.steps import initial_variables, stream
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 flags.mark_flag_as_required("config")
 
 
-def clip_options(config: ml_collections.ConfigDict) -> dict:
-    """Returns the options of the loader, from a config."""
-    return {
-        "clip_length": config.data.clip_length,
-        "frame_size": tuple(config.data.frame_size),
-        "joints": config.model.keypoints,
-        "num_threads": config.data.num_threads,
-    }
-
-
 def main(argv: list[str]) -> None:
     del argv
     config = CONFIG.value
     check_config(config)
-    dataset = config.data.dir
-    train_index, test_index = open_index(dataset, "train"), open_index(dataset, "test")
-    config = with_identities(config, train_index.labels)
+    dataset = open_dataset(config.data.dir)
+    train, test = dataset.split("train"), dataset.split("test")
+    config = with_identities(config, train.index.labels)
     model = build_model(config.model)
-    batch_options = {
-        "identities_per_batch": config.data.identities_per_batch,
-        "tracklets_per_identity": config.data.tracklets_per_identity,
-    }
-    epoch = steps_per_epoch(train_index, *batch_options.values())
+    data = config.data
+    batch = BatchSpec(config.seed, data.identities_per_batch, data.tracklets_per_identity)
+    epoch = steps_per_epoch(train.index, batch.identities, batch.tracklets)
     num_steps = config.optim.epochs * epoch
     optimizer = make_optimizer(config.optim, epoch)
     variables = initial_variables(config, model)
@@ -95,18 +83,11 @@ def main(argv: list[str]) -> None:
         return optax.apply_updates(params, updates), statistics, opt_state, value
 
     opt_state = optimizer.init(params)
-    batches = train_batches(
-        dataset,
-        **clip_options(config),
-        **batch_options,
-        seed=config.seed,
-        start_step=0,
-        num_steps=num_steps,
-    )
+    batches = train_batches(train, clip_spec(config), batch, range(num_steps))
     with Progress(num_steps, "training") as progress:
-        for step, batch in enumerate(batches):
+        for step, clips in enumerate(batches):
             params, batch_stats, opt_state, value = train_step(
-                params, batch_stats, opt_state, step, batch
+                params, batch_stats, opt_state, step, clips
             )
             progress.update(step + 1, {"loss": float(value)})
 
@@ -115,23 +96,21 @@ def main(argv: list[str]) -> None:
         output = skeleton_of({"params": params, "batch_stats": batch_stats}, keypoints)
         return l2_normalize(output.skeleton)
 
-    num_tracklets = len(test_index.labels)
+    num_tracklets = len(test)
     embeddings = np.concatenate(
         [
             np.asarray(embed(batch["keypoints"]))
-            for batch in test_clips(
-                dataset, positions=range(num_tracklets), batch_size=64, **clip_options(config)
-            )
+            for batch in embed_batches(test, clip_spec(config), range(num_tracklets), 64)
         ]
     )[:num_tracklets]
-    print(format_table(evaluate(config.eval.protocol, embeddings, test_index)))
+    print(format_table(evaluate(config.eval.protocol, embeddings, test.index)))
 
     rng = np.random.default_rng(config.seed)
     chance = []
     for _ in range(10):
         noise = rng.standard_normal((num_tracklets, 64)).astype(np.float32)
         noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-        report = evaluate(config.eval.protocol, noise, test_index)
+        report = evaluate(config.eval.protocol, noise, test.index)
         chance.append([report[direction]["map"] for direction in ("i2v", "v2i")])
     print("mAP of random embeddings, i2v and v2i:", np.mean(chance, axis=0).round(2))
 

@@ -87,6 +87,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.batch_size = 64
     config.eval.clips = "first"
     config.eval.flip = False
+    config.eval.save_embeddings = False
     config.eval.every_epochs = 10
 
     config.checkpoint = ml_collections.ConfigDict()

@@ -7,21 +7,29 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import grain
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
 from data_pipelines import schema
-from data_pipelines.records.reading import decode_clip, open_index, open_records
-from data_pipelines.sampling import BatchPlan, clips_to_embed, find_sampler, row_generator
+from data_pipelines.records.dataset import Split
+from data_pipelines.records.reading import decode_clip
+from data_pipelines.sampling import (
+    BatchPlan,
+    BatchSpec,
+    ClipSpec,
+    clips_to_embed,
+    find_sampler,
+    row_generator,
+)
 from data_pipelines.skeletons.corruption import Corruption, corrupted
 
 MAX_THREADS = 16  # the default; each holds a batch, 48 MB at 384 frames of 288 x 144
 
 
-class TestBatch(TypedDict):
+class EmbedBatch(TypedDict):
     """Clips to embed; `position` is -1 in the rows that only fill the last batch."""
 
     frames: UInt8[np.ndarray, "B T H W 3"]  # RGB
@@ -43,191 +51,143 @@ class Clip(NamedTuple):
 
 
 def train_batches(
-    dataset_dir: str | os.PathLike[str],
+    split: Split,
+    spec: ClipSpec,
+    batch: BatchSpec,
+    steps: range,
     *,
-    clip_length: int,
-    frame_size: tuple[int, int],
-    identities_per_batch: int,
-    tracklets_per_identity: int,
-    seed: int,
-    start_step: int,
-    num_steps: int,
-    sampling: str = "hitsz_vcm",
-    validation_identities: int = 0,
-    joints: Literal["relative", "pixels"] = "relative",
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
 ) -> Iterator[schema.TrainBatch]:
-    """Yields the training batches of `num_steps` steps from `start_step` on.
+    """Yields the training batches of some steps.
 
     The global batch of P * K rows is the same on all processes; each loads its part of B rows.
 
     Args:
-      dataset_dir: what `prepare` returned.
-      clip_length: frames drawn of a tracklet, T.
-      frame_size: height and width to which frames are resized where they differ.
-      identities_per_batch: P, over all processes.
-      tracklets_per_identity: K, of each modality.
-      seed: of the run, not negative.
-      start_step: number of the first batch.
-      num_steps: how many batches.
-      sampling: how tracklets and frames are drawn; see `sampling.find_sampler`.
-      validation_identities: how many identities are left out; see `reading.open_index`.
-      joints: see `reading.decode_clip`.
+      split: the tracklets to train with.
+      spec: what clips are made of them.
+      batch: which tracklets make a batch.
+      steps: consecutive numbers of batches.
       rows: of the global batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
     Raises:
-      FileNotFoundError: the directory is not a packed dataset.
-      ValueError: fewer than P identities have tracklets of both modalities, or the dataset cannot
-        be sampled in this way.
+      InputError: fewer than P identities have tracklets of both modalities, or the split cannot be
+        sampled in this way.
     """
-    sampler = find_sampler(sampling)
-    if rows is None:
-        rows = range(identities_per_batch * tracklets_per_identity)
-    index = open_index(dataset_dir, "train", validation_identities)
-    records = open_records(dataset_dir, "train", validation_identities)
+    sampler = find_sampler(spec.sampling)
+    index, records = split.index, split.records
+    own = list(range(batch.identities * batch.tracklets) if rows is None else rows)
 
     def plan(step: int) -> BatchPlan:
         return sampler.sample_batch(
             index,
-            seed=seed,
+            seed=batch.seed,
             step=step,
-            identities_per_batch=identities_per_batch,
-            tracklets_per_identity=tracklets_per_identity,
+            identities_per_batch=batch.identities,
+            tracklets_per_identity=batch.tracklets,
         )
 
     def load_batch(step: int) -> schema.TrainBatch:
         tracklets = plan(step)
-        positions = np.stack([tracklets.visible, tracklets.infrared], axis=1)[list(rows)]
-        axes = (len(rows), clip_length, len(schema.MODALITIES))
-        frames = np.zeros((*axes, *frame_size, 3), np.uint8)
+        positions = np.stack([tracklets.visible, tracklets.infrared], axis=1)[own]
+        axes = (len(own), spec.length, len(schema.MODALITIES))
+        frames = np.zeros((*axes, *spec.frame_size, 3), np.uint8)
         keypoints = np.zeros((*axes, schema.NUM_JOINTS, 3), np.float32)
-        for place, row in enumerate(rows):
+        for place, row in enumerate(own):
             for modality in (schema.VISIBLE, schema.INFRARED):
                 record = records[int(positions[place, modality])]
                 stream = schema.VISIBLE if sampler.aligned else modality
-                rng = row_generator(seed, step, row, stream)
-                chosen = sampler.training_frames(len(record["frames"]), clip_length, rng)
+                rng = row_generator(batch.seed, step, row, stream)
+                chosen = sampler.training_frames(len(record["frames"]), spec.length, rng)
                 keypoints[place, :, modality] = decode_clip(
-                    record, chosen, frames[place, :, modality], joints=joints
+                    record, chosen, frames[place, :, modality], joints=spec.joints
                 )
         return schema.TrainBatch(
             frames=frames,
             keypoints=keypoints,
-            labels=tracklets.labels[list(rows)],
+            labels=tracklets.labels[own],
             cameras=index.cameras[positions],
             positions=positions.astype(np.int32),
         )
 
-    plan(start_step)  # raises here, not in a thread, if the index cannot fill a batch
-    return _load_ahead(load_batch, start_step, start_step + num_steps, num_threads)
+    plan(steps.start)  # raises here, not in a thread, if the index cannot fill a batch
+    return _load_ahead(load_batch, steps, num_threads)
 
 
-def test_clips(
-    dataset_dir: str | os.PathLike[str],
-    *,
+def embed_batches(
+    split: Split,
+    spec: ClipSpec,
     positions: Sequence[int] | Int[np.ndarray, " n"],
-    clip_length: int,
-    frame_size: tuple[int, int],
     batch_size: int,
-    split: str = "test",
-    validation_identities: int = 0,
+    *,
     mode: str = "first",
-    sampling: str = "hitsz_vcm",
     corruption: Corruption | None = None,
-    joints: Literal["relative", "pixels"] = "relative",
     rows: Sequence[int] | None = None,
     num_threads: int | None = None,
-) -> Iterator[TestBatch]:
+) -> Iterator[EmbedBatch]:
     """Yields clips of tracklets to embed, in the order of `positions`, in batches of one size.
 
     Args:
-      dataset_dir: what `prepare` returned.
+      split: the tracklets.
+      spec: what clips are made of them.
       positions: which tracklets of the split.
-      clip_length: frames of a clip, T.
-      frame_size: height and width to which frames are resized where they differ.
       batch_size: clips in a batch, B; the last batch is filled with zeros.
-      split: of the dataset; see `reading.open_index`.
-      validation_identities: how many identities of "train" are held out; see `reading.open_index`.
       mode: which clips; "dense" takes several of a tracklet, so that its position comes up several
         times; see `sampling.clips_to_embed`.
-      sampling: which frames make the one clip of the mode "first"; see `sampling.find_sampler`.
       corruption: what is done to the skeletons; see `skeletons.corruption`.
-      joints: see `reading.decode_clip`.
       rows: of each batch, ascending, which are loaded here; all if None.
       num_threads: batches loaded at a time; None takes one a core, 16 at most.
 
     Raises:
-      FileNotFoundError: the directory is not a packed dataset.
-      ValueError: the mode or the sampling is unknown, or the split cannot be corrupted in this way.
+      InputError: the mode or the sampling is unknown, or the split cannot be corrupted in this way.
       IndexError: a position is not in the split.
     """
-    index = open_index(dataset_dir, split, validation_identities)
-    num_frames = index.num_frames
-    records = open_records(dataset_dir, split, validation_identities)
-    read_any = corrupted(records, index, corruption)
+    read_any = corrupted(split.records, split.index, corruption)
     clips: list[tuple[int, np.ndarray]] = []
     for position in positions:
-        if not 0 <= position < len(num_frames):
-            raise IndexError(f"tracklet {position}: the {split} split holds {len(num_frames)}")
-        chosen = clips_to_embed(
-            int(num_frames[position]), clip_length, mode=mode, sampling=sampling
-        )
+        if not 0 <= position < len(split):
+            raise IndexError(f"tracklet {position}: the {split.name} split holds {len(split)}")
+        num_frames = int(split.index.num_frames[position])
+        chosen = clips_to_embed(num_frames, spec.length, mode=mode, sampling=spec.sampling)
         clips.extend((int(position), clip) for clip in chosen)
 
-    def load_batch(number: int) -> TestBatch:
+    def load_batch(number: int) -> EmbedBatch:
         read_record = functools.lru_cache(maxsize=1)(read_any)
 
         def read(position: int, chosen: np.ndarray, frames: np.ndarray) -> np.ndarray:
-            record = read_record(position)
-            return decode_clip(record, chosen, frames, joints=joints)
+            return decode_clip(read_record(position), chosen, frames, joints=spec.joints)
 
-        part = clips[number * batch_size : (number + 1) * batch_size]
-        return _load_clips(
-            [
-                Clip(position, functools.partial(read, position, chosen))
-                for position, chosen in part
-            ],
-            clip_length,
-            frame_size,
-            range(batch_size) if rows is None else rows,
-        )
+        part = [
+            Clip(position, functools.partial(read, position, chosen))
+            for position, chosen in clips[number * batch_size : (number + 1) * batch_size]
+        ]
+        return _load_clips(part, spec, range(batch_size) if rows is None else rows)
 
-    return _load_ahead(load_batch, 0, -(-len(clips) // batch_size), num_threads)
+    return _load_ahead(load_batch, range(-(-len(clips) // batch_size)), num_threads)
 
 
 def batch_clips(
-    clips: Iterable[Clip],
-    *,
-    clip_length: int,
-    frame_size: tuple[int, int],
-    batch_size: int,
-    rows: Sequence[int] | None = None,
-) -> Iterator[TestBatch]:
+    clips: Iterable[Clip], spec: ClipSpec, batch_size: int, rows: Sequence[int] | None = None
+) -> Iterator[EmbedBatch]:
     """Yields clips in batches of one size, reading no further ahead than a batch.
 
     Args:
       clips: to embed.
-      clip_length: frames of a clip, T.
-      frame_size: height and width, H and W.
+      spec: what they are made of.
       batch_size: clips in a batch, B; the last batch is filled with zeros.
       rows: of each batch, ascending, which are loaded here; all if None.
     """
     remaining = iter(clips)
     while part := list(itertools.islice(remaining, batch_size)):
-        yield _load_clips(
-            part, clip_length, frame_size, range(batch_size) if rows is None else rows
-        )
+        yield _load_clips(part, spec, range(batch_size) if rows is None else rows)
 
 
-def _load_clips(
-    clips: Sequence[Clip], clip_length: int, frame_size: tuple[int, int], rows: Sequence[int]
-) -> TestBatch:
+def _load_clips(clips: Sequence[Clip], spec: ClipSpec, rows: Sequence[int]) -> EmbedBatch:
     """Returns those rows of a batch of clips; rows beyond the last clip are zeros."""
-    axes = (len(rows), clip_length)
-    batch = TestBatch(
-        frames=np.zeros((*axes, *frame_size, 3), np.uint8),
+    axes = (len(rows), spec.length)
+    batch = EmbedBatch(
+        frames=np.zeros((*axes, *spec.frame_size, 3), np.uint8),
         keypoints=np.zeros((*axes, schema.NUM_JOINTS, 3), np.float32),
         position=np.full(len(rows), -1, np.int32),
     )
@@ -238,7 +198,8 @@ def _load_clips(
     return batch
 
 
-def _load_ahead(load_batch: Any, start: int, stop: int, num_threads: int | None) -> Iterator[Any]:
+def _load_ahead(load_batch: Any, numbers: range, num_threads: int | None) -> Iterator[Any]:
     threads = num_threads or min(os.cpu_count() or 1, MAX_THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    return iter(grain.MapDataset.range(start, stop).map(load_batch).to_iter_dataset(options))
+    batches = grain.MapDataset.range(numbers.start, numbers.stop).map(load_batch)
+    return iter(batches.to_iter_dataset(options))

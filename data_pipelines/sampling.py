@@ -5,7 +5,7 @@ Datasets are sampled in different ways in the literature: see `SAMPLERS`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -19,6 +19,36 @@ from data_pipelines.parts import find_part
 _TRACKLETS = len(schema.MODALITIES)
 
 CLIPS = ("first", "chunk_first", "linspace", "dense")  # see `clips_to_embed`
+
+
+class ClipSpec(NamedTuple):
+    """What clips are made of tracklets.
+
+    Attributes:
+      length: frames of a clip, T.
+      frame_size: height and width, H and W, to which frames are resized where they differ.
+      sampling: how tracklets and frames are drawn; see `find_sampler`.
+      joints: how keypoints follow resized frames; see `reading.decode_clip`.
+    """
+
+    length: int
+    frame_size: tuple[int, int]
+    sampling: str = "hitsz_vcm"
+    joints: Literal["relative", "pixels"] = "relative"
+
+
+class BatchSpec(NamedTuple):
+    """Which tracklets make a training batch of P * K pairs, over all processes.
+
+    Attributes:
+      seed: of the run, not negative.
+      identities: P.
+      tracklets: K, of each identity and modality.
+    """
+
+    seed: int
+    identities: int
+    tracklets: int
 
 
 class BatchPlan(NamedTuple):

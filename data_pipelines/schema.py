@@ -1,7 +1,8 @@
 """What the data pipelines exchange: the tracklet in an index, the packed record and the batches."""
 
 import dataclasses
-from typing import Self, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Shaped, UInt8
@@ -24,8 +25,8 @@ class Tracklet:
       frames: paths of the frames in order of time, relative to the dataset's root.
       row: 1-based row in the source index, for traceability. A visible and an infrared training
         tracklet of the same row are an aligned pair: frame by frame the same moments.
-      query: whether it is searched with in the test split.
-      gallery: whether it is searched for in the test split.
+      query: whether it is a query of the test split.
+      gallery: whether it is in the gallery of the test split.
       camera_name: what users call the camera; the number as text if it is left out.
       conditions: under which it was filmed, such as "occluded" or "low light", without ";" in a
         name; "clean" if nothing is difficult, empty if nothing is known.
@@ -115,8 +116,8 @@ class Index:
       num_frames: int32[n].
       rows: int32[n], 1-based row in the source index.
       missing_skeletons: int32[n], frames without a skeleton.
-      queries: bool[n], whether the test protocol searches with the tracklet.
-      galleries: bool[n], whether it is searched for.
+      queries: bool[n], whether the tracklet is a query.
+      galleries: bool[n], whether it is in the gallery.
       conditions: str[n], under which the tracklet was filmed, joined by ";"; "" if unknown.
     """
 
@@ -132,7 +133,20 @@ class Index:
     galleries: Bool[np.ndarray, " n"]
     conditions: Shaped[np.ndarray, " n"]
 
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Sequence[Any]]) -> Self:
+        """Returns the index of tracklets whose entries are in the order of `columns`."""
+        return cls(**{name: np.array(columns[name], COLUMN_TYPES[name]) for name in COLUMN_TYPES})
+
     def of(self, positions: Int[np.ndarray, " m"]) -> Self:
         """Returns the index of some tracklets alone, in the order of their positions."""
         names = [field.name for field in dataclasses.fields(self)]
         return dataclasses.replace(self, **{name: getattr(self, name)[positions] for name in names})
+
+
+COLUMN_TYPES: Mapping[str, type] = {  # of an index
+    field.name: np.int32 for field in dataclasses.fields(Index)
+} | {
+    **dict.fromkeys(("identities", "camera_names", "conditions"), str),
+    **dict.fromkeys(("queries", "galleries"), bool),
+}

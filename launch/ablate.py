@@ -166,10 +166,10 @@ def dataset_of(variants: Mapping[str, Mapping[str, Any]]) -> str:
       FileNotFoundError: there is no dataset.
       InputError: variants have different ones, whose scores cannot be compared.
     """
-    from data_pipelines.records.reading import fingerprint
+    from data_pipelines.records.dataset import open_dataset
 
     addresses = {name: with_changes(changes).data.dir for name, changes in variants.items()}
-    found = {address: fingerprint(address) for address in set(addresses.values())}
+    found = {address: open_dataset(address).fingerprint for address in set(addresses.values())}
     first, *others = addresses
     for other in others:
         if found[addresses[other]] != found[addresses[first]]:

@@ -28,19 +28,20 @@ def main() -> None:
     from data_pipelines.io.remote import locate
     from data_pipelines.io.terminal import printable
     from star_jax.distributed import processes
-    from star_jax.evaluation import embeddings
-    from star_jax.evaluation.embed import embed_dataset
+    from star_jax.embedding import embeddings
+    from star_jax.embedding.embed import embed, open_to_embed
     from star_jax.network import load_weights
 
     command.require_file_name(OUTPUT.value)
     output = str(locate(OUTPUT.value))
     processes.start()
     network = load_weights(command.either(WORKDIR, CHECKPOINT), trusted=TRUSTED.value)
-    found = embed_dataset(network, SOURCE.value, SPLIT.value, clips=CLIPS.value)
+    split = open_to_embed(SOURCE.value).split(SPLIT.value)
+    found = embed(network.with_config(**{"eval.clips": CLIPS.value}), split)
     if not processes.is_first():
         return
     paths = embeddings.save(output.removesuffix(".npz"), found)
-    count, width = found.embeddings.shape
+    count, width = found.vectors.shape
     written = " and ".join(map(str, paths))
     print(printable(f"{count} tracklets, {width} numbers each, written to {written}"))
 

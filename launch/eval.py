@@ -56,7 +56,7 @@ def main() -> None:
     """Evaluates the checkpoint given by the flags."""
     from data_pipelines.io.terminal import printable
     from star_jax.distributed import processes  # imports JAX, which --help should not wait for
-    from star_jax.evaluation.embed import Options, evaluate_checkpoint
+    from star_jax.evaluation.evaluate import Options, evaluate_checkpoint
     from star_jax.evaluation.scores import format_details, format_table
     from star_jax.network import locate_checkpoint
 

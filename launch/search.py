@@ -5,15 +5,14 @@ r"""Searches a dataset for the people of its queries, and shows the best matches
     --query_modality=visible --gallery_modality=infrared --output=matches
   python launch/search.py --query=monday.npz --gallery=tuesday.npz --output=matches
 
-Embeds the dataset as launch/embed.py does, once: <output>/embeddings-*.npz is used again as long as
-weights, dataset, split and clips are the same. Or searches files of launch/embed.py. Prints a line
+Embeds the dataset as launch/embed.py does, unless launch/eval.py or an earlier search has left its
+embeddings, embeddings-*.npz in <workdir>/eval or <output>: they are used again as long as weights,
+dataset, split and clips are the same. Or searches files of launch/embed.py. Prints a line
 for each query and the scores, and writes <output>/matches.html, one file that needs no network, and
 <output>/matches.csv, the matches of all queries. A tracklet never matches itself. In a
 multi-process job (Cloud TPU, SLURM, Open MPI), run this command in every process.
 """
 
-import dataclasses
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -52,13 +51,12 @@ def main() -> None:
     """Searches as the flags say."""
     require_one_source()
     from data_pipelines.io.files import write_file
-    from data_pipelines.io.remote import absolute, locate
+    from data_pipelines.io.remote import locate
     from data_pipelines.io.terminal import log, printable
-    from data_pipelines.records.reading import resolve
     from data_pipelines.skeletons.sheets import evenly_spaced
     from star_jax.distributed import processes
-    from star_jax.evaluation import embeddings
-    from star_jax.evaluation.embed import embed_once
+    from star_jax.embedding import embeddings
+    from star_jax.embedding.embed import embed_once, open_to_embed
     from star_jax.evaluation.search import (
         format_counts,
         format_results,
@@ -69,6 +67,7 @@ def main() -> None:
     from star_jax.network import load_weights, locate_checkpoint
     from star_jax.report.run import name_of_run
     from star_jax.report.search import search_page
+    from star_jax.training import run_files
 
     output, run = Path(locate(OUTPUT.value)), ""
     if QUERY.value and GALLERY.value:
@@ -78,12 +77,12 @@ def main() -> None:
         weights = command.either(WORKDIR, CHECKPOINT)
         run = name_of_run(locate_checkpoint(weights)[0])
         network = load_weights(weights, trusted=TRUSTED.value)
-        path = embed_once(network, SOURCE.value, output, SPLIT.value, clips=CLIPS.value)
+        split = open_to_embed(SOURCE.value).split(SPLIT.value)
+        evaluations = run_files.reports_folder(locate_checkpoint(weights)[0])
+        network = network.with_config(**{"eval.clips": CLIPS.value})
+        query = gallery = embed_once(network, split, output, also_in=[evaluations])
         if not processes.is_first():
             return
-        # The dataset may have been elsewhere when it was embedded.
-        source = os.fspath(absolute(resolve(SOURCE.value)))
-        query = gallery = dataclasses.replace(embeddings.load(path), dataset_dir=source)
     found = search(
         query,
         gallery,

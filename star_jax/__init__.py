@@ -11,7 +11,7 @@ from star_jax.compiler import set_xla_flags
 
 if TYPE_CHECKING:
     from star_jax import losses
-    from star_jax.embedder import Embedder
+    from star_jax.embedding.embedder import Embedder
     from star_jax.evaluation.retrieval import evaluate_retrieval
     from star_jax.evaluation.streaming import evaluate_embeddings
     from star_jax.models import build_model
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Embedder": "star_jax.embedder",
+    "Embedder": "star_jax.embedding.embedder",
     "Network": "star_jax.network",
     "build_model": "star_jax.models",
     "evaluate_embeddings": "star_jax.evaluation.streaming",

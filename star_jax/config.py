@@ -30,6 +30,7 @@ ADDED_KEYS: Mapping[str, Any] = {
     "optim.optimizer": "sgd",
     "optim.schedule": "steps",
     "init.other_backbone": False,
+    "eval.save_embeddings": False,
 }
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -414,6 +415,11 @@ KEYS: Mapping[str, Key] = {
         flag(),
         "Average the embeddings of each clip and its mirror image; needs `model.keypoints` "
         "`relative`.",
+    ),
+    "eval.save_embeddings": Key(
+        flag(),
+        "Whether evaluations during training leave their embeddings beside the scores, to report "
+        "and search with; launch/eval.py always does.",
     ),
     "eval.every_epochs": Key(
         integer(0), "Epochs from one evaluation during training to the next; 0 never evaluates."

@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.remote import absolute, locate
+from data_pipelines.sampling import ClipSpec
+from star_jax.config import check_config
 from star_jax.distributed.parallel import make_mesh
 from star_jax.models import Star, build_model
 from star_jax.training import checkpoint
@@ -39,10 +41,31 @@ class Network(NamedTuple):
     variables: Any
     mesh: Mesh
 
+    def with_config(self, **values: Any) -> "Network":
+        """Returns the same network with other values of its config, by key; None changes nothing.
+
+        For instance, `network.with_config(**{"eval.clips": "dense"})`.
+
+        Raises:
+          InputError: a value is invalid.
+        """
+        config = self.config.copy_and_resolve_references()
+        config.update_from_flattened_dict(
+            {key: value for key, value in values.items() if value is not None}
+        )
+        check_config(config)
+        return self._replace(config=config)
+
     @property
     def checksum(self) -> str:
         """The SHA-256 of the weights, computed at each access; see `archive.checksum`."""
         return checksum(self.variables)
+
+
+def clip_spec(config: ml_collections.ConfigDict) -> ClipSpec:
+    """Returns what clips the network of a config sees."""
+    data = config.data
+    return ClipSpec(data.clip_length, tuple(data.frame_size), data.sampling, config.model.keypoints)
 
 
 def load_weights(path: str | os.PathLike[str], *, trusted: Collection[str] = ()) -> Network:

@@ -27,11 +27,13 @@ LAYERS = (
     ("star_jax.losses", "star_jax.weights", "star_jax.distributed"),
     ("star_jax.training", "star_jax.golden.passes"),
     ("star_jax.network",),
+    ("star_jax.embedding",),
     ("star_jax.evaluation",),
     ("star_jax.comparison",),
     ("star_jax.report",),
     ("star_jax.training.initialization",),
-    ("star_jax.training.loop", "star_jax.verify", "star_jax.embedder"),
+    ("star_jax.training.run",),
+    ("star_jax.training.loop", "star_jax.verify"),
     ("launch", "benchmarks"),
 )
 PACKAGES = ("data_pipelines", "star_jax")

@@ -17,9 +17,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from data_pipelines.datasets import folder
 from data_pipelines.io import files, remote
-from data_pipelines.records import copies, origin, reading
+from data_pipelines.records import copies, origin
+from data_pipelines.records.dataset import open_dataset
 from star_jax import network, weights
-from star_jax.training import checkpoint, loop, run_files
+from star_jax.training import checkpoint, loop, run, run_files
 from star_jax.training.metrics import MetricsWriter
 
 ADDRESS = "gs://bucket/data/hitsz_vcm/2.1.0"
@@ -123,8 +124,8 @@ def test_where_only_a_local_path_will_do_an_address_is_refused(tmp_path, monkeyp
 def test_paths_in_a_config_may_begin_with_a_tilde(packed, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "packed").symlink_to(packed)
-    index = reading.open_index("~/packed", "test")
-    assert len(index.rows) == len(reading.open_records("~/packed", "test"))
+    index = open_dataset("~/packed").split("test").index
+    assert len(index.rows) == len(open_dataset("~/packed").split("test").records)
     weights.save_arrays("~/weights.safetensors", {"a": np.ones(3, np.float32)}, {})
     assert weights.load_arrays(tmp_path / "weights.safetensors")["a"].sum() == 3
     assert weights.load_arrays("~/weights.safetensors")["a"].sum() == 3
@@ -152,7 +153,7 @@ def test_what_the_store_raises_names_the_address():
     with pytest.raises(OSError, match=r"gs://elsewhere/a\.json: RuntimeError: no such bucket"):
         files.write_json("gs://elsewhere/a.json", {})
     with pytest.raises(OSError, match=r"gs://elsewhere/data: RuntimeError"):
-        reading.open_index("gs://elsewhere/data", "train")
+        open_dataset("gs://elsewhere/data").split("train")
 
 
 def test_a_checkpoint_is_named_by_its_address():
@@ -210,11 +211,11 @@ def test_compiled_programs_are_kept_beside_the_run(bucket):
     before = {name: getattr(jax.config, name) for name in names}
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        assert not loop.keep_compiled_programs(bucket / "run")
+        assert not run.keep_compiled_programs(bucket / "run")
         assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/compiled"
         assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
         files.write_file(bucket / "run" / "compiled" / "step-cache", b"program")
-        assert loop.keep_compiled_programs(bucket / "run")
+        assert run.keep_compiled_programs(bucket / "run")
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
@@ -284,10 +285,16 @@ def test_a_damaged_checkpoint_is_renamed(bucket):
 
 def test_a_dataset_at_an_address_is_read_from_a_copy(packed, stored):
     for split in ("train", "test"):
-        index, expected = reading.open_index(ADDRESS, split), reading.open_index(packed, split)
+        index, expected = (
+            open_dataset(ADDRESS).split(split).index,
+            open_dataset(packed).split(split).index,
+        )
         for name, column in vars(expected).items():
             np.testing.assert_array_equal(getattr(index, name), column)
-        rows, expected = reading.open_records(ADDRESS, split), reading.open_records(packed, split)
+        rows, expected = (
+            open_dataset(ADDRESS).split(split).records,
+            open_dataset(packed).split(split).records,
+        )
         assert len(rows) == len(expected)
         for row, wanted in zip(rows, expected, strict=True):
             assert row["frames"] == wanted["frames"] and row["frame_ids"] == wanted["frame_ids"]
@@ -334,7 +341,7 @@ def test_missing_records_are_named(packed, stored):
     name = shards(packed)[0]
     (stored / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{ADDRESS}/{name}"):
-        reading.open_index(ADDRESS, "train")
+        open_dataset(ADDRESS).split("train")
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "/etc/x", "..", ".lock", "", "origin.json", "é"])
@@ -364,23 +371,23 @@ def test_a_changed_file_is_not_copied(packed, stored, name):
     content = (packed / name).read_bytes()
     files.write_file(stored / name, content.replace(b"2", b"3", 1))
     with pytest.raises(ValueError, match=f"^{ADDRESS}/{name}: .* checksum of origin.json"):
-        reading.open_index(ADDRESS, "train")
+        open_dataset(ADDRESS).split("train")
 
 
 def test_a_damaged_copy_is_named(packed, stored):
     copy = copies.local_copy(ADDRESS)
     (copy / "metadata.json").write_bytes(b"{}")
     with pytest.raises(ValueError, match=rf"^{copy}/metadata\.json: .*; remove {copy}, a copy"):
-        reading.open_index(ADDRESS, "train")
+        open_dataset(ADDRESS).split("train")
 
 
 def test_a_dataset_has_the_fingerprint_of_its_copies(packed, stored):
-    assert reading.fingerprint(ADDRESS) == reading.fingerprint(packed)
+    assert open_dataset(ADDRESS).fingerprint == open_dataset(packed).fingerprint
 
 
 def test_an_address_without_a_dataset_is_named():
     with pytest.raises(FileNotFoundError, match=r"^gs://bucket/none: no packed dataset here"):
-        reading.open_index("gs://bucket/none", "train")
+        open_dataset("gs://bucket/none").split("train")
 
 
 def test_a_full_disk_is_detected_before_copying(stored, monkeypatch):

@@ -30,6 +30,7 @@ from data_pipelines.io.progress import map_ahead, with_progress
 from data_pipelines.io.terminal import log
 from data_pipelines.records import contents, origin, reading, staging
 from data_pipelines.records.conditions import with_conditions
+from data_pipelines.records.dataset import open_dataset
 from data_pipelines.records.record import (
     checked,
     columns_of,
@@ -415,7 +416,7 @@ def change(directory: pathlib.Path, builder: TrackletBuilder) -> str:
     It is the first of several, `OLDER` if all that is known of the footage is its sizes, and ""
     if there is none.
     """
-    metadata = reading.open_packed(directory).metadata
+    metadata = open_dataset(directory).metadata
     for rows in contents.read_described(metadata).values():
         builder.known_contents.update(rows)
     packed = metadata.get("fingerprint", {})

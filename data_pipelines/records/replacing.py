@@ -8,7 +8,8 @@ from collections.abc import Callable
 from data_pipelines import schema
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.terminal import log
-from data_pipelines.records import contents, packing, reading
+from data_pipelines.records import contents, packing
+from data_pipelines.records.dataset import open_dataset
 
 # Folders in the data_dir, kept when packing is interrupted, to resume. What an update has finished
 # may be from the packed dataset, of which overwriting takes nothing.
@@ -57,9 +58,9 @@ def _packed_frames(
     directory: pathlib.Path, builder: packing.TrackletBuilder
 ) -> packing.PackedFrames:
     """Returns a function to the frames in a packed dataset; logs how many tracklets it keeps."""
-    places = {}
-    for split, rows in contents.read_described(reading.open_packed(directory).metadata).items():
-        records = reading.open_records(directory, split)
+    places, dataset = {}, open_dataset(directory)
+    for split, rows in contents.read_described(dataset.metadata).items():
+        records = dataset.split(split).records
         places.update({row.content: (records, position) for position, row in enumerate(rows)})
     builder.identify_footage()
     tracklets = [tracklet for split in builder.tracklets.values() for tracklet in split]

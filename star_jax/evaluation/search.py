@@ -8,7 +8,8 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.tables import aligned, csv_file
-from star_jax.evaluation.embeddings import Embeddings
+from data_pipelines.schema import MODALITIES
+from star_jax.embedding.embeddings import Embeddings
 from star_jax.evaluation.ranking import Ranking, is_known, own_entries
 from star_jax.evaluation.retrieval import number_labels
 from star_jax.evaluation.scores import METRIC_NAMES, summary
@@ -99,8 +100,8 @@ def search(
     require_comparable(query, gallery)
     queries = _of_modality(query, query_modality, "query")
     entries = _of_modality(gallery, gallery_modality, "gallery")
-    ids = query.identities[queries], gallery.identities[entries]
-    similarity = dot_product(query.embeddings[queries], gallery.embeddings[entries])
+    ids = query.index.identities[queries], gallery.index.identities[entries]
+    similarity = dot_product(query.vectors[queries], gallery.vectors[entries])
     own = own_entries(queries, entries) if same_split(query, gallery) else None
     labels = number_labels(similarity.shape, *ids, own=own)
     ranking = Ranking(queries, entries, similarity, labels)
@@ -127,13 +128,15 @@ def search(
 def same_split(query: Embeddings, gallery: Embeddings) -> bool:
     """Returns whether queries and gallery are the same tracklets, of one split of a dataset."""
     first, second = query.provenance, gallery.provenance
-    return (first.dataset, first.split) == (second.dataset, second.split)
+    return all(
+        getattr(first, name) == getattr(second, name) for name in ("dataset", "split", "held_out")
+    )
 
 
 def require_comparable(query: Embeddings, gallery: Embeddings) -> None:
     """Raises an InputError with the reason if the embeddings were not made in the same way."""
     differences = query.provenance.differences(gallery.provenance)
-    widths = query.embeddings.shape[1], gallery.embeddings.shape[1]
+    widths = query.vectors.shape[1], gallery.vectors.shape[1]
     if widths[0] != widths[1]:
         differences.append("they have {} and {} numbers".format(*widths))
     if differences:
@@ -144,10 +147,12 @@ def require_comparable(query: Embeddings, gallery: Embeddings) -> None:
 
 
 def _of_modality(embeddings: Embeddings, modality: str, role: str) -> np.ndarray:
-    chosen = np.flatnonzero((embeddings.modalities == modality) | (modality == "any"))
+    numbers = embeddings.index.modalities
+    wanted = numbers if modality == "any" else MODALITIES.index(modality)
+    chosen = np.flatnonzero(numbers == wanted)
     if not chosen.size:
         raise InputError(
-            f"{role}: none of the {len(embeddings.rows)} tracklets of {embeddings.dataset_dir} is "
+            f"{role}: none of the {len(numbers)} tracklets of {embeddings.dataset_dir} is "
             f"{modality}; choose another --{role}_modality, or any"
         )
     return chosen
@@ -213,11 +218,10 @@ def matches_csv(found: Found) -> bytes:
 
 def facts_of(embeddings: Embeddings, position: int) -> tuple[str, str, str, str]:
     """Returns identity, camera, modality and first frame of a tracklet as text."""
-    columns = (
-        embeddings.identities,
-        embeddings.cameras,
-        embeddings.modalities,
-        embeddings.first_frames,
+    index = embeddings.index
+    return (
+        str(index.identities[position]),
+        str(index.camera_names[position]),
+        MODALITIES[index.modalities[position]],
+        str(embeddings.first_frames[position]),
     )
-    identity, camera, modality, frame = (str(column[position]) for column in columns)
-    return identity, camera, modality, frame

@@ -14,10 +14,11 @@ from sklearn.manifold import TSNE
 
 from data_pipelines.coco17 import JOINTS, is_detected
 from data_pipelines.io.progress import Progress
+from data_pipelines.records.dataset import Split
 from data_pipelines.schema import INFRARED, VISIBLE, Index
 from star_jax import augment
 from star_jax.distributed.parallel import put, split_rows
-from star_jax.evaluation.embed import split_batches, whole_batch
+from star_jax.embedding.embed import split_batches, whole_batch
 from star_jax.evaluation.intervals import difference_interval, score_interval
 from star_jax.evaluation.protocols import rank
 from star_jax.evaluation.ranking import Ranking, is_known
@@ -176,7 +177,10 @@ def score_densities(found: Found) -> Densities:
     No tracklet is paired with itself.
     """
     ranking = found.ranking
-    ids = found.query.identities[ranking.queries], found.gallery.identities[ranking.gallery]
+    ids = (
+        found.query.index.identities[ranking.queries],
+        found.gallery.index.identities[ranking.gallery],
+    )
     counted = np.ones(ranking.similarity.shape, bool)
     counted[ranking.labels.removed()] = False
     edges = np.linspace(-1, 1, 2 * _BINS + 1)
@@ -307,24 +311,17 @@ def _attention_to_joints(
     return jnp.where(detected, sums.T.reshape(rows, time, joints), 0.0)
 
 
-def read_details(
-    network: Network, dataset_dir: str, index: Index, positions: Int[np.ndarray, " n"]
-) -> Details:
-    """Returns what happens within a network for tracklets of the test split.
+def read_details(network: Network, split: Split, positions: Int[np.ndarray, " n"]) -> Details:
+    """Returns what happens within a network for tracklets of a split.
 
     Args:
       network: a trained network.
-      dataset_dir: the packed dataset.
-      index: of its test split.
-      positions: int[n], of the tracklets in the index, ascending.
+      split: of a dataset.
+      positions: int[n], of the tracklets in its index, ascending.
     """
     mesh = network.mesh
-    config = network.config.copy_and_resolve_references()
-    config.data.dir = dataset_dir
-    batch_size = whole_batch(min(config.eval.batch_size, len(positions)), mesh)
-    batches = split_batches(
-        config, mesh, "test", index, positions, batch_size=batch_size, clips="first"
-    )
+    batch_size = whole_batch(min(network.config.eval.batch_size, len(positions)), mesh)
+    batches = split_batches(network, split, positions, batch_size=batch_size, clips="first")
     parts: list[dict[str, np.ndarray]] = []
     order: list[np.ndarray] = []
     compiled = set()

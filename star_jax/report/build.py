@@ -8,8 +8,7 @@ from etils import epath
 
 from data_pipelines.io.files import write_file
 from data_pipelines.io.progress import Progress
-from data_pipelines.records.reading import open_index
-from star_jax.evaluation.embed import embed_dataset
+from star_jax.embedding.embed import embed_once
 from star_jax.evaluation.protocols import rank
 from star_jax.evaluation.scores import title_of
 from star_jax.report import analysis, sections
@@ -53,7 +52,7 @@ def write_report(
     folder = path.parent / path.stem
     found = _write_sections(run, folder, command)
     evaluation = run.report
-    dataset = [name_of_dataset(run.dataset_dir), evaluation["dataset"]["fingerprint"][:8]]
+    dataset = [name_of_dataset(run.split.dataset.address), evaluation["dataset"]["fingerprint"][:8]]
     if evaluation["dataset"].get("synthetic"):
         dataset.insert(1, "synthetic people")
     facts = {
@@ -73,16 +72,14 @@ def write_report(
 def _write_sections(run: Run, folder: epath.Path, command: str) -> list[sections.Section]:
     """Returns the sections, and writes their figures to a folder."""
     network, report = run.network, run.report
-    index = open_index(run.dataset_dir, report["split"])
-    embeddings = embed_dataset(
-        network, run.dataset_dir, report["split"], clips=report["clips"]
-    ).embeddings
+    index = run.split.index
+    embeddings = embed_once(network, run.split, run_files.reports_folder(run.workdir)).vectors
     rankings = rank(report["protocol"], embeddings, index)
     looked_into = analysis.whole_identities(index.identities, LOOKED_INTO)
     compared = analysis.whole_identities(index.identities, COMPARED)
-    details = analysis.read_details(network, run.dataset_dir, index, looked_into)
+    details = analysis.read_details(network, run.split, looked_into)
     few = index.of(looked_into)
-    frames = open_frames(network.config, run.dataset_dir, report["split"])
+    frames = open_frames(network.config, run.split)
     makers = [
         lambda: sections.scores(report, run.others, rankings, index),
         lambda: sections.training(run.metrics, network.config),

@@ -12,11 +12,13 @@ from jaxtyping import Float32, UInt8
 from data_pipelines.errors import InputError, UserError
 from data_pipelines.io import remote
 from data_pipelines.io.terminal import printable
-from data_pipelines.records.reading import decode_clip, fingerprint, open_records
+from data_pipelines.records.dataset import Split, open_dataset
+from data_pipelines.records.reading import decode_clip
 from data_pipelines.sampling import clips_to_embed
 from data_pipelines.skeletons.drawing import resized_with_skeleton
 from data_pipelines.skeletons.sheets import evenly_spaced
-from star_jax.evaluation.embeddings import Embeddings
+from star_jax.embedding.embeddings import Embeddings
+from star_jax.network import clip_spec
 
 FRAME_HEIGHT = 160  # of drawn frames, pixels
 _GAP = 4
@@ -29,26 +31,22 @@ DrawnFrames = Callable[[int], UInt8[np.ndarray, "T h w 3"]]
 SpreadFrames = Callable[[int, int, int], list[UInt8[np.ndarray, "h w 3"]]]
 
 
-def open_frames(
-    config: ml_collections.ConfigDict, dataset_dir: str, split: str = "test"
-) -> DrawnFrames:
+def open_frames(config: ml_collections.ConfigDict, split: Split) -> DrawnFrames:
     """Returns a function from a tracklet's position to the frames that the network sees, drawn.
 
     Args:
       config: the experiment; `data` is read.
-      dataset_dir: the packed dataset.
-      split: one of its splits.
+      split: of a packed dataset.
     """
-    records = open_records(dataset_dir, split)
-    length, size = config.data.clip_length, tuple(config.data.frame_size)
+    records, spec = split.records, clip_spec(config)
 
     @functools.lru_cache(maxsize=256)
     def drawn(position: int) -> np.ndarray:
         record = records[position]
         (chosen,) = clips_to_embed(
-            len(record["frames"]), length, mode="first", sampling=config.data.sampling
+            len(record["frames"]), spec.length, mode="first", sampling=spec.sampling
         )
-        frames = np.zeros((length, *size, 3), np.uint8)
+        frames = np.zeros((spec.length, *spec.frame_size, 3), np.uint8)
         return with_skeletons(frames, decode_clip(record, chosen, frames))
 
     return drawn
@@ -75,10 +73,11 @@ def open_spread_frames(
                 f"{dataset_dir}: an address in embeddings is not followed; embed a local copy "
                 "of the dataset"
             )
-        if fingerprint(dataset_dir) != embeddings.provenance.dataset:
+        dataset, made = open_dataset(dataset_dir), embeddings.provenance
+        if dataset.fingerprint != made.dataset:
             raise InputError(f"{dataset_dir}: not the dataset that was embedded")
-        records = open_records(dataset_dir, embeddings.provenance.split)
-        if len(records) != len(embeddings.rows):
+        records = dataset.split(made.split, made.held_out).records
+        if len(records) != len(embeddings.vectors):
             raise InputError(f"{dataset_dir}: not the split that was embedded")
     except FileNotFoundError:
         warn(

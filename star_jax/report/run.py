@@ -7,7 +7,7 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.parts import require_trusted
-from data_pipelines.records.reading import fingerprint
+from data_pipelines.records.dataset import Split, open_dataset
 from star_jax.evaluation.reports import Report, read_record, read_report
 from star_jax.network import Network, restore_network
 from star_jax.training import run_files
@@ -20,7 +20,7 @@ class Run(NamedTuple):
     Attributes:
       workdir: folder of the run.
       network: of the checkpoint.
-      dataset_dir: the packed dataset, that which was evaluated.
+      split: the tracklets that were evaluated.
       report: the evaluation.
       others: other evaluations of the same step and dataset.
       metrics: the rows of metrics.jsonl, by step.
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     workdir: epath.Path
     network: Network
-    dataset_dir: str
+    split: Split
     report: Report
     others: list[Report]
     metrics: list[dict[str, float]]
@@ -59,11 +59,12 @@ def read_run(
         _require(read_reports(workdir, trusted), workdir, step)
     network = restore_network(workdir, step, trusted=trusted)
     reports = _require(read_reports(workdir, trusted), workdir, network.step)
-    main, others = choose(reports, network.config, fingerprint(dataset_dir) if dataset_dir else "")
-    network.config.eval.flip = bool(main["options"].get("flip", False))
-    found_at = dataset_dir or main["dataset"]["dir"]
-    found, expected = fingerprint(found_at), main["dataset"]["fingerprint"]
+    given = open_dataset(dataset_dir) if dataset_dir else None
+    main, others = choose(reports, network.config, given.fingerprint if given else "")
+    dataset = given or open_dataset(main["dataset"]["dir"])
+    found, expected = dataset.fingerprint, main["dataset"]["fingerprint"]
     if found != expected:
+        found_at = dataset.address
         raise InputError(
             f"{found_at}: not the dataset that was evaluated (fingerprint {found[:8]}, not "
             f"{expected[:8]}); give that one by --dataset_dir, or evaluate this one with "
@@ -71,8 +72,14 @@ def read_run(
         )
     return Run(
         workdir=workdir,
-        network=network,
-        dataset_dir=found_at,
+        network=network.with_config(
+            **{
+                "eval.protocol": main["protocol"],
+                "eval.clips": main["clips"],
+                "eval.flip": bool(main["options"].get("flip", False)),
+            }
+        ),
+        split=dataset.split(main["split"]),
         report=main,
         others=others,
         metrics=read_rows(workdir / "metrics.jsonl"),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from data_pipelines.io.progress import with_progress
 from data_pipelines.io.terminal import printable
-from star_jax.evaluation.embeddings import Embeddings
+from star_jax.embedding.embeddings import Embeddings
 from star_jax.evaluation.scores import METRIC_NAMES
 from star_jax.evaluation.search import (
     METRICS,

@@ -272,9 +272,14 @@ def queries_path(report: epath.Path) -> epath.Path:
     return report.with_name(name)
 
 
+def reports_folder(workdir: epath.Path) -> epath.Path:
+    """Returns the folder of a run's reports, scores of queries and embeddings."""
+    return workdir / "eval"
+
+
 def report_paths(workdir: epath.Path) -> list[epath.Path]:
     """Returns the paths of a run's reports, sorted; raises a FileNotFoundError without any."""
-    folder = workdir / "eval"
+    folder = reports_folder(workdir)
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not paths:
         raise FileNotFoundError(
@@ -288,13 +293,13 @@ def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
 
     Args:
       workdir: folder of the run.
-      report: an evaluation, or what `star_jax.evaluation.embed.describe_evaluation` returns.
+      report: an evaluation, or what `star_jax.evaluation.evaluate.describe_evaluation` returns.
     """
     protocol, dataset = report["protocol"].replace("/", "-"), report["dataset"]["fingerprint"][:8]
     kind = [protocol, report["clips"], *([report["split"]] if report["split"] != "test" else [])]
     for name, value in report["options"].items():
         kind.append(name if value is True else f"{name}_{value}".replace(":", "_"))
-    return workdir / "eval" / f"{report['step']}-{'-'.join(kind)}-{dataset}.json"
+    return reports_folder(workdir) / f"{report['step']}-{'-'.join(kind)}-{dataset}.json"
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

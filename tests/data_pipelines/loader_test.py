@@ -11,15 +11,12 @@ import simplejpeg
 
 from data_pipelines import loader, sampling, schema
 from data_pipelines.datasets import hitsz_vcm
+from data_pipelines.records.dataset import open_dataset
+from data_pipelines.sampling import BatchSpec, ClipSpec
 
 SIZE = (hitsz_files.HEIGHT, hitsz_files.WIDTH)
-TRAINING = {
-    "clip_length": 4,
-    "frame_size": SIZE,
-    "identities_per_batch": 2,
-    "tracklets_per_identity": 3,
-    "seed": 5,
-}
+CLIPS = ClipSpec(4, SIZE)
+BATCH = BatchSpec(seed=5, identities=2, tracklets=3)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +27,16 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(source, tmp_path_factory):
     return hitsz_vcm.prepare(source, tmp_path_factory.mktemp("packed"), num_workers=2)
+
+
+@pytest.fixture
+def train(packed):
+    return open_dataset(packed).split("train")
+
+
+@pytest.fixture
+def test(packed):
+    return open_dataset(packed).split("test")
 
 
 def assert_same(one, other):
@@ -49,14 +56,12 @@ def read_clip(source, tracklet: schema.Tracklet, chosen):
     return frames, keypoints
 
 
-def test_a_training_batch_holds_what_was_sampled(source, packed):
+def test_a_training_batch_holds_what_was_sampled(source, train):
     tracklets = hitsz_vcm.read_index(source).train
-    index = loader.open_index(packed, "train")
-    for step, batch in enumerate(
-        loader.train_batches(packed, start_step=7, num_steps=3, **TRAINING), start=7
-    ):
+    batches = loader.train_batches(train, CLIPS, BATCH, range(7, 10))
+    for step, batch in enumerate(batches, start=7):
         plan = sampling.sample_batch(
-            index, seed=5, step=step, identities_per_batch=2, tracklets_per_identity=3
+            train.index, seed=5, step=step, identities_per_batch=2, tracklets_per_identity=3
         )
         assert_same(batch["labels"], plan.labels)
         for modality, positions in enumerate((plan.visible, plan.infrared)):
@@ -75,11 +80,9 @@ def test_a_training_batch_holds_what_was_sampled(source, packed):
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_resuming_yields_the_same_batches(packed, num_threads):
-    whole = list(
-        loader.train_batches(packed, start_step=0, num_steps=6, num_threads=num_threads, **TRAINING)
-    )
-    resumed = list(loader.train_batches(packed, start_step=4, num_steps=2, **TRAINING))
+def test_resuming_yields_the_same_batches(train, num_threads):
+    whole = list(loader.train_batches(train, CLIPS, BATCH, range(6), num_threads=num_threads))
+    resumed = list(loader.train_batches(train, CLIPS, BATCH, range(4, 6)))
     assert len(whole) == 6
     assert_same(whole[4], resumed[0])
     assert_same(whole[5], resumed[1])
@@ -87,37 +90,34 @@ def test_resuming_yields_the_same_batches(packed, num_threads):
 
 
 @pytest.mark.parametrize("rows", [range(0, 2), [5], [0, 3, 4]])
-def test_a_process_loads_its_rows_of_the_global_batch(packed, rows):
-    steps = {"start_step": 3, "num_steps": 1}
-    whole = next(loader.train_batches(packed, **steps, **TRAINING))
-    share = next(loader.train_batches(packed, rows=rows, **steps, **TRAINING))
+def test_a_process_loads_its_rows_of_the_global_batch(train, rows):
+    whole = next(loader.train_batches(train, CLIPS, BATCH, range(3, 4)))
+    share = next(loader.train_batches(train, CLIPS, BATCH, range(3, 4), rows=rows))
     assert set(share) == set(schema.TrainBatch.__annotations__)
     for key, array in share.items():
         assert_same(array, whole[key][list(rows)])
 
 
-def test_sizes_that_do_not_fit_are_refused(packed):
-    steps = {"start_step": 0, "num_steps": 1}
+def test_sizes_that_do_not_fit_are_refused(train):
     with pytest.raises(ValueError, match="only 3 have tracklets of both modalities"):
-        loader.train_batches(packed, **steps, **TRAINING | {"identities_per_batch": 4})
-    with pytest.raises(FileNotFoundError, match="not a packed dataset"):
-        loader.train_batches(packed.parent / "nowhere", **steps, **TRAINING)
+        loader.train_batches(train, CLIPS, BATCH._replace(identities=4), range(1))
 
 
 @pytest.mark.parametrize("frame_size", [(16, 8), (48, 40), (32, 8)])
-def test_frames_and_keypoints_are_resized_together(packed, frame_size):
-    settings = {"positions": [0, 1], "clip_length": 3, "batch_size": 2}
-    stored = next(loader.test_clips(packed, frame_size=SIZE, **settings))
-    resized = next(loader.test_clips(packed, frame_size=frame_size, **settings))
+def test_frames_and_keypoints_are_resized_together(test, frame_size):
+    def clips(spec):
+        return next(loader.embed_batches(test, spec, [0, 1], batch_size=2))
+
+    stored, resized = clips(ClipSpec(3, SIZE)), clips(ClipSpec(3, frame_size))
     assert resized["frames"].shape == (2, 3, *frame_size, 3)
     # The frame's corners, half a pixel outside of its outer pixels, stay its corners.
     shares = [
-        (clips["keypoints"][..., :2] + 0.5) / (clips["frames"].shape[3], clips["frames"].shape[2])
-        for clips in (stored, resized)
+        (found["keypoints"][..., :2] + 0.5) / (found["frames"].shape[3], found["frames"].shape[2])
+        for found in (stored, resized)
     ]
     np.testing.assert_allclose(shares[1], shares[0], atol=1e-6)
     np.testing.assert_array_equal(resized["keypoints"][..., 2], stored["keypoints"][..., 2])
-    as_stored = next(loader.test_clips(packed, frame_size=frame_size, joints="pixels", **settings))
+    as_stored = clips(ClipSpec(3, frame_size, joints="pixels"))
     np.testing.assert_array_equal(as_stored["keypoints"], stored["keypoints"])
     np.testing.assert_array_equal(as_stored["frames"], resized["frames"])
     if frame_size == (16, 8):  # area averaging by two is the mean of 2 x 2 pixels
@@ -125,12 +125,10 @@ def test_frames_and_keypoints_are_resized_together(packed, frame_size):
         assert abs(resized["frames"] - blocks).max() <= 1
 
 
-def test_first_clips_follow_the_positions(source, packed):
+def test_first_clips_follow_the_positions(source, test):
     tracklets = hitsz_vcm.read_index(source).test
     positions = np.array([5, 0, 7, 2, 2])
-    batches = list(
-        loader.test_clips(packed, positions=positions, clip_length=5, frame_size=SIZE, batch_size=2)
-    )
+    batches = list(loader.embed_batches(test, ClipSpec(5, SIZE), positions, batch_size=2))
     assert [batch["position"].tolist() for batch in batches] == [[5, 0], [7, 2], [2, -1]]
     for batch in batches:
         assert batch["position"].dtype == np.int32
@@ -144,16 +142,10 @@ def test_first_clips_follow_the_positions(source, packed):
             np.testing.assert_array_equal(batch["keypoints"][place], keypoints)
 
 
-def test_dense_clips_cover_every_frame(source, packed):
+def test_dense_clips_cover_every_frame(source, test):
     tracklets = hitsz_vcm.read_index(source).test
-    batches = loader.test_clips(
-        packed,
-        positions=range(len(tracklets)),
-        clip_length=5,
-        frame_size=SIZE,
-        batch_size=4,
-        mode="dense",
-    )
+    positions = range(len(tracklets))
+    batches = loader.embed_batches(test, ClipSpec(5, SIZE), positions, 4, mode="dense")
     found = [
         (int(position), frames)
         for batch in batches
@@ -170,47 +162,44 @@ def test_dense_clips_cover_every_frame(source, packed):
         np.testing.assert_array_equal(frames, read_clip(source, tracklets[position], clip)[0])
 
 
-def test_the_shares_of_the_processes_make_every_batch_to_embed(packed):
-    settings = {"positions": range(5), "clip_length": 3, "frame_size": SIZE, "batch_size": 4}
-    whole = list(loader.test_clips(packed, **settings))
+def test_the_shares_of_the_processes_make_every_batch_to_embed(test):
+    spec = ClipSpec(3, SIZE)
+    whole = list(loader.embed_batches(test, spec, range(5), 4))
     for rows in (range(0, 2), range(2, 4), [1, 3]):
-        shares = list(loader.test_clips(packed, rows=rows, **settings))
+        shares = list(loader.embed_batches(test, spec, range(5), 4, rows=rows))
         assert len(shares) == len(whole) == 2
         for share, batch in zip(shares, whole, strict=True):
             for key, values in share.items():
                 assert_same(values, batch[key][list(rows)])
 
 
-def test_wrong_requests_for_clips_are_named(packed):
-    settings = {"clip_length": 3, "frame_size": SIZE, "batch_size": 2}
+def test_wrong_requests_for_clips_are_named(test):
+    spec = ClipSpec(3, SIZE)
     with pytest.raises(IndexError, match="tracklet 8: the test split holds 8"):
-        loader.test_clips(packed, positions=[8], **settings)
+        loader.embed_batches(test, spec, [8], 2)
     with pytest.raises(ValueError, match="'all': use first, chunk_first, linspace or dense"):
-        loader.test_clips(packed, positions=[0], mode="all", **settings)
-    assert list(loader.test_clips(packed, positions=[], **settings)) == []
+        loader.embed_batches(test, spec, [0], 2, mode="all")
+    assert list(loader.embed_batches(test, spec, [], 2)) == []
 
 
-def test_sampling_of_another_dataset_is_refused(packed):
-    steps = {"start_step": 0, "num_steps": 1}
+def test_sampling_of_another_dataset_is_refused(train, test):
+    aligned, unknown = CLIPS._replace(sampling="bupt_campus"), CLIPS._replace(sampling="mars")
     with pytest.raises(ValueError, match="sampling bupt_campus takes aligned pairs"):
-        loader.train_batches(packed, sampling="bupt_campus", **steps, **TRAINING)
+        loader.train_batches(train, aligned, BATCH, range(1))
     with pytest.raises(ValueError, match=r"sampling is 'mars': use hitsz_vcm, bupt_campus, or"):
-        loader.train_batches(packed, sampling="mars", **steps, **TRAINING)
+        loader.train_batches(train, unknown, BATCH, range(1))
     with pytest.raises(ValueError, match=r"sampling is 'mars': use hitsz_vcm, bupt_campus, or"):
-        loader.test_clips(
-            packed, positions=[0], clip_length=3, frame_size=SIZE, batch_size=2, sampling="mars"
-        )
+        loader.embed_batches(test, unknown, [0], 2)
 
 
-def test_sampling_chooses_the_frames_of_the_one_clip_only(source, packed):
-    settings = {"positions": [0], "clip_length": 5, "frame_size": SIZE, "batch_size": 1}
+def test_sampling_chooses_the_frames_of_the_one_clip_only(source, test):
     tracklet = hitsz_vcm.read_index(source).test[0]
-    spread = next(loader.test_clips(packed, sampling="bupt_campus", **settings))
+    spread = next(loader.embed_batches(test, ClipSpec(5, SIZE, "bupt_campus"), [0], 1))
     chosen = sampling.spread_test_frames(len(tracklet.frames), 5)
     assert chosen.tolist() != sampling.test_frames(len(tracklet.frames), 5).tolist()
     np.testing.assert_array_equal(spread["frames"][0], read_clip(source, tracklet, chosen)[0])
     dense = [
-        list(loader.test_clips(packed, mode="dense", sampling=name, **settings))
+        list(loader.embed_batches(test, ClipSpec(5, SIZE, name), [0], 1, mode="dense"))
         for name in sampling.SAMPLERS
     ]
     assert len(dense[0]) == len(dense[1]) > 1
@@ -231,8 +220,8 @@ def test_clips_of_any_source_are_read_a_batch_at_a_time():
 
             yield loader.Clip(10 + number, fill)
 
-    settings = {"clip_length": 3, "frame_size": (4, 2), "batch_size": 3}
-    batches = loader.batch_clips(clips(), **settings)
+    spec = ClipSpec(3, (4, 2))
+    batches = loader.batch_clips(clips(), spec, 3)
     assert read == []
     next(batches)
     assert read == [0, 1, 2]
@@ -243,12 +232,12 @@ def test_clips_of_any_source_are_read_a_batch_at_a_time():
         assert (values[0] == 6).all() and not values[1:].any()
 
     read.clear()  # of each batch, a process reads its rows only
-    shares = list(loader.batch_clips(clips(), rows=[0, 2], **settings))
+    shares = list(loader.batch_clips(clips(), spec, 3, rows=[0, 2]))
     assert [share["position"].tolist() for share in shares] == [[10, 12], [13, 15], [16, -1]]
     assert read == [0, 2, 3, 5, 6]
 
 
-def test_only_the_sampled_frames_are_decoded(packed, monkeypatch):
+def test_only_the_sampled_frames_are_decoded(train, monkeypatch):
     decoded = []
     decode = simplejpeg.decode_jpeg
 
@@ -257,7 +246,7 @@ def test_only_the_sampled_frames_are_decoded(packed, monkeypatch):
         return decode(*args, **kwargs)
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", count)
-    list(loader.train_batches(packed, start_step=0, num_steps=2, **TRAINING))
+    list(loader.train_batches(train, CLIPS, BATCH, range(2)))
     assert len(decoded) == 2 * 2 * 6 * 4  # steps, modalities, rows, frames
 
 
@@ -267,7 +256,10 @@ def test_loading_imports_no_tensorflow_and_starts_no_jax(packed):
     program = f"""
 import json, sys
 from data_pipelines import loader
-batches = loader.train_batches({str(packed)!r}, start_step=0, num_steps=1, **{TRAINING!r})
+from data_pipelines.records.dataset import open_dataset
+from data_pipelines.sampling import BatchSpec, ClipSpec
+split = open_dataset({str(packed)!r}).split("train")
+batches = loader.train_batches(split, {CLIPS!r}, {BATCH!r}, range(1))
 assert next(batches)["labels"].shape == (6,)
 bridge = sys.modules.get("jax._src.xla_bridge")
 print(json.dumps(["tensorflow" in sys.modules, bool(bridge and bridge._backends)]))

@@ -16,7 +16,7 @@ import pytest
 import tiny
 from evaluated import values, write_run
 
-from data_pipelines.records.reading import fingerprint
+from data_pipelines.records.dataset import open_dataset
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,7 +102,7 @@ def folder(tmp_path, datasets):
 def example(folder, **facts):
     """Writes the evaluation that all runs will have, but for their scores."""
     facts = {"protocol": tiny.config(folder).eval.protocol, **facts}
-    dataset = {"dir": "data", "fingerprint": fingerprint(folder / "data")}
+    dataset = {"dir": "data", "fingerprint": open_dataset(folder / "data").fingerprint}
     return write_run(folder / "example", dataset=dataset, **facts)
 
 

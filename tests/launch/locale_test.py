@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import video_files
 
-from data_pipelines.records import reading
+from data_pipelines.records.dataset import open_dataset
 
 PREPARE = Path(__file__).parents[2] / "launch/prepare.py"
 
@@ -28,4 +28,4 @@ def test_footage_is_packed_in_a_locale_without_utf_8(tmp_path):
     assert ended.returncode == 0, ended.stderr
     packed = tmp_path / "däta/folder/1.1.0"
     assert str(packed).encode() in ended.stdout
-    assert reading.open_records(packed, "test")[0]["identity"] == "Jürgen"
+    assert open_dataset(packed).split("test").records[0]["identity"] == "Jürgen"

@@ -12,7 +12,7 @@ import simplejpeg
 from data_pipelines import schema
 from data_pipelines.datasets import DATASETS, find_dataset
 from data_pipelines.errors import InputError
-from data_pipelines.records import reading
+from data_pipelines.records.dataset import open_dataset
 
 ROOT = Path(__file__).parents[2]
 MODULE = '''
@@ -89,11 +89,11 @@ def test_a_dataset_of_another_package_is_packed(package, tmp_path):
     assert result.returncode == 0, result.stderr
     packed = tmp_path / "data" / "corridor" / "1.0.0"
     assert f"packed dataset: {packed}\n" in result.stdout
-    index = reading.open_index(packed, "train")
+    index = open_dataset(packed).split("train").index
     assert index.identities.tolist() == ["bob", "bob", "alice", "alice"]
     assert index.labels.tolist() == [1, 1, 0, 0]
     assert index.modalities.tolist() == [schema.VISIBLE, schema.INFRARED] * 2
-    record = reading.open_records(packed, "test")[2]  # alice
+    record = open_dataset(packed).split("test").records[2]  # alice
     assert abs(simplejpeg.decode_jpeg(record["frames"][0]).astype(int) - 40).max() <= 1
     np.testing.assert_array_equal(record["keypoints"], np.ones((1, 17, 3)))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from star_jax.evaluation import embeddings
+from star_jax.embedding import embeddings
 
 ROOT = Path(__file__).parents[2]
 

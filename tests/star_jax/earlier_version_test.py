@@ -10,7 +10,9 @@ import pytest
 from etils import epath
 
 import star_jax
-from star_jax.evaluation.embed import embed_dataset, evaluate_checkpoint
+from data_pipelines.records.dataset import open_dataset
+from star_jax.embedding.embed import embed
+from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.training import loop, run_files
 
 pytestmark = pytest.mark.slow
@@ -54,10 +56,10 @@ def test_a_checkpoint_evaluates_to_the_same_scores(earlier):
 
 @pytest.mark.parametrize("path", ["run", "run/checkpoints/3", "exported.safetensors"])
 def test_a_network_embeds_as_before(earlier, path):
-    found = embed_dataset(star_jax.load_weights(path), "dataset")
+    found = embed(star_jax.load_weights(path), open_dataset("dataset").split("test"))
     with np.load("embeddings.npz") as before:
-        np.testing.assert_allclose(found.embeddings, before["embeddings"], atol=1e-5)
-        np.testing.assert_array_equal(found.identities, before["identities"])
+        np.testing.assert_allclose(found.vectors, before["embeddings"], atol=1e-5)
+        np.testing.assert_array_equal(found.index.identities, before["identities"])
 
 
 def test_a_run_resumes(earlier):

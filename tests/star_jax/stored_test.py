@@ -14,7 +14,7 @@ from evaluated import write_run
 
 from data_pipelines.errors import InputError
 from star_jax import Embedder, load_weights
-from star_jax.evaluation.embed import evaluate_checkpoint
+from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.network import restore_network
 from star_jax.report.build import write_report
 from star_jax.report.run import read_reports

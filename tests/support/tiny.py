@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 
 from configs import star_synthetic_demo
 from data_pipelines.datasets import hitsz_vcm
+from data_pipelines.schema import COLUMN_TYPES, Index
 from star_jax.distributed import parallel
-from star_jax.evaluation.embeddings import Embeddings, Provenance
+from star_jax.embedding.embeddings import Embeddings, Provenance
 from star_jax.models import build_model
 from star_jax.training import checkpoint
 from star_jax.training.steps import TrainState, abstract_state
@@ -109,10 +110,11 @@ def saved_run(workdir: pathlib.Path, run: ml_collections.ConfigDict, step: int =
 
 PROVENANCE = Provenance(
     weights="0123",
-    config="abc",
+    network="abc",
     step=3,
     dataset="a",
     split="test",
+    held_out=0,
     clips="first",
     clip_length=2,
     sampling="hitsz_vcm",
@@ -136,18 +138,29 @@ def embeddings(
       seed: of the random numbers.
       width: of an embedding.
       provenance: what differs from PROVENANCE.
-      **changes: other fields.
+      **changes: other fields, or columns of the index.
     """
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(n, width)).astype(np.float32)
     identities = rng.choice(["alice", "bob", "unknown"], n)
-    made = Embeddings(
-        embeddings=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
+    cameras = rng.choice(["door", "yard", "3"], n)
+    index = Index(
         identities=identities,
-        cameras=rng.choice(["door", "yard", "3"], n),
-        modalities=np.array(["visible", "infrared"])[np.arange(n) % 2],
-        rows=np.arange(1, n + 1, dtype=np.int32),
+        labels=np.full(n, -1, np.int32),
+        cameras=np.unique(cameras, return_inverse=True)[1].astype(np.int32),
+        camera_names=cameras,
+        modalities=np.arange(n, dtype=np.int32) % 2,
         num_frames=np.full(n, 12, np.int32),
+        rows=np.arange(1, n + 1, dtype=np.int32),
+        missing_skeletons=np.zeros(n, np.int32),
+        queries=np.ones(n, bool),
+        galleries=np.ones(n, bool),
+        conditions=np.full(n, ""),
+    )
+    columns = {name: changes.pop(name) for name in COLUMN_TYPES if name in changes}
+    made = Embeddings(
+        vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
+        index=dataclasses.replace(index, **columns),
         first_frames=np.array([f"{name}/{i}/1.jpg" for i, name in enumerate(identities)]),
         dataset_dir="/data/folder/1.1.0",
         provenance=dataclasses.replace(PROVENANCE, **(provenance or {})),

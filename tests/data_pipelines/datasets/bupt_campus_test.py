@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from data_pipelines import loader, sampling, schema
 from data_pipelines.datasets import bupt_campus, bupt_lists
 from data_pipelines.datasets.findings import Findings
-from data_pipelines.records import reading
+from data_pipelines.records.dataset import open_dataset
 from data_pipelines.synthetic import generate
 
 QUICK = hypothesis.settings(deadline=None, max_examples=60)
@@ -466,16 +466,6 @@ def test_an_index_of_the_published_size_must_have_its_counts(golden_root, tmp_pa
 # --- from drawn files to batches ----------------------------------------------------------------
 
 SIZE = (96, 48)
-TRAINING = {
-    "clip_length": 5,
-    "frame_size": SIZE,
-    "identities_per_batch": 4,
-    "tracklets_per_identity": 2,
-    "seed": 3,
-    "start_step": 2,
-    "num_steps": 2,
-    "sampling": "bupt_campus",
-}
 
 
 @pytest.fixture(scope="module")
@@ -500,7 +490,7 @@ def test_what_is_packed_is_what_was_read(source, packed):
     index = bupt_lists.read_index(source, auxiliary=True)
     assert packed.parts[-2:] == ("bupt_campus", "1.1.0")
     for split, tracklets in index.splits.items():
-        columns = reading.open_index(packed, split)
+        columns = open_dataset(packed).split(split).index
         assert columns.identities.tolist() == [t.identity for t in tracklets]
         assert columns.rows.tolist() == [t.row for t in tracklets]
         assert columns.cameras.tolist() == [t.camera for t in tracklets]
@@ -510,7 +500,9 @@ def test_what_is_packed_is_what_was_read(source, packed):
         identities = sorted({t.identity for t in tracklets})
         labels = [-1 if split == "test" else identities.index(t.identity) for t in tracklets]
         assert columns.labels.tolist() == labels
-        for record, tracklet in zip(reading.open_records(packed, split), tracklets, strict=True):
+        for record, tracklet in zip(
+            open_dataset(packed).split(split).records, tracklets, strict=True
+        ):
             assert record["frame_ids"] == list(tracklet.frames)
         assert columns.missing_skeletons.sum() < 0.1 * columns.num_frames.sum()
 
@@ -558,10 +550,12 @@ def test_the_check_reports_every_error_of_the_lists(tmp_path):
 @pytest.mark.slow
 def test_batches_are_aligned_pairs(source, packed):
     tracklets = bupt_lists.read_index(source).splits["train"]
-    index = reading.open_index(packed, "train")
-    for step, batch in enumerate(loader.train_batches(packed, **TRAINING), start=2):
+    split = open_dataset(packed).split("train")
+    clips = sampling.ClipSpec(5, SIZE, "bupt_campus")
+    sizes = sampling.BatchSpec(seed=3, identities=4, tracklets=2)
+    for step, batch in enumerate(loader.train_batches(split, clips, sizes, range(2, 4)), start=2):
         plan = sampling.sample_pairs(
-            index, seed=3, step=step, identities_per_batch=4, tracklets_per_identity=2
+            split.index, seed=3, step=step, identities_per_batch=4, tracklets_per_identity=2
         )
         np.testing.assert_array_equal(batch["labels"], plan.labels)
         for row, pair in enumerate(zip(plan.visible, plan.infrared, strict=True)):
@@ -578,14 +572,9 @@ def test_batches_are_aligned_pairs(source, packed):
 @pytest.mark.slow
 def test_test_clips_are_spread_evenly(source, packed):
     tracklets = bupt_lists.read_index(source).splits["test"]
-    clips = loader.test_clips(
-        packed,
-        positions=range(len(tracklets)),
-        clip_length=7,
-        frame_size=SIZE,
-        batch_size=len(tracklets),
-        sampling="bupt_campus",
-    )
+    count, spec = len(tracklets), sampling.ClipSpec(7, SIZE, "bupt_campus")
+    split = open_dataset(packed).split("test")
+    clips = loader.embed_batches(split, spec, range(count), batch_size=count)
     for tracklet, frames in zip(tracklets, next(clips)["frames"], strict=True):
         chosen = [int(i * (len(tracklet.frames) / 7)) for i in range(7)]
         np.testing.assert_array_equal(frames, read_clip(source, tracklet, chosen))
@@ -597,7 +586,9 @@ def test_fake_infrared_is_packed_with_the_skeletons_of_the_visible_frames(source
     assert fake.parts[-2:] == ("bupt_campus_fake_infrared", "1.1.0")
     for split in ("train", "test"):
         pairs = zip(
-            reading.open_records(packed, split), reading.open_records(fake, split), strict=True
+            open_dataset(packed).split(split).records,
+            open_dataset(fake).split(split).records,
+            strict=True,
         )
         for plain, other in pairs:
             np.testing.assert_array_equal(plain["keypoints"], other["keypoints"])

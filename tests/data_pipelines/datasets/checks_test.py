@@ -11,7 +11,7 @@ import tiny
 
 from data_pipelines.datasets import checks, hitsz_vcm
 from data_pipelines.datasets.findings import Findings
-from data_pipelines.records import reading
+from data_pipelines.records.dataset import open_dataset
 
 ROOT = Path(__file__).parents[3]
 SPLITS = {"train": tiny.rows_of([1, 2, 3]), "test": tiny.rows_of([503, 504])}
@@ -236,4 +236,4 @@ def test_the_command_exits_with_code_1_if_anything_is_wrong(root, tmp_path):
     assert "are not those of HITSZ-VCM" in result.stdout
     assert not (tmp_path / "data").exists()
     with pytest.raises(FileNotFoundError):
-        reading.open_index(tmp_path / "data" / "hitsz_vcm" / "2.1.0", "train")
+        open_dataset(tmp_path / "data" / "hitsz_vcm" / "2.1.0").split("train")

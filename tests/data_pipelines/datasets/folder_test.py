@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from data_pipelines import sampling, schema
 from data_pipelines.datasets import folder, folder_layout
 from data_pipelines.records import reading
+from data_pipelines.records.dataset import open_dataset
 
 ROOT = Path(__file__).parents[3]
 
@@ -213,10 +214,10 @@ def test_a_broken_video_is_named(root):
 def test_packs_without_skeletons(root, tmp_path):
     packed = folder.prepare(root, tmp_path / "data", without_skeletons=True, every=2)
     assert packed == tmp_path / "data" / "folder" / "1.1.0"
-    index = reading.open_index(packed, "test")
+    index = open_dataset(packed).split("test").index
     assert index.identities.tolist() == ["alice", "alice", "bob", "unknown"]
     assert index.labels.tolist() == [-1] * 4 and index.num_frames.tolist() == [4, 2, 1, 2]
-    record = reading.open_records(packed, "test")[0]
+    record = open_dataset(packed).split("test").records[0]
     assert record["frame_ids"][1] == "alice/infrared/yard/walk.mp4#2"
     clip = np.empty((2, 64, 32, 3), np.uint8)
     assert not reading.decode_clip(record, np.array([0, 1]), clip).any()
@@ -267,7 +268,7 @@ def test_videos_of_whole_scenes_are_no_tracklets(root, tmp_path):
     packed = folder.prepare(
         root, tmp_path / "data", without_skeletons=True, allow_whole_videos=True
     )
-    assert sorted(reading.open_index(packed, "test").num_frames) == [1, 3, 3, 4, 7]
+    assert sorted(open_dataset(packed).split("test").index.num_frames) == [1, 3, 3, 4, 7]
 
 
 @pytest.fixture
@@ -287,7 +288,7 @@ def test_packs_people_to_train_on_and_to_test_on(people, tmp_path):
     packed = folder.prepare(
         people, tmp_path / "data", without_skeletons=True, split_file=tmp_path / "split.csv"
     )
-    train, test = (reading.open_index(packed, split) for split in ("train", "test"))
+    train, test = (open_dataset(packed).split(split).index for split in ("train", "test"))
     assert train.identities.tolist() == ["bob", "bob", "carol", "carol", "dave", "dave"]
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert test.identities.tolist() == ["alice"] * 2 and test.labels.tolist() == [-1] * 2
@@ -296,7 +297,7 @@ def test_packs_people_to_train_on_and_to_test_on(people, tmp_path):
     with pytest.raises(
         ValueError, match=r"split 'train': .* has test; to train on your own footag"
     ):
-        reading.open_index(unsplit, "train")
+        open_dataset(unsplit).split("train")
     with pytest.raises(ValueError, match=r"already packed from another source \(its index differ"):
         folder.prepare(people, tmp_path / "data", without_skeletons=True)
 
@@ -332,10 +333,10 @@ def test_packs_the_skeletons_of_videos_and_pictures(root, tmp_path):
         file["alice/infrared/yard/walk/5"] = skeleton
         file["alice/visible/door/walk/frame10"] = 2 * skeleton
     packed = folder.prepare(root, tmp_path / "data")
-    stored = reading.open_records(packed, "test")
+    stored = open_dataset(packed).split("test").records
     np.testing.assert_array_equal(stored[0]["keypoints"][5], skeleton)
     np.testing.assert_array_equal(stored[1]["keypoints"][2], 2 * skeleton)
-    assert reading.open_index(packed, "test").missing_skeletons.tolist() == [6, 2, 1, 4]
+    assert open_dataset(packed).split("test").index.missing_skeletons.tolist() == [6, 2, 1, 4]
 
 
 def test_skeletons_are_required_by_default(root, tmp_path):

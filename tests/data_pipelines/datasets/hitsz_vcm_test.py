@@ -23,6 +23,7 @@ from data_pipelines import schema
 from data_pipelines.datasets import hitsz_vcm
 from data_pipelines.datasets.findings import Findings
 from data_pipelines.records import packing, reading, staging
+from data_pipelines.records.dataset import open_dataset
 
 
 def all_files(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -402,7 +403,7 @@ def test_every_record_is_what_the_source_holds(source, packed):
     index = hitsz_vcm.read_index(source)
     labels = {"0002": 0, "0007": 1, "0011": 2}
     for split, tracklets in (("train", index.train), ("test", index.test)):
-        stored = reading.open_records(packed, split)
+        stored = open_dataset(packed).split(split).records
         assert len(stored) == len(tracklets)
         for record, tracklet in zip(stored, tracklets, strict=True):
             assert record["frames"] == [(source / name).read_bytes() for name in tracklet.frames]
@@ -415,7 +416,7 @@ def test_every_record_is_what_the_source_holds(source, packed):
             assert record["modality"] == tracklet.modality
             assert record["tracklet"] == tracklet.row
             assert record["keypoints"].dtype == np.float32
-    first = reading.open_records(packed, "train")[0]
+    first = open_dataset(packed).split("train").records[0]
     assert not first["keypoints"][:3].any()
     expected = hitsz_files.skeleton_of(hitsz_files.SPLITS["train"][1].frames()[3])
     np.testing.assert_array_equal(first["keypoints"][3], expected.astype(np.float32))
@@ -423,8 +424,8 @@ def test_every_record_is_what_the_source_holds(source, packed):
 
 def test_the_index_agrees_with_the_records(packed):
     for split in ("train", "test"):
-        index = reading.open_index(packed, split)
-        stored = list(reading.open_records(packed, split))
+        index = open_dataset(packed).split(split).index
+        stored = list(open_dataset(packed).split(split).records)
         assert index.identities.tolist() == [record["identity"] for record in stored]
         assert index.labels.tolist() == [record["label"] for record in stored]
         assert index.cameras.tolist() == [record["camera"] for record in stored]
@@ -433,7 +434,7 @@ def test_the_index_agrees_with_the_records(packed):
         assert index.rows.tolist() == [record["tracklet"] for record in stored]
         assert index.queries.all()
         assert index.galleries.all()
-    assert reading.open_index(packed, "train").missing_skeletons.tolist() == [3] + [0] * 11
+    assert open_dataset(packed).split("train").index.missing_skeletons.tolist() == [3] + [0] * 11
 
 
 def test_any_user_of_tfds_can_read_it(source, packed):
@@ -461,8 +462,8 @@ def test_several_shards_keep_the_order(source, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 4)  # divides both 12 and 8
     packed = hitsz_vcm.prepare(source, tmp_path)
     assert len(list(packed.glob("*train*array_record*"))) == 3
-    rows = [record["tracklet"] for record in reading.open_records(packed, "train")]
-    assert rows == list(range(2, 14)) == reading.open_index(packed, "train").rows.tolist()
+    rows = [record["tracklet"] for record in open_dataset(packed).split("train").records]
+    assert rows == list(range(2, 14)) == open_dataset(packed).split("train").index.rows.tolist()
 
 
 def test_packing_again_is_quick_and_changes_nothing(source, packed):
@@ -538,7 +539,7 @@ def test_a_broken_source_is_named_and_nothing_looks_complete(tmp_path, damage, e
         hitsz_vcm.prepare(root, tmp_path / "packed")
     assert os.listdir(tmp_path / "packed" / "hitsz_vcm") == [".2.1.0.packing"]
     with pytest.raises(FileNotFoundError, match="not a packed dataset"):
-        reading.open_index(tmp_path / "packed" / "hitsz_vcm" / ".2.1.0.packing", "train")
+        open_dataset(tmp_path / "packed" / "hitsz_vcm" / ".2.1.0.packing").split("train")
 
 
 def test_a_first_frame_that_is_broken_leaves_nothing(tmp_path):
@@ -565,11 +566,11 @@ def test_an_interruption_leaves_nothing_and_keeps_what_was_there(source, tmp_pat
 def assert_same_records(one: pathlib.Path, other: pathlib.Path) -> None:
     """Compares packed datasets; the bytes differ, since protobuf writes maps in any order."""
     for split in ("train", "test"):
-        stored = [reading.open_records(packed, split) for packed in (one, other)]
+        stored = [open_dataset(packed).split(split).records for packed in (one, other)]
         for records_of_both in zip(*stored, strict=True):
             texts = [repr({**r, "keypoints": r["keypoints"].tolist()}) for r in records_of_both]
             assert texts[0] == texts[1]
-        indexes = [repr(reading.open_index(packed, split)) for packed in (one, other)]
+        indexes = [repr(open_dataset(packed).split(split).index) for packed in (one, other)]
         assert indexes[0] == indexes[1]
 
 
@@ -644,7 +645,7 @@ def test_unfinished_work_of_another_source_is_not_used(tmp_path):
     left_out = hitsz_files.SPLITS["train"][1].frames()
     hitsz_files.write_skeletons(root / "skeletons.h5", leave_out=left_out)
     packed = hitsz_vcm.prepare(root, tmp_path / "packed")
-    assert not reading.open_records(packed, "train")[0]["keypoints"].any()
+    assert not open_dataset(packed).split("train").records[0]["keypoints"].any()
 
 
 def test_two_processes_do_not_pack_the_same_dataset(source, tmp_path):
@@ -685,7 +686,7 @@ def test_frames_of_a_tracklet_may_differ_in_size(tmp_path):
     pixels = np.full((64, 16, 3), 200, np.uint8)
     (root / tracklet.frames[1]).write_bytes(simplejpeg.encode_jpeg(pixels))
     packed = hitsz_vcm.prepare(root, tmp_path / "packed")
-    record = reading.open_records(packed, "train")[0]
+    record = open_dataset(packed).split("train").records[0]
     assert record["height"][:3].tolist() == [32, 64, 32]
     frames = np.empty((3, 32, 16, 3), np.uint8)
     keypoints = reading.decode_clip(record, np.arange(3), frames)
@@ -708,24 +709,23 @@ def test_skeletons_are_required(tmp_path):
 
 def test_a_directory_that_is_not_a_packed_dataset_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a packed dataset"):
-        reading.open_index(tmp_path, "train")
+        open_dataset(tmp_path).split("train")
     with pytest.raises(FileNotFoundError, match="not a packed dataset"):
-        reading.open_records(tmp_path, "train")
+        open_dataset(tmp_path).split("train")
 
 
 def test_an_unknown_split_is_named(packed):
     with pytest.raises(ValueError, match="has train and test"):
-        reading.open_index(packed, "query")
+        open_dataset(packed).split("query")
 
 
 def test_packing_and_reading_import_neither_tensorflow_nor_jax(source, tmp_path):
     program = f"""
 import json, sys
 from data_pipelines.datasets import hitsz_vcm
-from data_pipelines.records import packing, reading
+from data_pipelines.records.dataset import open_dataset
 packed = hitsz_vcm.prepare({str(source)!r}, {str(tmp_path)!r})
-reading.open_index(packed, "train")
-len(reading.open_records(packed, "train")[0]["frames"])
+len(open_dataset(packed).split("train").records[0]["frames"])
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """
     result = subprocess.run(

@@ -18,7 +18,7 @@ from data_pipelines.datasets import bupt_lists, folder, hitsz_vcm
 from data_pipelines.errors import InputError
 from data_pipelines.io import files, frames, onnx_runtime
 from data_pipelines.skeletons import extraction, pose, sources
-from star_jax.evaluation import embeddings
+from star_jax.embedding import embeddings
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from data_pipelines import schema
 from data_pipelines.datasets import bupt_campus, folder, hitsz_vcm
-from data_pipelines.records import reading
 from data_pipelines.records.conditions import with_conditions
+from data_pipelines.records.dataset import open_dataset
 from data_pipelines.synthetic import generate, plan
 
 HEADER = "split,row,identity,modality,occluder,light,resolution,motion_blur"
@@ -164,7 +164,7 @@ def test_drawn_conditions_are_packed(tmp_path, layout):
     drawn = drawn_conditions(root)
     assert len({row[-1] for row in drawn["test"]}) > 2
     for split, rows in drawn.items():
-        index = reading.open_index(packed, split)
+        index = open_dataset(packed).split(split).index
         columns = zip(
             map(int, index.identities),
             [("rgb", "ir")[modality] for modality in index.modalities],
@@ -176,7 +176,7 @@ def test_drawn_conditions_are_packed(tmp_path, layout):
         long = [row for row in rows if layout != "hitsz_vcm" or row[3] >= hitsz_vcm.MIN_FRAMES]
         assert sorted(columns) == long
         for record, joined in zip(
-            reading.open_records(packed, split), index.conditions, strict=True
+            open_dataset(packed).split(split).records, index.conditions, strict=True
         ):
             assert ";".join(record["conditions"]) == joined
 
@@ -191,7 +191,7 @@ def test_the_check_reports_the_file(tmp_path):
 def test_a_changed_file_is_another_source(tmp_path):
     root = hitsz_files.write_dataset(tmp_path / "root")
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
-    assert set(reading.open_index(packed, "test").conditions) == {""}
+    assert set(open_dataset(packed).split("test").index.conditions) == {""}
     tracklets = hitsz_vcm.read_index(root)
     write(
         root,
@@ -215,11 +215,11 @@ def test_a_folder_has_names_of_cameras_and_conditions(tmp_path, capsys):
     write(tmp_path / "root", *rows)
     packed = folder.prepare(tmp_path / "root", tmp_path / "data", without_skeletons=True)
     assert "skipped" not in capsys.readouterr().err
-    index = reading.open_index(packed, "test")
+    index = open_dataset(packed).split("test").index
     assert index.cameras.tolist() == [1, 2]
     assert index.camera_names.tolist() == ["door", "yard"]
     assert index.conditions.tolist() == ["clean", "occluded"]
-    record = reading.open_records(packed, "test")[1]
+    record = open_dataset(packed).split("test").records[1]
     assert (record["camera_name"], list(record["conditions"])) == ("yard", ["occluded"])
 
 

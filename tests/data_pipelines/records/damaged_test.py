@@ -22,6 +22,7 @@ import tiny
 from data_pipelines.datasets import hitsz_vcm
 from data_pipelines.errors import InputError
 from data_pipelines.records import origin, reading
+from data_pipelines.records.dataset import open_dataset, resolve
 from data_pipelines.records.record import serialized
 
 SMALL_FILES = ("dataset_info.json", "features.json", "metadata.json", "origin.json")
@@ -40,8 +41,8 @@ def packed(whole, tmp_path):
 
 def open_all(packed):
     for split in SPLITS:
-        reading.open_index(packed, split)
-        reading.open_records(packed, split)
+        open_dataset(packed).split(split)
+        open_dataset(packed).split(split)
 
 
 def seal(packed):
@@ -120,8 +121,9 @@ def test_a_damaged_file_is_named(packed, name, damage):
 def test_what_tfds_wrote_is_not_read(whole, packed, name, damage):
     (packed / name).write_bytes(damage((packed / name).read_bytes()))
     seal(packed)
-    assert repr(reading.open_index(packed, "test")) == repr(reading.open_index(whole, "test"))
-    assert reading.open_records(packed, "test")[0]["frames"]
+    found, expected = (open_dataset(path).split("test").index for path in (packed, whole))
+    assert repr(found) == repr(expected)
+    assert open_dataset(packed).split("test").records[0]["frames"]
 
 
 def set_column(name, values):
@@ -155,16 +157,19 @@ STRANGE_METADATA = {
 def test_strange_metadata_with_correct_checksums_is_named(packed, change):
     edit_metadata(packed, change)
     with pytest.raises(InputError) as error:
-        reading.open_index(packed, "train")
+        open_dataset(packed).split("train")
     assert str(packed) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_dataset_packed_before_drawn_people_were_noted_is_read(packed):
-    before = reading.fingerprint(packed), repr(reading.open_index(packed, "train"))
-    assert not reading.is_synthetic(packed)
+    before = open_dataset(packed).fingerprint, repr(open_dataset(packed).split("train").index)
+    assert not open_dataset(packed).is_synthetic
     edit_metadata(packed, lambda metadata: metadata.pop("synthetic"))
-    assert (reading.fingerprint(packed), repr(reading.open_index(packed, "train"))) == before
-    assert not reading.is_synthetic(packed)
+    assert (
+        open_dataset(packed).fingerprint,
+        repr(open_dataset(packed).split("train").index),
+    ) == before
+    assert not open_dataset(packed).is_synthetic
 
 
 def set_file(name, **facts):
@@ -225,7 +230,7 @@ def test_no_module_is_imported_that_a_file_names(packed, tmp_path, monkeypatch):
     refused(packed, path)
     seal(packed)
     open_all(packed)
-    assert reading.open_records(packed, "train")[0]["frames"]
+    assert open_dataset(packed).split("train").records[0]["frames"]
     assert not trace.exists() and "hostile" not in sys.modules
     tfds.builder_from_directory(str(packed))
     assert trace.exists(), "the file is not hostile"
@@ -240,13 +245,13 @@ def test_a_shard_cut_between_blocks_is_named_when_it_is_opened(packed):
 
 def forge(packed, change):
     """Changes record 5 as an attacker would, with all checksums right."""
-    stored = list(reading.open_records(packed, "train"))
+    stored = list(open_dataset(packed).split("train").records)
     change(stored[5])
     with reading.open_writer(shard_of(packed, "train")) as write:
         for record in stored:
             write(serialized(record))
     seal(packed)
-    return reading.open_records(packed, "train")
+    return open_dataset(packed).split("train").records
 
 
 def change_label(record):
@@ -267,7 +272,7 @@ def drop_height(record):
 
 @pytest.mark.parametrize("change", [change_label, change_identity, drop_keypoints, drop_height])
 def test_a_record_that_contradicts_itself_or_the_index_is_named(packed, change):
-    label = reading.open_records(packed, "train")[4]["label"]
+    label = open_dataset(packed).split("train").records[4]["label"]
     read = forge(packed, change)
     assert read[4]["label"] == label
     with pytest.raises(InputError, match=rf"^{packed}: record 5 has .*; remove"):
@@ -281,7 +286,7 @@ def test_what_is_not_a_record_is_named(packed):
             write(b"\x0a\xff no example")
     seal(packed)
     with pytest.raises(InputError, match=rf"^{packed}: record 3 cannot be read"):
-        reading.open_records(packed, "train")[3]
+        open_dataset(packed).split("train").records[3]
 
 
 def test_a_damaged_record_is_named(packed):
@@ -290,22 +295,22 @@ def test_a_damaged_record_is_named(packed):
     content[100:-100] = bytes(len(content) - 200)
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"^{packed}: record 3 .*{path} is damaged; remove"):
-        reading.open_records(packed, "train")[3]
+        open_dataset(packed).split("train").records[3]
 
 
 def test_too_many_open_files_are_no_damage(packed):
-    records = reading.open_records(packed, "train")
+    records = open_dataset(packed).split("train").records
     with limits.no_file_can_be_opened(), pytest.raises(OSError) as reading_error:
         records[3]
     with limits.no_file_can_be_opened(), pytest.raises(OSError) as opening_error:
-        reading.open_records(packed, "train")
+        open_dataset(packed).split("train")
     for error in (reading_error, opening_error):
         assert error.value.errno == errno.EMFILE and str(packed) in error.value.filename
-    assert reading.open_records(packed, "train")[3]["frames"]
+    assert open_dataset(packed).split("train").records[3]["frames"]
 
 
 def test_a_file_that_has_gone_is_named(packed):
-    records = reading.open_records(packed, "train")
+    records = open_dataset(packed).split("train").records
     path = shard_of(packed, "train")
     path.rename(packed / "elsewhere")
     with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
@@ -315,11 +320,11 @@ def test_a_file_that_has_gone_is_named(packed):
 def test_a_path_that_is_not_utf_8_is_no_damage(packed, tmp_path):
     """So are all paths with other letters than ASCII in a locale without UTF-8."""
     other = Path(shutil.copytree(packed, tmp_path / os.fsdecode(b"caf\xe9")))
-    stored = list(reading.open_records(other, "train"))
+    stored = list(open_dataset(other).split("train").records)
     with reading.open_writer(other / "new") as write:
         write(serialized(stored[0]))
     assert (other / "new").stat().st_size > 0
-    assert stored[3]["frames"] == reading.open_records(packed, "train")[3]["frames"]
+    assert stored[3]["frames"] == open_dataset(packed).split("train").records[3]["frames"]
 
 
 @pytest.mark.parametrize("error", [MemoryError("full"), OSError(errno.EIO, "a disk")])
@@ -327,7 +332,7 @@ def test_trouble_of_the_machine_stays_what_it_is(packed, monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
 
-    records = reading.open_records(packed, "train")
+    records = open_dataset(packed).split("train").records
     monkeypatch.setattr(reading.features(), "deserialize_example_np", fail)
     with pytest.raises(type(error)) as found:
         records[3]
@@ -338,7 +343,7 @@ def test_an_unknown_error_about_an_intact_file_asks_for_no_removal(packed, monke
     def fail(*args, **kwargs):
         raise RuntimeError("what nobody expects")
 
-    records = reading.open_records(packed, "train")
+    records = open_dataset(packed).split("train").records
     monkeypatch.setattr(reading.features(), "deserialize_example_np", fail)
     with pytest.raises(InputError, match=f"^{packed}: record 3 .*what nobody expects") as found:
         records[3]
@@ -413,29 +418,29 @@ def test_the_fingerprint_is_that_of_the_tracklets(whole, packed, tmp_path):
     source = shutil.copytree(whole.parents[1] / "source", tmp_path / "elsewhere")
     program = f"""
 from data_pipelines.datasets import hitsz_vcm
-from data_pipelines.records import reading
-print(reading.fingerprint(hitsz_vcm.prepare({str(source)!r}, {str(tmp_path)!r})))
+from data_pipelines.records.dataset import open_dataset
+print(open_dataset(hitsz_vcm.prepare({str(source)!r}, {str(tmp_path)!r})).fingerprint)
 """
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     result = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
     )
-    fingerprint = reading.fingerprint(whole)
+    fingerprint = open_dataset(whole).fingerprint
     assert result.stdout.split() == [fingerprint]
-    assert len(fingerprint) == 64 and reading.fingerprint(packed) == fingerprint
+    assert len(fingerprint) == 64 and open_dataset(packed).fingerprint == fingerprint
 
 
 def test_the_fingerprint_of_other_tracklets_differs(packed, tmp_path):
-    found = {reading.fingerprint(packed)}
+    found = {open_dataset(packed).fingerprint}
     edit_metadata(packed, set_column("queries", [False] * 24))
-    found.add(reading.fingerprint(packed))
+    found.add(open_dataset(packed).fingerprint)
     for name in ("one", "other"):
         root = hitsz_files.write_dataset(tmp_path / name)
         if name == "other":
             hitsz_files.write_skeletons(
                 root / "skeletons.h5", leave_out=hitsz_files.SPLITS["train"][1].frames()
             )
-        found.add(reading.fingerprint(hitsz_vcm.prepare(root, tmp_path / f"packed_{name}")))
+        found.add(open_dataset(hitsz_vcm.prepare(root, tmp_path / f"packed_{name}")).fingerprint)
     assert len(found) == 4
 
 
@@ -454,11 +459,11 @@ def test_a_folder_around_a_packed_dataset_stands_for_it(packed, tmp_path):
     (data / "folder/1.1.0.incomplete7").mkdir()
     shutil.copy(inner / "origin.json", data / "folder/1.1.0.incomplete7")  # of interrupted packing
     for given in (data, data / "folder", inner):
-        assert reading.resolve(given) == str(inner)
-        assert len(reading.open_records(given, "train")) == len(
-            reading.open_records(packed, "train")
+        assert resolve(given) == str(inner)
+        assert len(open_dataset(given).split("train").records) == len(
+            open_dataset(packed).split("train").records
         )
     other = shutil.copytree(packed, data / "hitsz_vcm/2.1.0")
     with pytest.raises(ValueError, match=f"several packed datasets, {inner}, {other}; give one"):
-        reading.open_index(data, "train")
-    assert reading.resolve("gs://bucket/x") == "gs://bucket/x"
+        open_dataset(data).split("train")
+    assert resolve("gs://bucket/x") == "gs://bucket/x"

@@ -18,19 +18,11 @@ from data_pipelines import loader, schema
 from data_pipelines.datasets import checks, folder, hitsz_vcm
 from data_pipelines.datasets.findings import Findings
 from data_pipelines.errors import InputError
-from data_pipelines.records import packing, reading, staging
+from data_pipelines.records import packing, staging
+from data_pipelines.records.dataset import open_dataset
+from data_pipelines.sampling import BatchSpec, ClipSpec
 from data_pipelines.skeletons import formats
 from data_pipelines.synthetic import generate
-
-TRAINING = {
-    "clip_length": 4,
-    "frame_size": (hitsz_files.HEIGHT, hitsz_files.WIDTH),
-    "identities_per_batch": 2,
-    "tracklets_per_identity": 3,
-    "seed": 5,
-    "start_step": 0,
-    "num_steps": 3,
-}
 
 
 @pytest.fixture
@@ -81,7 +73,7 @@ def test_finished_shards_of_changed_pictures_are_packed_again(root, tmp_path, mo
     black = blacken(root / index.train[4].frames[2])
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
     assert "5 of 7 shards are packed already" in capsys.readouterr().err
-    assert reading.open_records(packed, "train")[4]["frames"][2] == black
+    assert open_dataset(packed).split("train").records[4]["frames"][2] == black
 
 
 def test_an_interruption_keeps_finished_shards(root, tmp_path, monkeypatch, capsys):
@@ -103,7 +95,7 @@ def test_an_interruption_keeps_finished_shards(root, tmp_path, monkeypatch, caps
         patch.setattr(packing.frames_lib, "read_frames", read_frames)
         packed = hitsz_vcm.prepare(root, tmp_path / "data")
     assert "6 of 7 shards are packed already" in capsys.readouterr().err
-    assert len(reading.open_records(packed, "test")) == len(hitsz_vcm.read_index(root).test)
+    assert len(open_dataset(packed).split("test").records) == len(hitsz_vcm.read_index(root).test)
 
 
 @contextlib.contextmanager
@@ -202,14 +194,16 @@ def test_damaged_records_name_the_dataset(root, tmp_path):
     shard.write_bytes(bytes(byte ^ 255 for byte in shard.read_bytes()))
     message = rf"{packed}: record [0-9]+ cannot be read .* is damaged"
     with pytest.raises(ValueError, match=message):
-        list(reading.open_records(packed, "train"))
+        list(open_dataset(packed).split("train").records)
     with pytest.raises(ValueError, match=message):
-        list(loader.train_batches(packed, **TRAINING))
-    assert len(list(reading.open_records(packed, "test"))) == 8
+        clips = ClipSpec(4, (hitsz_files.HEIGHT, hitsz_files.WIDTH))
+        batch = BatchSpec(seed=5, identities=2, tracklets=3)
+        list(loader.train_batches(open_dataset(packed).split("train"), clips, batch, range(3)))
+    assert len(list(open_dataset(packed).split("test").records)) == 8
 
 
 def test_records_are_a_sequence(root, tmp_path):
-    stored = reading.open_records(hitsz_vcm.prepare(root, tmp_path), "test")
+    stored = open_dataset(hitsz_vcm.prepare(root, tmp_path)).split("test").records
     assert [record["tracklet"] for record in stored] == list(range(2, 10))
     for position in (-1, 8):
         with pytest.raises(IndexError, match=f"record {position}: .* has 8"):
@@ -256,7 +250,10 @@ def test_names_of_people_are_read_in_any_dataset(root, tmp_path, monkeypatch):
     splits = {"train": index.train, "test": spelled}
     monkeypatch.setattr(hitsz_vcm.HitszVcm, "_read_tracklets", lambda self: splits)
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
-    assert reading.open_index(packed, "test").identities[:2].tolist() == ["Zo\u00eb", "unknown"]
+    assert open_dataset(packed).split("test").index.identities[:2].tolist() == [
+        "Zo\u00eb",
+        "unknown",
+    ]
 
 
 def test_the_dataset_is_locked_until_it_is_complete(root, tmp_path, monkeypatch):
@@ -274,7 +271,7 @@ def test_the_dataset_is_locked_until_it_is_complete(root, tmp_path, monkeypatch)
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
     assert len(refused) == 1
     assert os.listdir(packed.parent) == ["2.1.0"]
-    assert len(list(reading.open_records(packed, "train"))) == 12
+    assert len(list(open_dataset(packed).split("train").records)) == 12
 
 
 def test_a_lock_that_its_owner_has_removed_does_not_count(root, tmp_path, monkeypatch):
@@ -290,7 +287,7 @@ def test_a_lock_that_its_owner_has_removed_does_not_count(root, tmp_path, monkey
 
 
 def test_tracklets_are_read_as_they_are_packed_a_few_ahead(root, tmp_path, monkeypatch):
-    packed = reading.open_records(hitsz_vcm.prepare(root, tmp_path / "data"), "test")
+    packed = open_dataset(hitsz_vcm.prepare(root, tmp_path / "data")).split("test").records
     builder = folder.Folder(source=root, num_workers=2)
     tracklets = hitsz_vcm.read_index(root).test
     builder.tracklets = {"test": tracklets}

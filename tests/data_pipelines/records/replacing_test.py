@@ -12,7 +12,8 @@ import video_files
 
 from data_pipelines import schema
 from data_pipelines.datasets import folder
-from data_pipelines.records import contents, origin, packing, reading
+from data_pipelines.records import contents, origin, packing
+from data_pipelines.records.dataset import open_dataset
 
 
 @pytest.fixture
@@ -45,10 +46,10 @@ def prepare(root, data_dir, **options):
 
 
 def assert_same(packed, other):
-    assert reading.fingerprint(packed) == reading.fingerprint(other)
+    assert open_dataset(packed).fingerprint == open_dataset(other).fingerprint
     for split in ("train", "test"):
         for one, two in zip(
-            *(reading.open_records(p, split) for p in (packed, other)), strict=True
+            *(open_dataset(p).split(split).records for p in (packed, other)), strict=True
         ):
             assert one["frames"] == two["frames"] and one["frame_ids"] == two["frame_ids"]
 
@@ -118,7 +119,7 @@ def record_again(root):
 def colors_of(packed, name):
     """The mean colors of the frames of a packed tracklet, uint8[n, 3]."""
     for split in ("train", "test"):
-        for record in reading.open_records(packed, split):
+        for record in open_dataset(packed).split(split).records:
             if record["frame_ids"][0].startswith(name):
                 pictures = map(simplejpeg.decode_jpeg, record["frames"])
                 return np.array([picture[20:].mean(axis=(0, 1)) for picture in pictures])
@@ -239,14 +240,15 @@ def as_older_version(packed):
 def test_datasets_of_older_versions_are_read_and_updated(root, tmp_path, read, capsys):
     packed = prepare(root, tmp_path / "data")
     as_older_version(packed)
-    before = reading.fingerprint(packed)
-    assert len(reading.open_index(packed, "test").rows) == len(reading.open_records(packed, "test"))
+    before = open_dataset(packed).fingerprint
+    split = open_dataset(packed).split("test")
+    assert len(split.index.rows) == len(split.records)
     capsys.readouterr()
     read.clear()
     assert prepare(root, tmp_path / "data") == packed and not read
     assert f"{packed}: was packed by an older version" in capsys.readouterr().err
     assert prepare(root, tmp_path / "data", update=True) == packed
-    assert len(read) == 6 and reading.fingerprint(packed) == before
+    assert len(read) == 6 and open_dataset(packed).fingerprint == before
     read.clear()
     assert prepare(root, tmp_path / "data", update=True) == packed and not read
 
@@ -261,11 +263,11 @@ def test_without_a_packed_dataset_all_is_packed(root, tmp_path, option):
 @pytest.mark.parametrize("option", ["update", "overwrite"])
 def test_a_failure_keeps_what_is_packed(root, tmp_path, option):
     packed = prepare(root, tmp_path / "data")
-    before = reading.fingerprint(packed)
+    before = open_dataset(packed).fingerprint
     (root / "bob/visible/yard/walk/2.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"2.png"):
         prepare(root, tmp_path / "data", **{option: True})
-    assert reading.fingerprint(packed) == before
+    assert open_dataset(packed).fingerprint == before
 
 
 def test_both_are_refused(root, tmp_path):

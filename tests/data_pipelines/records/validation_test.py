@@ -1,7 +1,5 @@
 """Training identities that are held out: who they are, and that training never sees them."""
 
-import functools
-
 import hitsz_files
 import numpy as np
 import pytest
@@ -9,8 +7,8 @@ import tiny
 
 from data_pipelines import loader, schema
 from data_pipelines.datasets import hitsz_vcm
-from data_pipelines.records import reading
-from data_pipelines.sampling import trainable_labels
+from data_pipelines.records.dataset import open_dataset
+from data_pipelines.sampling import BatchSpec, ClipSpec, trainable_labels
 
 TRAIN = (1, 2, 3, 4, 5, 7)
 SIZE = (hitsz_files.HEIGHT, hitsz_files.WIDTH)
@@ -22,17 +20,17 @@ def packed(tmp_path_factory):
 
 
 def held_out(packed, count):
-    return sorted(set(reading.open_index(packed, "validation", count).identities.tolist()))
+    return sorted(set(open_dataset(packed).split("validation", count).index.identities.tolist()))
 
 
 @pytest.mark.parametrize("count", range(1, 7))
 def test_a_tracklet_is_in_one_part_with_the_facts_of_its_record(packed, count):
-    whole = reading.open_index(packed, "train")
-    stored = {record["tracklet"]: record for record in reading.open_records(packed, "train")}
+    whole = open_dataset(packed).split("train").index
+    stored = {record["tracklet"]: record for record in open_dataset(packed).split("train").records}
     rows, identities = [], {}
     for split in ("train", "validation"):
-        index = reading.open_index(packed, split, count)
-        records = reading.open_records(packed, split, count)
+        index = open_dataset(packed).split(split, count).index
+        records = open_dataset(packed).split(split, count).records
         assert len(records) == len(index.rows)
         identities[split] = sorted(set(index.identities.tolist()))
         for position, record in enumerate(records):
@@ -70,62 +68,50 @@ def test_an_identity_of_one_modality_is_not_held_out(tmp_path):
     with pytest.raises(
         ValueError, match=r"identities is 3: .* has 2 training identities with trac"
     ):
-        reading.open_index(dataset, "train", 3)
+        open_dataset(dataset).split("train", 3)
 
 
 def test_nothing_changes_without_identities_held_out(packed):
-    plain, same = reading.open_index(packed, "train"), reading.open_index(packed, "train", 0)
+    plain, same = (
+        open_dataset(packed).split("train").index,
+        open_dataset(packed).split("train", 0).index,
+    )
     np.testing.assert_array_equal(plain.labels, same.labels)
-    test, other = reading.open_index(packed, "test"), reading.open_index(packed, "test", 3)
+    test, other = (
+        open_dataset(packed).split("test").index,
+        open_dataset(packed).split("test", 3).index,
+    )
     np.testing.assert_array_equal(test.rows, other.rows)
-    assert len(reading.open_records(packed, "test", 3)) == len(test.rows)
+    assert len(open_dataset(packed).split("test", 3).records) == len(test.rows)
     with pytest.raises(ValueError, match=r"split 'validation': .*validation_identities is 0, so "):
-        reading.open_records(packed, "validation")
+        open_dataset(packed).split("validation")
     with pytest.raises(IndexError, match=r"record -1: this part of the split has 12"):
-        reading.open_records(packed, "train", 3)[-1]
+        open_dataset(packed).split("train", 3).records[-1]
 
 
 def test_training_never_sees_them(packed):
-    index = reading.open_index(packed, "train", 2)
-    assert trainable_labels(index).tolist() == [0, 1, 2, 3]
-    left = {name for name in reading.open_index(packed, "train").identities.tolist()}
+    split = open_dataset(packed).split("train", 2)
+    assert trainable_labels(split.index).tolist() == [0, 1, 2, 3]
+    left = {name for name in open_dataset(packed).split("train").index.identities.tolist()}
     left -= set(held_out(packed, 2))
     seen = set()
-    records = reading.open_records(packed, "train", 2)
-    batches = functools.partial(
-        loader.train_batches,
-        packed,
-        clip_length=2,
-        frame_size=SIZE,
-        identities_per_batch=4,
-        tracklets_per_identity=2,
-        seed=0,
-        start_step=0,
-        num_steps=3,
-    )
-    for batch in batches(validation_identities=2):
+    clips, sizes = ClipSpec(2, SIZE), BatchSpec(seed=0, identities=4, tracklets=2)
+    for batch in loader.train_batches(split, clips, sizes, range(3)):
         assert set(batch["labels"].tolist()) == {0, 1, 2, 3}
         for positions, label in zip(batch["positions"], batch["labels"], strict=True):
             for modality, position in enumerate(positions.tolist()):
-                record = records[position]
+                record = split.records[position]
                 assert (record["label"], record["modality"]) == (label, modality)
                 seen.add(record["identity"])
     assert seen == left
     with pytest.raises(ValueError, match="a batch of 4 identities: only 3 have"):
-        batches(validation_identities=3)
+        loader.train_batches(open_dataset(packed).split("train", 3), clips, sizes, range(3))
 
 
 def test_clips_of_the_validation_split(packed):
-    records = reading.open_records(packed, "validation", 2)
-    (batch,) = loader.test_clips(
-        packed,
-        positions=range(len(records)),
-        clip_length=1,
-        frame_size=SIZE,
-        batch_size=8,
-        split="validation",
-        validation_identities=2,
-    )
+    split = open_dataset(packed).split("validation", 2)
+    records = split.records
+    (batch,) = loader.embed_batches(split, ClipSpec(1, SIZE), range(len(split)), batch_size=8)
     assert batch["position"].tolist() == list(range(8)) and len(records) == 8
     for position, record in enumerate(records):
         np.testing.assert_array_equal(batch["keypoints"][position, 0], record["keypoints"][0])

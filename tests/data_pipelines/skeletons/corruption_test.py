@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from data_pipelines import loader
 from data_pipelines.datasets import hitsz_vcm
-from data_pipelines.records import reading
+from data_pipelines.records.dataset import open_dataset
+from data_pipelines.sampling import ClipSpec
 from data_pipelines.skeletons import corruption
 from data_pipelines.skeletons.corruption import Corruption, parse
 
@@ -144,12 +145,10 @@ def test_other_skeletons_are_resampled_and_resized():
 
 def clips(packed, kind, **settings):
     """Returns the frames and keypoints of clips by position and number of the clip."""
-    index = reading.open_index(packed, "test")
-    settings = {"positions": range(len(index.rows)), "batch_size": 4, "mode": "dense", **settings}
+    split = open_dataset(packed).split("test")
+    settings = {"positions": range(len(split)), "batch_size": 4, "mode": "dense", **settings}
     found, frames = {}, {}
-    for batch in loader.test_clips(
-        packed, clip_length=5, frame_size=SIZE, corruption=kind, **settings
-    ):
+    for batch in loader.embed_batches(split, ClipSpec(5, SIZE), corruption=kind, **settings):
         for place, position in enumerate(batch["position"].tolist()):
             if position >= 0:
                 key = (position, sum(known == position for known, _ in found))
@@ -171,7 +170,8 @@ def test_batches_decide_nothing(packed, text):
 
 
 def test_swapped_clips_are_those_of_the_other_tracklet(packed):
-    records, index = reading.open_records(packed, "test"), reading.open_index(packed, "test")
+    split = open_dataset(packed).split("test")
+    records, index = split.records, split.index
     sources = corruption.other_people(index.identities, index.modalities)
     swapped, _ = clips(packed, Corruption("swap_people"))
     for position, source in enumerate(sources):

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from data_pipelines import schema
 from data_pipelines.datasets import hitsz_vcm
 from data_pipelines.io import files, frames
-from data_pipelines.records import reading
+from data_pipelines.records.dataset import open_dataset
 from data_pipelines.skeletons import extraction, pose, sources
 
 ROOT = Path(__file__).parents[3]
@@ -548,9 +548,9 @@ def test_the_command_survives_a_kill(tmp_path):
     assert len(list(pictures.iterdir())) == 4
 
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
-    index = reading.open_index(packed, "train")
+    index = open_dataset(packed).split("train").index
     assert not index.missing_skeletons.any()
-    record = reading.open_records(packed, "train")[0]
+    record = open_dataset(packed).split("train").records[0]
     with sources.open_keypoints(output) as source:
         row = next(row for row in rows if row.row == record["tracklet"])
         np.testing.assert_array_equal(record["keypoints"], source.read(row))

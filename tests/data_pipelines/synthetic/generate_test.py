@@ -10,7 +10,7 @@ import pytest
 import simplejpeg
 
 from data_pipelines.datasets import bupt_lists, hitsz_vcm
-from data_pipelines.records import reading
+from data_pipelines.records.dataset import open_dataset
 from data_pipelines.schema import INFRARED, VISIBLE
 from data_pipelines.synthetic import contact_sheet, generate, people, plan
 from data_pipelines.synthetic.plan import SIZES, PlannedTracklet
@@ -276,7 +276,7 @@ def test_attributes_name_every_tracklet(root):
 
 def test_packed_records_say_that_the_people_are_drawn(root, tmp_path):
     packed = hitsz_vcm.prepare(root, tmp_path)
-    assert reading.is_synthetic(packed)
+    assert open_dataset(packed).is_synthetic
 
 
 def test_a_finished_dataset_is_left_unchanged(root, capsys):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
-from data_pipelines.records.reading import fingerprint
+from data_pipelines.records.dataset import open_dataset
 from star_jax.distributed import parallel, processes
 from star_jax.models import build_model
 from star_jax.training import checkpoint, loop
@@ -213,7 +213,7 @@ checkpoint._restore_arrays = unlucky
 """
 
 MIXED = """
-from data_pipelines.records.reading import fingerprint
+from data_pipelines.records.dataset import open_dataset
 from star_jax.distributed import parallel
 from star_jax.training import loop
 make_mesh = parallel.make_mesh
@@ -280,7 +280,7 @@ def test_all_try_again_and_all_go_back_for_one(dataset, tmp_path):
     with checkpoint.open_manager(workdir, 2) as manager:
         for step in (9, 12):
             state = tiny.random_state(shapes).replace(step=np.int32(step))
-            checkpoint.save(manager, state, saved.to_dict(), fingerprint(dataset))
+            checkpoint.save(manager, state, saved.to_dict(), open_dataset(dataset).fingerprint)
         checkpoint.finish(manager)
     config = tiny.config_file(tmp_path, dataset, "config.parallel.fsdp = 2", base="baseline")
     process = start(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tiny import embeddings
 
 from data_pipelines.errors import InputError
+from data_pipelines.schema import INFRARED, VISIBLE
 from star_jax.evaluation import search
 
 ANY = {"query_modality": "any", "gallery_modality": "any"}
@@ -34,24 +35,29 @@ def test_finds_what_trying_all_finds(sizes, same, query_modality, gallery_modali
         gallery_modality=gallery_modality,
         top=top,
     )
-    chosen = [q for q in range(len(query.rows)) if query_modality in ("any", query.modalities[q])]
+    wanted, searched = (
+        {"any": (0, 1), "visible": (0,), "infrared": (1,)}[name]
+        for name in (query_modality, gallery_modality)
+    )
+    asked, stored = query.index, gallery.index
+    chosen = [q for q in range(sizes[0]) if asked.modalities[q] in wanted]
     assert [result.query for result in found.results] == chosen
     for result in found.results:
         q = result.query
         scored = [
-            (-float(query.embeddings[q] @ gallery.embeddings[g]), g)
-            for g in range(len(gallery.rows))
-            if gallery_modality in ("any", gallery.modalities[g]) and not (same and g == q)
+            (-float(query.vectors[q] @ gallery.vectors[g]), g)
+            for g in range(len(gallery.vectors))
+            if stored.modalities[g] in searched and not (same and g == q)
         ]
         ranked = sorted(scored)
         expected = ranked[:top]
         assert [match.position for match in result.matches] == [g for _, g in expected]
         for match, (score, g) in zip(result.matches, expected, strict=True):
             assert match.score == pytest.approx(-score, abs=1e-5)
-            names = query.identities[q], gallery.identities[g]
+            names = asked.identities[q], stored.identities[g]
             assert match.same == (None if "unknown" in names else names[0] == names[1])
-        name = query.identities[q]
-        ranks = [n for n, (_, g) in enumerate(ranked, 1) if gallery.identities[g] == name]
+        name = asked.identities[q]
+        ranks = [n for n, (_, g) in enumerate(ranked, 1) if stored.identities[g] == name]
         assert result.first_match == (None if name == "unknown" else min(ranks, default=0))
 
 
@@ -64,14 +70,14 @@ def of_similarity(similarity, queries, gallery):
     return (
         embeddings(
             len(names),
-            embeddings=vectors.astype(np.float32),
+            vectors=vectors.astype(np.float32),
             identities=np.array(names),
-            modalities=np.full(len(names), modality),
-            provenance={"dataset": modality},
+            modalities=np.full(len(names), modality, np.int32),
+            provenance={"dataset": str(modality)},
         )
         for vectors, names, modality in (
-            (own, queries, "infrared"),
-            (others, gallery, "visible"),
+            (own, queries, INFRARED),
+            (others, gallery, VISIBLE),
         )
     )
 
@@ -115,7 +121,7 @@ def test_without_a_true_match_there_are_no_scores():
 
 def test_a_tracklet_is_no_match_of_itself_in_the_scores():
     vectors = np.array([[1, 0], [0, 1], [0.8, 0.6]], np.float32)
-    own = embeddings(3, embeddings=vectors, identities=np.array(["a", "a", "b"]))
+    own = embeddings(3, vectors=vectors, identities=np.array(["a", "a", "b"]))
     found = search.search(own, own, **ANY)
     assert [result.first_match for result in found.results] == [2, 2, 0]
     assert found.scores["rank1"] == 0 and found.scores["map"] == 50
@@ -142,7 +148,7 @@ def test_a_tracklet_finds_its_like_in_another_dataset_or_split():
     "changes",
     [
         {"weights": "4567"},
-        {"config": "def"},
+        {"network": "def"},
         {"step": 4},
         {"clips": "dense"},
         {"clip_length": 3},
@@ -169,7 +175,7 @@ def test_embeddings_of_another_width_are_refused():
 
 
 def test_a_modality_that_nobody_has_is_named():
-    visible = embeddings(2, modalities=np.array(["visible", "visible"]))
+    visible = embeddings(2, modalities=np.zeros(2, np.int32))
     with pytest.raises(
         ValueError, match=r"^query: none of the 2 tracklets .* is infrared; .* --query_modality"
     ):

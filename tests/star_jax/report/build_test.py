@@ -11,9 +11,9 @@ from browser import CHROMIUM, look_at
 from etils import epath
 
 from data_pipelines.errors import InputError
-from data_pipelines.records.reading import open_index
+from data_pipelines.records.dataset import open_dataset
 from data_pipelines.skeletons.corruption import parse
-from star_jax.evaluation.embed import Options, evaluate_checkpoint
+from star_jax.evaluation.evaluate import Options, evaluate_checkpoint
 from star_jax.network import restore_network
 from star_jax.report import analysis
 from star_jax.report.build import write_report
@@ -66,12 +66,12 @@ def test_a_browser_shows_the_page_without_errors_and_overflow(tmp_path, dataset)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
 
     network = restore_network(workdir, None)
-    index = open_index(dataset, "test")
-    details = analysis.read_details(network, str(dataset), index, np.arange(len(index.rows)))
+    split = open_dataset(dataset).split("test")
+    details = analysis.read_details(network, split, np.arange(len(split)))
     np.testing.assert_allclose(details.powers.sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(details.favorites.sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(details.to_features.sum(2), 1, rtol=1e-5)
-    assert details.hidden.shape[:2] == (len(index.rows), 17)
+    assert details.hidden.shape[:2] == (len(split), 17)
 
     # Every run of the command gives the same page, but for its date.
     write_report(workdir, 12, output=tmp_path / "again.html", command="python launch/report.py")

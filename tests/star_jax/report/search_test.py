@@ -16,7 +16,8 @@ from browser import CHROMIUM, look_at
 from data_pipelines.coco17 import JOINTS
 from data_pipelines.datasets import folder
 from data_pipelines.io import remote
-from data_pipelines.records import copies, reading
+from data_pipelines.records import copies
+from data_pipelines.records.dataset import open_dataset
 from data_pipelines.skeletons.sheets import evenly_spaced
 from star_jax.evaluation.search import search
 from star_jax.report import pictures
@@ -28,14 +29,14 @@ JOINT = (12, 20)  # x, y of the left shoulder in frames of 32 x 64 pixels
 
 def embedded(dataset, **changes):
     """Returns random embeddings of the tracklets of a packed dataset."""
-    index, records = reading.open_index(dataset, "test"), reading.open_records(dataset, "test")
+    split = open_dataset(dataset).split("test")
     return tiny.embeddings(
-        len(index.rows),
-        identities=index.identities,
-        cameras=index.camera_names,
-        first_frames=np.array([record["frame_ids"][0] for record in records]),
+        len(split),
+        identities=split.index.identities,
+        camera_names=split.index.camera_names,
+        first_frames=np.array([record["frame_ids"][0] for record in split.records]),
         dataset_dir=str(dataset),
-        provenance={"dataset": reading.fingerprint(dataset)},
+        provenance={"dataset": split.dataset.fingerprint},
         **changes,
     )
 
@@ -76,9 +77,8 @@ def painted(tmp_path_factory):
                 )
                 file[name] = skeleton
     dataset = folder.prepare(source, root / "data")
-    index = reading.open_index(dataset, "test")
-    names = np.array(["visible", "infrared"])[index.modalities]
-    return embedded(dataset, modalities=names)
+    index = open_dataset(dataset).split("test").index
+    return embedded(dataset, modalities=index.modalities)
 
 
 def page_of(query, gallery=None, *, warnings=None, count=20, **options):
@@ -158,7 +158,7 @@ def test_the_rank_of_a_first_true_match_below_the_shown_ones():
     assert far
     shown = [int(rank) for rank in re.findall(r"first true match at rank (\d+) of 40", page)]
     assert shown == [result.first_match for result in found.results if result.first_match]
-    unknown = (own.identities == "unknown").sum()
+    unknown = (own.index.identities == "unknown").sum()
     assert page.count("identity unknown;") == unknown
 
 
@@ -223,11 +223,11 @@ def test_queries_and_gallery_may_be_of_two_datasets(painted, hostile):
 
 def test_pictures_are_of_the_dataset_that_was_embedded(hostile, tmp_path):
     """The other dataset has the same identities and rows, but another picture."""
-    for identity in hostile.identities:
+    for identity in hostile.index.identities:
         path = tmp_path / "source" / str(identity) / "visible/1/\x1b[2Jwalk" / "1.jpg"
         video_files.write_image(path, np.full((40, 24, 3), 90, np.uint8))
     other = folder.prepare(tmp_path / "source", tmp_path / "data", without_skeletons=True)
-    assert embedded(other).identities.tolist() == hostile.identities.tolist()
+    assert embedded(other).index.identities.tolist() == hostile.index.identities.tolist()
     warnings = []
     moved = dataclasses.replace(hostile, dataset_dir=str(other))
     assert pictures.open_spread_frames(moved, warnings.append) is None

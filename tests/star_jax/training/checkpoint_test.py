@@ -23,7 +23,7 @@ import tiny
 from etils import epath
 
 from data_pipelines.errors import InputError
-from data_pipelines.records.reading import fingerprint
+from data_pipelines.records.dataset import open_dataset
 from star_jax.distributed import parallel
 from star_jax.models import build_model
 from star_jax.optim import make_optimizer
@@ -419,7 +419,9 @@ def test_a_full_disk_is_one_line_and_spares_the_checkpoints(state, dataset, tmp_
     workdir = tmp_path / "run"
     with checkpoint.open_manager(workdir, None) as manager:
         saved = dataclasses.replace(state, step=jnp.int32(9))
-        checkpoint.save(manager, saved, tiny.baseline(dataset).to_dict(), fingerprint(dataset))
+        checkpoint.save(
+            manager, saved, tiny.baseline(dataset).to_dict(), open_dataset(dataset).fingerprint
+        )
     before = content(workdir / "checkpoints" / "9" / "variables").read_bytes()
     result = subprocess.run(
         command(config, workdir),

@@ -18,9 +18,9 @@ from etils import epath
 
 import star_jax
 from data_pipelines.errors import InputError
-from data_pipelines.records.reading import open_index, open_records
+from data_pipelines.records.dataset import open_dataset
 from star_jax.distributed import parallel
-from star_jax.evaluation.embed import evaluate_checkpoint
+from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.models import FrameFeatures, Skeletons, build_model
 from star_jax.network import load_weights
 from star_jax.training import checkpoint, loop
@@ -78,12 +78,12 @@ def packed(package, source):
 
 @pytest.mark.slow
 def test_the_dataset_of_the_documentation_reads_its_names(packed, package, source, monkeypatch):
-    index = open_index(packed, "test")
+    index = open_dataset(packed).split("test").index
     assert index.identities.tolist() == [f"{person:04}" for person in (6, 7, 8) for _ in range(4)]
     assert index.cameras.tolist() == [1, 2, 3, 4] * 3
     assert index.modalities.tolist() == [0, 0, 1, 1] * 3
     assert set(index.num_frames) == {5} and not index.missing_skeletons.any()
-    record = open_records(packed, "test")[5]
+    record = open_dataset(packed).split("test").records[5]
     assert record["frame_ids"][1:4] == [
         f"test/0007_c2v_s1_{frame:06}.jpg" for frame in (10, 11, 101)
     ]
@@ -201,7 +201,7 @@ def test_a_pose_guided_pooling_needs_a_config_alone(package, packed, tmp_path, m
     assert "keypoint_graph" not in state.params  # no skeleton branch
     assert state.params["classifier"]["kernel"].shape == (6 * 32, 6)  # the whole, and five parts
 
-    network = star_jax.load_weights(tmp_path / "run")
+    network = star_jax.load_weights(tmp_path / "run", trusted=("my_package",))
     frames = np.random.default_rng(0).normal(size=(1, 2, 64, 48, 3)).astype(np.float32)
     joints = np.full((1, 2, 17, 3), 20, np.float32)
     embed = jax.jit(functools.partial(network.model.apply, modality="visible"))

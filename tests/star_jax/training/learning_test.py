@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import simplejpeg
@@ -21,13 +22,16 @@ from data_pipelines import schema
 from data_pipelines.coco17 import MIRROR
 from data_pipelines.loader import train_batches
 from data_pipelines.records import packing
+from data_pipelines.records.dataset import open_dataset
+from data_pipelines.sampling import BatchSpec, ClipSpec
 from data_pipelines.synthetic import generate
 from data_pipelines.synthetic.plan import SIZES, PlannedTracklet
 from star_jax import augment
 from star_jax.distributed.parallel import make_mesh
-from star_jax.evaluation.embed import embed_split
+from star_jax.embedding.embed import embed_split
 from star_jax.evaluation.retrieval import evaluate_retrieval
 from star_jax.models import build_model
+from star_jax.network import Network
 from star_jax.training import loop, steps
 
 PEOPLE, TRACKLETS, FRAMES = 8, 2, 4  # tracklets of each person, modality and split
@@ -157,11 +161,12 @@ def require_each_parameter_trained(run):
 def require_no_dropout(run):
     """Requires that the rates of dropout do not change embeddings, and nor does a repetition."""
     mesh = make_mesh(devices=jax.devices()[:1])
+    split = open_dataset(run.config.data.dir).split("test")
     without = run.config.copy_and_resolve_references()
     without.model.dropout_rate = without.model.attention_dropout_rate = 0.0
     assert run.config.model.dropout_rate > 0 and run.config.model.attention_dropout_rate > 0
     first, again, expected = (
-        embed_split(config, build_model(config.model), run.state.variables, mesh)
+        embed_split(Network(0, config, build_model(config.model), run.state.variables, mesh), split)
         for config in (run.config, run.config, without)
     )
     np.testing.assert_array_equal(first, again)
@@ -189,14 +194,10 @@ def require_joints_on_their_pixels(folder):
     config = tiny.config(pack(folder / "source", {"train": rows}))
     config.augment.update({"erasing_probability": 0.0, "style": False})
     (batch,) = train_batches(
-        config.data.dir,
-        clip_length=FRAMES,
-        frame_size=(HEIGHT, WIDTH),
-        identities_per_batch=4,
-        tracklets_per_identity=2,
-        seed=0,
-        start_step=0,
-        num_steps=1,
+        open_dataset(config.data.dir).split("train"),
+        ClipSpec(FRAMES, (HEIGHT, WIDTH)),
+        BatchSpec(seed=0, identities=4, tracklets=2),
+        range(1),
     )
     step = jax.jit(lambda key, batch: steps.augmented(key, batch, config.augment))
     frames, keypoints = jax.device_get(step(jax.random.key(0), batch))
@@ -262,10 +263,10 @@ def test_a_learning_rate_of_zero_is_noticed(train, rates):
 @pytest.mark.slow
 def test_dropout_in_evaluation_is_noticed(train, monkeypatch):
     run = train("STAR", num_steps=1)
-    call = nn.Dropout.__call__
 
-    def always(self, inputs, deterministic=None, rng=None):
-        return call(self, inputs, deterministic=False, rng=jax.random.key(0))
+    def always(self, inputs):
+        kept = jax.random.bernoulli(jax.random.key(0), 1 - self.rate, inputs.shape)
+        return jnp.where(kept, inputs / (1 - self.rate), 0)
 
     monkeypatch.setattr(nn.Dropout, "__call__", always)
     steps.make_embed_step.cache_clear()

@@ -19,14 +19,17 @@ import numpy as np
 import pytest
 import tiny
 
+from data_pipelines import loader
 from data_pipelines.errors import InputError, OutOfMemoryError
-from data_pipelines.records.reading import fingerprint
+from data_pipelines.records.dataset import open_dataset
 from star_jax.distributed import memory, parallel, processes
-from star_jax.evaluation import embed
-from star_jax.evaluation.embed import embed_split, evaluate_checkpoint
+from star_jax.embedding import embed
+from star_jax.embedding.embed import embed_split
+from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.models import build_model
-from star_jax.network import load_weights
+from star_jax.network import Network, load_weights
 from star_jax.training import checkpoint, initialization, loop
+from star_jax.training.run import continued
 from star_jax.training.steps import abstract_state, initial_state
 
 ROOT = Path(__file__).parents[3]
@@ -73,10 +76,10 @@ class Killed(Exception):
 @contextlib.contextmanager
 def killed_after(monkeypatch, num_batches):
     """Makes the loader fail after some batches, as if the process was killed."""
-    loader = loop.train_batches
+    whole_loader = loop.train_batches
 
     def dying_loader(*args, **kwargs):
-        for number, batch in enumerate(loader(*args, **kwargs)):
+        for number, batch in enumerate(whole_loader(*args, **kwargs)):
             if number == num_batches:
                 raise Killed
             yield batch
@@ -99,7 +102,10 @@ def test_a_run_leaves_everything_that_it_should(whole_run, dataset):
     assert config["data"]["dir"] == str(dataset) and config["optim"]["epochs"] == 12
     environment = json.loads((whole_run / "run.json").read_text())
     assert environment["packages"]["jax"] == jax.__version__
-    assert environment["dataset"] == {"dir": str(dataset), "fingerprint": fingerprint(dataset)}
+    assert environment["dataset"] == {
+        "dir": str(dataset),
+        "fingerprint": open_dataset(dataset).fingerprint,
+    }
     assert environment["seconds_in_all"] == environment["seconds"]
     assert environment["seconds"] > environment["seconds_to_first_step"]
     assert list((whole_run / "tensorboard").iterdir())
@@ -120,19 +126,20 @@ def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, ke
     """Checks training and evaluation; loader_test.py tests the loader itself."""
     asked = []
 
-    def loader(*args, joints, **kwargs):
-        asked.append(joints)
+    def load(split, spec, *args, **kwargs):
+        asked.append(spec.joints)
         raise Killed
 
-    monkeypatch.setattr(loop, "train_batches", loader)
-    monkeypatch.setattr(embed, "test_clips", loader)
+    monkeypatch.setattr(loop, "train_batches", load)
+    monkeypatch.setattr(loader, "embed_batches", load)
     config = tiny.baseline(dataset)
     config.model.keypoints = keypoints
     config.augment.move_keypoints = keypoints == "relative"
     with pytest.raises(Killed):
         loop.train(config, tmp_path)
     with pytest.raises(Killed):
-        embed_split(config, build_model(config.model), None, parallel.make_mesh())
+        network = Network(0, config, build_model(config.model), None, parallel.make_mesh())
+        embed_split(network, open_dataset(dataset).split("test"))
     assert asked == [keypoints, keypoints]
 
 
@@ -407,7 +414,7 @@ def test_a_run_that_resumes_keeps_the_origin_of_its_weights(tmp_path, caplog):
     manifest = checkpoint.Manifest(before, "0123", {}, {})
     config = tiny.baseline("data")
     config.init.checkpoint = "runs/other"
-    found = loop.continued(config, manifest, tmp_path / "checkpoints", "0123")
+    found = continued(config, manifest, tmp_path / "checkpoints", "0123")
     assert found.init.to_dict() == {
         **{"backbone": "resnet.pth", "checkpoint": ""},
         "other_backbone": False,
@@ -416,7 +423,7 @@ def test_a_run_that_resumes_keeps_the_origin_of_its_weights(tmp_path, caplog):
     (ignored,) = caplog.messages
     assert "config.init.checkpoint=runs/other is ignored" in ignored and str(tmp_path) in ignored
     caplog.clear()
-    loop.continued(found, manifest, tmp_path / "checkpoints", "0123")  # the same command
+    continued(found, manifest, tmp_path / "checkpoints", "0123")  # the same command
     assert not caplog.messages
 
 
@@ -453,14 +460,8 @@ def test_an_evaluation_that_does_not_fit_says_what_to_do(monkeypatch):
     monkeypatch.setattr(embed, "make_embed_step", lambda *_: step)
     frames = {"frames": np.zeros((8, 1)), "keypoints": np.zeros((8, 1))}
     with pytest.raises(OutOfMemoryError, match=r"config\.eval\.batch_size"):
-        embed.embed_batches(
-            None,
-            None,
-            parallel.make_mesh(),
-            [("visible", frames)],
-            batch_size=8,
-            num_tracklets=1,
-        )
+        network = Network(0, tiny.baseline("elsewhere"), None, None, parallel.make_mesh())
+        embed.embed_clips(network, [("visible", frames)], batch_size=8, num_tracklets=1)
 
 
 @pytest.mark.parametrize(
@@ -476,13 +477,13 @@ def test_a_checkpoint_whose_config_is_none_is_refused(tmp_path, stored, named):
     config = tiny.baseline("data")
     manifest = checkpoint.Manifest(stored, "0123", {}, {})
     with pytest.raises(InputError, match=rf"{tmp_path}.*{named}"):
-        loop.continued(config, manifest, tmp_path, "0123")
+        continued(config, manifest, tmp_path, "0123")
     for key in ("epochs", "lr"):
         before = config.to_dict()
         before["optim"] = {**before["optim"], key: "many"}
         manifest = checkpoint.Manifest(before, "0123", {}, {})
         with pytest.raises(InputError, match=rf"{tmp_path}.*config\.optim\.{key} is 'many'"):
-            loop.continued(config, manifest, tmp_path, "0123")
+            continued(config, manifest, tmp_path, "0123")
 
 
 def test_a_protocol_that_cannot_score_the_dataset_is_refused_at_once(dataset, tmp_path):
@@ -547,9 +548,10 @@ def test_without_config_json_the_checkpoints_hold_the_config(whole_run, dataset,
 @pytest.mark.slow
 def test_the_devices_need_not_divide_the_batch_of_an_evaluation(whole_run, dataset):
     network = load_weights(whole_run)
-    expected = embed_split(*network[1:])
+    split = open_dataset(dataset).split("test")
+    expected = embed_split(network, split)
     network.config.eval.batch_size = 3  # for 8 devices
-    np.testing.assert_allclose(embed_split(*network[1:]), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(embed_split(network, split), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

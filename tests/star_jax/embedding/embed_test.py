@@ -25,11 +25,12 @@ from hypothesis import strategies as st
 
 from data_pipelines.datasets import folder
 from data_pipelines.errors import InputError
-from data_pipelines.records import reading
+from data_pipelines.records.dataset import open_dataset
 from data_pipelines.skeletons.corruption import parse
 from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
-from star_jax.evaluation import embed, embeddings
+from star_jax.embedding import embed, embeddings
+from star_jax.evaluation.evaluate import Options, evaluate_checkpoint
 from star_jax.evaluation.search import search
 from star_jax.models.pooling import GuidedPooling
 from star_jax.network import load_weights
@@ -59,12 +60,16 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedded(workdir, packed):
-    return embed.embed_dataset(load_weights(workdir), packed)
+    return embed.embed(load_weights(workdir), split_of(packed))
+
+
+def split_of(packed):
+    return open_dataset(packed).split("test")
 
 
 @pytest.mark.slow
 def test_generated_videos_are_footage(footage, packed):
-    index = reading.open_index(packed, "test")
+    index = open_dataset(packed).split("test").index
     assert set(index.identities) == {"0007", "0008"}
     assert set(index.modalities) == {0, 1}
     assert (index.missing_skeletons < index.num_frames).all()
@@ -78,31 +83,29 @@ def test_generated_videos_are_footage(footage, packed):
 
 
 def test_each_tracklet_is_embedded(embedded, packed):
-    index = reading.open_index(packed, "test")
-    assert embedded.embeddings.shape[0] == len(index.rows)
-    np.testing.assert_allclose(np.linalg.norm(embedded.embeddings, axis=1), 1, rtol=1e-5)
-    assert embedded.modalities.tolist() == [
-        ("visible", "infrared")[modality] for modality in index.modalities
-    ]
-    assert embedded.cameras.tolist() == index.camera_names.tolist()
+    split = split_of(packed)
+    assert embedded.vectors.shape[0] == len(split)
+    np.testing.assert_allclose(np.linalg.norm(embedded.vectors, axis=1), 1, rtol=1e-5)
+    for name, column in vars(split.index).items():
+        np.testing.assert_array_equal(getattr(embedded.index, name), column)
     assert embedded.dataset_dir == str(packed)
     made = embedded.provenance
-    assert (made.step, made.dataset) == (0, reading.fingerprint(packed))
+    assert (made.step, made.dataset) == (0, split.dataset.fingerprint)
     how = (made.split, made.clips, made.clip_length, made.flip, made.corruption)
     assert how == ("test", "first", 2, False, "none")
-    assert embedded.first_frames[0] == reading.open_records(packed, "test")[0]["frame_ids"][0]
+    assert embedded.first_frames[0] == split.records[0]["frame_ids"][0]
 
 
 @pytest.mark.slow
 def test_any_split_can_be_embedded(workdir, tmp_path):
-    dataset = tiny.packed_dataset(tmp_path)
-    network = load_weights(workdir)
-    train = embed.embed_dataset(network, dataset, "train")
-    assert train.identities.tolist() == reading.open_index(dataset, "train").identities.tolist()
-    dense = embed.embed_dataset(network, dataset, "train", clips="dense")
-    assert np.abs(dense.embeddings - train.embeddings).max() > 1e-4
+    dataset = open_dataset(tiny.packed_dataset(tmp_path))
+    network, split = load_weights(workdir), dataset.split("train")
+    train = embed.embed(network, split)
+    assert train.index.identities.tolist() == split.index.identities.tolist()
+    dense = embed.embed(network.with_config(**{"eval.clips": "dense"}), split)
+    assert np.abs(dense.vectors - train.vectors).max() > 1e-4
     with pytest.raises(ValueError, match="split 'query'"):
-        embed.embed_dataset(network, dataset, "query")
+        dataset.split("query")
 
 
 @pytest.mark.slow
@@ -112,24 +115,22 @@ def test_a_checkpoint_is_evaluated_in_several_ways(workdir, tmp_path):
     for change, clips, options in (
         ({}, "first", {}),
         (
-            {"options": embed.Options(clip_length=3, rerank=True)},
+            {"options": Options(clip_length=3, rerank=True)},
             "first",
             ["clip_length", "rerank"],
         ),
         ({"clips": "linspace"}, "linspace", {}),
-        ({"flip": True, "options": embed.Options(expansion=2)}, "first", ["flip", "expansion"]),
+        ({"flip": True, "options": Options(expansion=2)}, "first", ["flip", "expansion"]),
     ):
-        report, path = embed.evaluate_checkpoint(
-            epath.Path(workdir), None, dataset_dir=dataset, **change
-        )
+        report, path = evaluate_checkpoint(epath.Path(workdir), None, dataset_dir=dataset, **change)
         assert report["clips"] == clips and list(report["options"]) == list(options)
         reports[path] = report
     assert len(reports) == 4 and all(path.exists() for path in reports)
     with pytest.raises(
         ValueError, match=r"config\.data\.clip_length is 2000: use an integer from 1"
     ):
-        embed.evaluate_checkpoint(
-            epath.Path(workdir), None, dataset_dir=dataset, options=embed.Options(clip_length=2000)
+        evaluate_checkpoint(
+            epath.Path(workdir), None, dataset_dir=dataset, options=Options(clip_length=2000)
         )
 
 
@@ -137,24 +138,23 @@ def test_skeletons_that_are_not_used_cannot_be_corrupted(workdir):
     with pytest.raises(
         ValueError, match=r"^--corrupt=drop:0\.3: the network of .* uses no skeletons"
     ):
-        embed.evaluate_checkpoint(
-            epath.Path(workdir), None, options=embed.Options(corruption=parse("drop:0.3"))
+        evaluate_checkpoint(
+            epath.Path(workdir), None, options=Options(corruption=parse("drop:0.3"))
         )
 
 
 def test_skeletons_are_needed_by_a_guided_network_only(workdir, footage, tmp_path):
-    packed = folder.prepare(footage, tmp_path, without_skeletons=True)
+    split = split_of(folder.prepare(footage, tmp_path, without_skeletons=True))
     network = load_weights(workdir)
-    assert np.isfinite(embed.embed_dataset(network, packed).embeddings).all()
+    assert np.isfinite(embed.embed(network, split).vectors).all()
     guided = network._replace(model=network.model.clone(pooling=GuidedPooling()))
     with pytest.raises(ValueError, match="guided by skeletons"):
-        embed.embed_dataset(guided, packed)
+        embed.embed(guided, split)
 
 
-def test_what_is_not_packed_says_how_to_pack_it(workdir, footage):
-    network = load_weights(workdir)
+def test_what_is_not_packed_says_how_to_pack_it(footage):
     with pytest.raises(FileNotFoundError, match=r"launch/prepare.py --dataset=folder --source="):
-        embed.embed_dataset(network, footage)
+        embed.open_to_embed(footage)
 
 
 def test_files_hold_what_was_embedded(embedded, tmp_path):
@@ -163,19 +163,24 @@ def test_files_hold_what_was_embedded(embedded, tmp_path):
     assert sorted(path.name for path in npz.parent.iterdir()) == ["mine.v1.csv", "mine.v1.npz"]
     loaded = embeddings.load(npz)
     assert loaded.provenance == embedded.provenance
-    for field in dataclasses.fields(embedded):
-        value, expected = getattr(loaded, field.name), getattr(embedded, field.name)
-        assert type(value) is type(expected)
-        np.testing.assert_array_equal(value, expected)
+    assert loaded.dataset_dir == embedded.dataset_dir
+    stored = {**vars(loaded.index), "vectors": loaded.vectors, "first": loaded.first_frames}
+    written = {**vars(embedded.index), "vectors": embedded.vectors, "first": embedded.first_frames}
+    for name, column in written.items():
+        assert stored[name].dtype == column.dtype
+        np.testing.assert_array_equal(stored[name], column)
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["first_frame"] for row in rows] == embedded.first_frames.tolist()
-    assert [int(row["frames"]) for row in rows] == embedded.num_frames.tolist()
+    assert [int(row["frames"]) for row in rows] == embedded.index.num_frames.tolist()
+    assert [row["camera"] for row in rows] == embedded.index.camera_names.tolist()
+    assert {row["modality"] for row in rows} == {"visible", "infrared"}
 
 
 def changed(embedded, **arrays):
-    provenance = json.dumps(dataclasses.asdict(embedded.provenance))
-    return dataclasses.asdict(embedded) | {"provenance": provenance} | arrays
+    """Returns the arrays of a file of embeddings, some of them changed."""
+    with np.load(io.BytesIO(embeddings.as_npz(embedded, "x"))) as file:
+        return {name: file[name] for name in file.files if name != "format"} | arrays
 
 
 def test_files_of_another_kind_are_refused(embedded, tmp_path):
@@ -185,7 +190,7 @@ def test_files_of_another_kind_are_refused(embedded, tmp_path):
     with pytest.raises(ValueError, match=r"other.npz: holds features"):
         embeddings.load(tmp_path / "other.npz")
     os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(InputError, match=r"pipe\.npz: is a folder, a pipe or a device"):
         embeddings.load(tmp_path / "pipe.npz")
     np.save(tmp_path / "array.npy", np.zeros(3))
     with pytest.raises(ValueError, match=r"array.npy: not a readable .npz"):
@@ -193,17 +198,16 @@ def test_files_of_another_kind_are_refused(embedded, tmp_path):
     np.savez(tmp_path / "pickled.npz", features=np.array([{}], object))
     with pytest.raises(ValueError, match=r"pickled.npz: holds features"):
         embeddings.load(tmp_path / "pickled.npz")
+    count, vectors = len(embedded.vectors), embedded.vectors
     broken = {
-        "not float32": changed(embedded, embeddings=embedded.embeddings.astype(np.float64)),
-        "must have length 1": changed(
-            embedded, embeddings=embedded.embeddings * np.float32(np.nan)
-        ),
-        "cameras is": changed(embedded, cameras=embedded.cameras[1:]),
-        "identities is": changed(embedded, identities=embedded.rows),
-        "modality 'thermal'": changed(embedded, modalities=np.full(len(embedded.rows), "thermal")),
-        "first_frames hold": changed(embedded, first_frames=np.full(len(embedded.rows), "\ud800")),
+        "not float32": changed(embedded, vectors=vectors.astype(np.float64)),
+        "must have length 1": changed(embedded, vectors=vectors * np.float32(np.nan)),
+        "cameras is": changed(embedded, cameras=embedded.index.cameras[1:]),
+        "identities is": changed(embedded, identities=embedded.index.rows),
+        "modality 2": changed(embedded, modalities=np.full(count, 2, np.int32)),
+        "first_frames hold": changed(embedded, first_frames=np.full(count, "\ud800")),
         "identities hold": changed(
-            embedded, identities=np.full(len(embedded.rows), 2**31, np.uint32).view("<U1")
+            embedded, identities=np.full(count, 2**31, np.uint32).view("<U1")
         ),
         "provenance, '": changed(embedded, provenance="[" * 100_000),
     }
@@ -213,7 +217,7 @@ def test_files_of_another_kind_are_refused(embedded, tmp_path):
             embedded, provenance=json.dumps(facts)
         )
     for message, wrong in broken.items():
-        np.savez(tmp_path / "broken.npz", format="star_jax embeddings 4", **wrong)
+        np.savez(tmp_path / "broken.npz", format="star_jax embeddings 5", **wrong)
         with pytest.raises(InputError, match=re.escape(message)):
             embeddings.load(tmp_path / "broken.npz")
 
@@ -228,7 +232,7 @@ def test_files_without_provenance_are_refused(embedded, tmp_path):
 
 
 def test_a_name_that_is_not_unicode_is_refused(embedded, tmp_path):
-    names = np.full(len(embedded.rows), os.fsdecode(b"\xff.jpg"))
+    names = np.full(len(embedded.vectors), os.fsdecode(b"\xff.jpg"))
     with pytest.raises(InputError, match="first_frames"):
         embeddings.save(tmp_path / "mine", dataclasses.replace(embedded, first_frames=names))
     assert not list(tmp_path.iterdir())
@@ -250,7 +254,7 @@ def write_npz(path, embedded, name, member, compression):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["embeddings", "identities", "cameras", "format"])
+@pytest.mark.parametrize("name", ["vectors", "identities", "cameras", "format"])
 def test_a_small_file_that_unpacks_to_a_large_one_is_refused(embedded, tmp_path, name):
     path, size = tmp_path / "bomb.npz", 200_000_000
     write_npz(path, embedded, name, npy_header((size,), "|u1") + bytes(size), zipfile.ZIP_DEFLATED)
@@ -274,7 +278,7 @@ class Touched:
         return pathlib.Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("name", ["embeddings", "identities", "provenance", "format"])
+@pytest.mark.parametrize("name", ["vectors", "identities", "provenance", "format"])
 @pytest.mark.parametrize("form", ["pickle", "array", "format string"])
 def test_pickles_are_not_loaded(embedded, tmp_path, name, form):
     touched = tmp_path / "touched"
@@ -282,7 +286,7 @@ def test_pickles_are_not_loaded(embedded, tmp_path, name, form):
         member = pickle.dumps(Touched(touched))
     elif form == "array":
         file = io.BytesIO()
-        np.save(file, np.array([Touched(touched)] * len(embedded.rows), object))
+        np.save(file, np.array([Touched(touched)] * len(embedded.vectors), object))
         member = file.getvalue()
     else:
         member = npy_header((1,), f"__import__('pathlib').Path('{touched}').touch()")
@@ -293,7 +297,7 @@ def test_pickles_are_not_loaded(embedded, tmp_path, name, form):
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<U1000000", "|V0"])
-@pytest.mark.parametrize("name", ["embeddings", "identities", "cameras", "format"])
+@pytest.mark.parametrize("name", ["vectors", "identities", "cameras", "format"])
 def test_a_header_that_claims_too_much_is_refused(embedded, tmp_path, name, dtype):
     path = tmp_path / "claim.npz"
     write_npz(path, embedded, name, npy_header((10**14, 5), dtype) + bytes(100), zipfile.ZIP_STORED)
@@ -313,7 +317,7 @@ def test_a_damaged_file_is_refused_or_sound(embedded, tmp_path, place, noise):
     content[start : start + len(noise)] = noise
     npz.write_bytes(content)
     try:
-        assert len(embeddings.load(npz).rows) == len(embedded.rows)
+        assert len(embeddings.load(npz).vectors) == len(embedded.vectors)
     except ValueError as error:
         assert str(error).startswith(str(npz))
 
@@ -323,9 +327,9 @@ def counted(monkeypatch):
     """Returns a list that grows with each split that is embedded."""
     splits, embed_split = [], embed.embed_split
 
-    def count(config, model, variables, mesh, split):
-        splits.append(split)
-        return embed_split(config, model, variables, mesh, split)
+    def count(network, split, **options):
+        splits.append(split.name)
+        return embed_split(network, split, **options)
 
     monkeypatch.setattr(embed, "embed_split", count)
     return splits
@@ -334,63 +338,60 @@ def counted(monkeypatch):
 @pytest.mark.slow
 def test_a_dataset_is_embedded_once(workdir, packed, tmp_path, counted, capsys):
     network = load_weights(workdir)
-    path = embed.embed_once(network, packed, tmp_path)
-    first = embeddings.load(path)
+    first = embed.embed_once(network, split_of(packed), tmp_path)
+    (path,) = tmp_path.glob("embeddings-*.npz")
     assert counted == ["test"] and "reusing" not in capsys.readouterr().err
-    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{path.stem}.csv", path.name]
     moved = tmp_path / "moved"
     shutil.copytree(packed, moved)
     for dataset in (packed, moved):
-        assert embed.embed_once(load_weights(workdir), dataset, tmp_path, clips="first") == path
+        again = embed.embed_once(load_weights(workdir), split_of(dataset), tmp_path)
+        assert again.dataset_dir == str(dataset)
+        np.testing.assert_array_equal(again.vectors, first.vectors)
         assert f"reusing the embeddings in {path}" in capsys.readouterr().err
-    assert counted == ["test"]
-    np.testing.assert_array_equal(embeddings.load(path).embeddings, first.embeddings)
+    elsewhere = embed.embed_once(network, split_of(packed), tmp_path / "new", also_in=[tmp_path])
+    np.testing.assert_array_equal(elsewhere.vectors, first.vectors)
+    assert counted == ["test"] and not (tmp_path / "new").exists()
 
     damaged = path.read_bytes()[:-100]
     provenance = dataclasses.replace(first.provenance, weights="of another network")
-    other = dataclasses.replace(first, embeddings=-first.embeddings, provenance=provenance)
+    other = dataclasses.replace(first, vectors=-first.vectors, provenance=provenance)
     npz, _ = embeddings.save(tmp_path / "other", other)
+    capsys.readouterr()
     for times, content in enumerate([damaged, npz.read_bytes()], start=2):
         path.write_bytes(content)
-        assert embed.embed_once(network, packed, tmp_path) == path
+        found = embed.embed_once(network, split_of(packed), tmp_path)
         assert counted == ["test"] * times
         assert f"embedding again: {path}" in capsys.readouterr().err
-        np.testing.assert_array_equal(embeddings.load(path).embeddings, first.embeddings)
+        np.testing.assert_array_equal(found.vectors, first.vectors)
+        np.testing.assert_array_equal(embeddings.load(path).vectors, first.vectors)
 
 
 @pytest.mark.slow
 def test_another_network_or_dataset_is_embedded(workdir, packed, footage, tmp_path, counted):
-    network = load_weights(workdir)
-    paths = [embed.embed_once(network, packed, tmp_path)]
+    network, split = load_weights(workdir), split_of(packed)
     leaves, tree = jax.tree.flatten(network.variables)
     changed_weights = jax.tree.unflatten(tree, [leaves[0] + 1, *leaves[1:]])
-    changed_config = network.config.copy_and_resolve_references()
-    changed_config.eval.flip = True
-    other = folder.prepare(footage, tmp_path / "other", every=2)
-    for changed_network, dataset, clips in (
-        (network._replace(step=5), packed, None),
-        (network._replace(variables=changed_weights), packed, None),
-        (network._replace(config=changed_config), packed, None),
-        (network, other, None),
-        (network, packed, "linspace"),
-    ):
-        paths.append(embed.embed_once(changed_network, dataset, tmp_path, clips=clips))
-    assert len(set(paths)) == len(counted) == 6
-    found = [embeddings.load(path) for path in paths]
+    other = split_of(folder.prepare(footage, tmp_path / "other", every=2))
+    found = [
+        embed.embed_once(*case, tmp_path)
+        for case in (
+            (network, split),
+            (network._replace(step=5), split),
+            (network._replace(variables=changed_weights), split),
+            (network.with_config(**{"eval.flip": True}), split),
+            (network, other),
+            (network.with_config(**{"eval.clips": "linspace"}), split),
+        )
+    ]
+    assert len(list(tmp_path.glob("embeddings-*.npz"))) == len(counted) == 6
     assert [made.provenance.step for made in found] == [0, 5, 0, 0, 0, 0]
     names = ("step", "weights", "flip", "", "clips")
-    for name, other in zip(names, found[1:], strict=True):
+    for name, differing in zip(names, found[1:], strict=True):
         if name:
             with pytest.raises(InputError, match=f"compared: {name} is "):
-                search(found[0], other)
+                search(found[0], differing)
         else:
-            search(found[0], other)
-
-
-def test_a_folder_of_footage_is_refused_before_it_is_embedded(workdir, footage, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"launch/prepare.py --dataset=folder --source="):
-        embed.embed_once(load_weights(workdir), footage, tmp_path)
-    assert not list(tmp_path.iterdir())
+            search(found[0], differing)
 
 
 @pytest.mark.slow

@@ -14,15 +14,16 @@ from jaxtyping import Float32
 from data_pipelines.coco17 import is_detected
 from data_pipelines.datasets.folder import SPLIT, Folder
 from data_pipelines.errors import InputError
-from data_pipelines.loader import Clip, TestBatch, batch_clips
+from data_pipelines.loader import Clip, batch_clips
 from data_pipelines.pixels import resize_frame, resize_keypoints
 from data_pipelines.records.reading import decode_clip
+from data_pipelines.records.record import columns_of
 from data_pipelines.sampling import clips_to_embed
-from data_pipelines.schema import MODALITIES, NUM_JOINTS
+from data_pipelines.schema import MODALITIES, NUM_JOINTS, Index
 from star_jax.distributed.parallel import local_rows, split_rows
-from star_jax.evaluation.embed import embed_batches, whole_batch
-from star_jax.evaluation.embeddings import Embeddings, provenance_of
-from star_jax.network import Network, load_weights
+from star_jax.embedding.embed import embed_clips, whole_batch
+from star_jax.embedding.embeddings import Embeddings, provenance_by_names
+from star_jax.network import Network, clip_spec, load_weights
 
 MAX_DISTANCE = 100  # of a joint from its frame, in widths and heights of the frame
 MAX_CONFIDENCE = 1000  # of a joint; some pose models give more than 1
@@ -128,7 +129,7 @@ class Embedder:
 
         They are those of `launch/prepare.py --dataset=folder` and `launch/embed.py`. Frames are
         read in threads, a few tracklets ahead, so that the memory does not grow with their number;
-        a progress bar shows how many are embedded. `star_jax.evaluation.embeddings.save` writes
+        a progress bar shows how many are embedded. `star_jax.embedding.embeddings.save` writes
         what `launch/search.py` reads; that search shows no pictures, for which it needs a packed
         dataset.
 
@@ -162,15 +163,17 @@ class Embedder:
         tracklets = footage.tracklets[SPLIT]
         modalities = np.array([tracklet.modality for tracklet in tracklets])
         joints = network.config.model.keypoints
+        columns: dict[int, dict[str, Any]] = {}
 
         def clips(positions: np.ndarray) -> Iterator[Clip]:
             records = footage.read([tracklets[position] for position in positions])
             for position, record in zip(positions.tolist(), records, strict=True):
+                columns[position] = columns_of(tracklets[position], record)
                 read = functools.partial(decode_clip, record, joints=joints)
                 for chosen in self._clips_of(len(record["frames"])):
                     yield Clip(position, functools.partial(read, chosen))
 
-        embeddings = self._embed(
+        vectors = self._embed(
             [
                 (modality, clips(np.flatnonzero(modalities == number)))
                 for number, modality in enumerate(MODALITIES)
@@ -179,16 +182,15 @@ class Embedder:
             len(tracklets),
         )
         fingerprint = json.dumps(footage.fingerprint, sort_keys=True)
+        in_order = [columns[position] for position in range(len(tracklets))]
         return Embeddings(
-            embeddings=embeddings,
-            identities=np.array([tracklet.identity for tracklet in tracklets]),
-            cameras=np.array([tracklet.camera_name for tracklet in tracklets]),
-            modalities=np.array(MODALITIES)[modalities],
-            rows=np.array([tracklet.row for tracklet in tracklets], np.int32),
-            num_frames=np.array([len(tracklet.frames) for tracklet in tracklets], np.int32),
+            vectors=vectors,
+            index=Index.from_columns(
+                {name: [row[name] for row in in_order] for name in in_order[0]}
+            ),
             first_frames=np.array([tracklet.frames[0] for tracklet in tracklets]),
             dataset_dir=os.path.realpath(footage.source),
-            provenance=provenance_of(
+            provenance=provenance_by_names(
                 network, hashlib.sha256(fingerprint.encode()).hexdigest(), SPLIT
             ),
         )
@@ -212,28 +214,19 @@ class Embedder:
         show_progress: bool = True,
     ) -> np.ndarray:
         """Embeds the clips of each modality; returns the averages of each tracklet's clips."""
-        _, config, model, variables, mesh = self.network
+        network, mesh = self.network, self.network.mesh
         batch_size = whole_batch(batch_size, mesh)
-
-        def batches() -> Iterator[tuple[str, TestBatch]]:
-            for modality, own in clips:
-                for batch in batch_clips(
-                    own,
-                    clip_length=config.data.clip_length,
-                    frame_size=tuple(config.data.frame_size),
-                    batch_size=batch_size,
-                    rows=local_rows(split_rows(mesh), (batch_size,)),
-                ):
-                    yield modality, batch
-
-        return embed_batches(
-            model,
-            variables,
-            mesh,
-            batches(),
+        rows = local_rows(split_rows(mesh), (batch_size,))
+        batches = (
+            (modality, batch)
+            for modality, own in clips
+            for batch in batch_clips(own, clip_spec(network.config), batch_size, rows)
+        )
+        return embed_clips(
+            network,
+            batches,
             batch_size=batch_size,
             num_tracklets=num_tracklets,
-            flip=config.eval.flip,
             show_progress=show_progress,
         )
 

@@ -7,22 +7,25 @@ import json
 import os
 import pathlib
 import zipfile
-from typing import Any
+from collections.abc import Mapping
 
 import ml_collections
 import numpy as np
-from jaxtyping import Float32, Int32, Shaped
+from etils import epath
+from jaxtyping import Float32, Shaped
 
+from data_pipelines import schema
 from data_pipelines.errors import InputError
-from data_pipelines.io.files import refuse_stand_in, write_file
+from data_pipelines.io.files import refuse_stand_in, require_regular, write_file
+from data_pipelines.io.remote import locate
 from data_pipelines.io.tables import csv_file
 from data_pipelines.io.terminal import log
-from data_pipelines.schema import MODALITIES
+from data_pipelines.records.dataset import Split
+from data_pipelines.skeletons.corruption import Corruption
 from star_jax.network import Network
 from star_jax.training import run_files
 
-_FORMAT = "star_jax embeddings 4"
-_COLUMNS = ("identities", "cameras", "modalities", "rows", "num_frames", "first_frames")
+_FORMAT = "star_jax embeddings 5"
 _HEADER = ("identity", "camera", "modality", "row", "frames", "first_frame")
 
 
@@ -32,10 +35,11 @@ class Provenance:
 
     Attributes:
       weights: SHA-256 of the network's weights (`Network.checksum`).
-      config: SHA-256 of the network's config without `eval` (`config_hash`).
+      network: SHA-256 of what the network computes from a clip, its config (`config_hash`).
       step: of the checkpoint.
-      dataset: fingerprint of the dataset (`reading.fingerprint`).
+      dataset: fingerprint of the dataset (`Dataset.fingerprint`).
       split: the split of the dataset.
+      held_out: identities that the split leaves out, or consists of (`Split.held_out`).
       clips: which clips of a tracklet, see `config.eval.clips`.
       clip_length: frames of a clip.
       sampling: see `config.data.sampling`.
@@ -44,10 +48,11 @@ class Provenance:
     """
 
     weights: str
-    config: str
+    network: str
     step: int
     dataset: str
     split: str
+    held_out: int
     clips: str
     clip_length: int
     sampling: str
@@ -59,75 +64,77 @@ class Provenance:
         return [
             f"{name} is {getattr(self, name)!s:.12} and {getattr(other, name)!s:.12}"
             for name in _TYPES
-            if name not in ("dataset", "split") and getattr(self, name) != getattr(other, name)
+            if name not in ("dataset", "split", "held_out")
+            and getattr(self, name) != getattr(other, name)
         ]
 
 
+_KINDS: Mapping[str, type] = {  # of the arrays in a file
+    **schema.COLUMN_TYPES,
+    **{"vectors": np.float32, "first_frames": str, "dataset_dir": str, "provenance": str},
+}
 _TYPES = {field.name: field.type for field in dataclasses.fields(Provenance)}
 
 
 def provenance_of(
-    network: Network, dataset: str, split: str, clips: str | None = None
+    network: Network, split: Split, corruption: Corruption | None = None
 ) -> Provenance:
-    """Returns the provenance of embeddings of a dataset, named by its fingerprint.
+    """Returns the provenance of the embeddings of a split.
 
     Args:
-      network: as returned by `load_weights`.
-      dataset: fingerprint of the dataset.
-      split: a split of the dataset.
-      clips: a value of `config.eval.clips`; that of the network's config if None.
+      network: as returned by `load_weights`; its config says in which clips it embeds.
+      split: of a dataset.
+      corruption: what is done to the skeletons.
     """
+    return provenance_by_names(
+        network, split.dataset.fingerprint, split.name, split.held_out, str(corruption or "none")
+    )
+
+
+def provenance_by_names(
+    network: Network, dataset: str, split: str, held_out: int = 0, corruption: str = "none"
+) -> Provenance:
+    """Returns the provenance of embeddings of a split that may not be packed."""
     config = network.config
     return Provenance(
         weights=network.checksum,
-        config=config_hash(config),
+        network=config_hash(config),
         step=int(network.step),
         dataset=dataset,
         split=split,
-        clips=clips or config.eval.clips,
+        held_out=held_out,
+        clips=config.eval.clips,
         clip_length=config.data.clip_length,
         sampling=config.data.sampling,
         flip=config.eval.flip,
-        corruption="none",
+        corruption=corruption,
     )
 
 
 def config_hash(config: ml_collections.ConfigDict) -> str:
-    """Returns the SHA-256 of a config without `eval`, of which a provenance names what matters."""
+    """Returns the SHA-256 of those values of a config that a clip's embedding depends on."""
     found = run_files.as_json(config)
-    found.pop("eval", None)
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    read = {"model": found["model"], "frame_size": found["data"]["frame_size"]}
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of the n tracklets of a packed split.
+    """Embeddings of the n tracklets of a split.
 
     Attributes:
-      embeddings: float32[n, C], rows of length 1; row i is tracklet i of the split.
-      identities: str[n], as in the source dataset.
-      cameras: str[n], what users call the cameras.
-      modalities: str[n], "visible" or "infrared".
-      rows: int32[n], 1-based row in the source index.
-      num_frames: int32[n].
+      vectors: float32[n, C], rows of length 1; row i is tracklet i of the index.
+      index: what is known of the tracklets.
       first_frames: str[n], the first frame's path below the source's root.
-      dataset_dir: the packed dataset, an absolute path.
+      dataset_dir: the packed dataset, or the folder of footage.
       provenance: what they are of, and how they were computed.
     """
 
-    embeddings: Float32[np.ndarray, "n C"]
-    identities: Shaped[np.ndarray, " n"]
-    cameras: Shaped[np.ndarray, " n"]
-    modalities: Shaped[np.ndarray, " n"]
-    rows: Int32[np.ndarray, " n"]
-    num_frames: Int32[np.ndarray, " n"]
+    vectors: Float32[np.ndarray, "n C"]
+    index: schema.Index
     first_frames: Shaped[np.ndarray, " n"]
     dataset_dir: str
     provenance: Provenance
-
-
-_FIELDS = dataclasses.fields(Embeddings)
-_TEXTS = ("identities", "cameras", "modalities", "first_frames", "dataset_dir", "provenance")
 
 
 def save(output: str | os.PathLike[str], embeddings: Embeddings) -> tuple[pathlib.Path, ...]:
@@ -139,17 +146,40 @@ def save(output: str | os.PathLike[str], embeddings: Embeddings) -> tuple[pathli
     Raises:
       InputError: a name cannot be written as UTF-8.
     """
-    for name in _COLUMNS:
-        _require_text(output, name, getattr(embeddings, name))
-    arrays = io.BytesIO()
-    fields = {field.name: getattr(embeddings, field.name) for field in _FIELDS}
-    fields["provenance"] = json.dumps(dataclasses.asdict(embeddings.provenance))
-    np.savez(arrays, format=_FORMAT, **fields)
-    columns = [getattr(embeddings, name).tolist() for name in _COLUMNS]
+    index = embeddings.index
+    columns = (
+        *(index.identities, index.camera_names, np.array(schema.MODALITIES)[index.modalities]),
+        *(index.rows, index.num_frames, embeddings.first_frames),
+    )
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     paths = tuple(pathlib.Path(f"{os.fspath(output)}.{ending}") for ending in ("npz", "csv"))
-    write_file(paths[0], arrays.getvalue())
-    write_file(paths[1], csv_file([_HEADER, *zip(*columns, strict=True)]))
+    write_file(paths[0], as_npz(embeddings, output))
+    write_file(paths[1], csv_file([_HEADER, *rows]))
     return paths
+
+
+def as_npz(embeddings: Embeddings, where: str | os.PathLike[str]) -> bytes:
+    """Returns the content of a file that `load` reads.
+
+    Args:
+      embeddings: to write.
+      where: the file, for errors.
+
+    Raises:
+      InputError: a name cannot be written as UTF-8.
+    """
+    fields = {
+        **{name: getattr(embeddings.index, name) for name in schema.COLUMN_TYPES},
+        "vectors": embeddings.vectors,
+        "first_frames": embeddings.first_frames,
+        "dataset_dir": np.array(embeddings.dataset_dir),
+        "provenance": np.array(json.dumps(dataclasses.asdict(embeddings.provenance))),
+    }
+    for name, values in fields.items():
+        _require_text(where, name, values)
+    arrays = io.BytesIO()
+    np.savez(arrays, format=_FORMAT, **fields)
+    return arrays.getvalue()
 
 
 def load(path: str | os.PathLike[str]) -> Embeddings:
@@ -159,20 +189,33 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
       FileNotFoundError: there is no such file.
       InputError: the file is corrupt or has other content.
     """
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file; make it with launch/embed.py")
-    refuse_stand_in(path)
-    expected = {"format", *(field.name for field in _FIELDS)}
+    require_regular(path)
+    return parse(locate(path).read_bytes(), path)
+
+
+def parse(content: bytes, path: str | os.PathLike[str]) -> Embeddings:
+    """Returns what a file written by `save` holds.
+
+    Args:
+      content: of the file.
+      path: of the file, for errors.
+
+    Raises:
+      InputError: the file is corrupt or has other content.
+    """
+    refuse_stand_in(path, content)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
             unpacked = sum(member.file_size for member in archive.infolist())
         fields, form = {}, ""
         # `save` does not compress: an archive larger unpacked than packed could exhaust the memory.
-        if sorted(names) == sorted(expected) and unpacked <= os.path.getsize(path):
-            with np.load(path, allow_pickle=False) as file:
-                fields = {name: np.asarray(file[name]) for name in expected}
-            form = fields.pop("format").tolist()
+        if sorted(names) == sorted(("format", *_KINDS)) and unpacked <= len(content):
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                form = file["format"].tolist()
+                fields = {name: np.asarray(file[name]) for name in _KINDS}
     except Exception as error:  # zipfile and NumPy raise many kinds of errors on a corrupt archive
         raise InputError(f"{path}: not a readable .npz of embeddings ({error})") from error
     if form != _FORMAT:
@@ -182,18 +225,21 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
             "that this version of launch/embed.py writes; embed the dataset again"
         )
     _check(path, fields)
-    found: dict[str, Any] = {
-        name: values if values.ndim else values.item() for name, values in fields.items()
-    }
-    return Embeddings(**found | {"provenance": _parse_provenance(path, found["provenance"])})
+    return Embeddings(
+        vectors=fields["vectors"],
+        index=schema.Index(**{name: fields[name] for name in schema.COLUMN_TYPES}),
+        first_frames=fields["first_frames"],
+        dataset_dir=str(fields["dataset_dir"]),
+        provenance=_parse_provenance(path, str(fields["provenance"])),
+    )
 
 
-def holds(path: pathlib.Path, provenance: Provenance) -> bool:
+def holds(path: epath.Path, provenance: Provenance) -> bool:
     """Returns whether a file holds embeddings of a provenance; logs why not if there is a file."""
+    if not path.exists():
+        return False
     try:
         found = load(path).provenance
-    except FileNotFoundError:
-        return False
     except InputError as error:
         log(f"embedding again: {error}")
         return False
@@ -203,26 +249,28 @@ def holds(path: pathlib.Path, provenance: Provenance) -> bool:
 
 
 def _check(path: str | os.PathLike[str], fields: dict[str, np.ndarray]) -> None:
-    vectors = fields["embeddings"]
+    vectors = fields["vectors"]
     if vectors.dtype != np.float32 or vectors.ndim != 2 or not vectors.size:
         raise InputError(
-            f"{path}: embeddings are {vectors.dtype}{list(vectors.shape)}, not float32[n, C]"
+            f"{path}: vectors are {vectors.dtype}{list(vectors.shape)}, not float32[n, C]"
         )
     if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-2).all():  # also catches NaN
-        raise InputError(f"{path}: embeddings must have length 1")
-    for name in sorted(fields.keys() - {"embeddings"}):
-        kind = "U" if name in _TEXTS else "iu"
-        shape = (len(vectors),) if name in _COLUMNS else ()
+        raise InputError(f"{path}: vectors must have length 1")
+    for name, kind in _KINDS.items():
+        shape = () if name in ("dataset_dir", "provenance") else (len(vectors),)
         values = fields[name]
-        if values.dtype.kind not in kind or values.shape != shape:
+        if name != "vectors" and (np.dtype(kind).kind, shape) != (values.dtype.kind, values.shape):
             raise InputError(
                 f"{path}: {name} is {values.dtype}{list(values.shape)}, which does not fit "
                 f"{len(vectors)} tracklets"
             )
         _require_text(path, name, values)
-    strange = set(fields["modalities"].tolist()) - set(MODALITIES)
+    strange = set(fields["modalities"].tolist()) - {schema.VISIBLE, schema.INFRARED}
     if strange:
-        raise InputError(f"{path}: modality {strange.pop()!r:.80}; known: {', '.join(MODALITIES)}")
+        raise InputError(
+            f"{path}: modality {strange.pop()}; known: {schema.VISIBLE} (visible) "
+            f"and {schema.INFRARED} (infrared)"
+        )
 
 
 def _require_text(path: str | os.PathLike[str], name: str, values: np.ndarray) -> None:

@@ -13,15 +13,15 @@ import video_files
 
 from data_pipelines.datasets import folder
 from data_pipelines.errors import DivergedError, InputError
-from data_pipelines.records import reading
+from data_pipelines.records.dataset import open_dataset
 from data_pipelines.schema import MODALITIES
 from data_pipelines.skeletons.corruption import parse
 from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
-from star_jax import Embedder, Network, build_model, embedder
+from star_jax import Embedder, Network, build_model
 from star_jax.distributed.parallel import make_mesh
-from star_jax.evaluation import embeddings
-from star_jax.evaluation.embed import embed_dataset, embed_split
+from star_jax.embedding import embedder, embeddings
+from star_jax.embedding.embed import embed, embed_split
 from star_jax.evaluation.search import search
 from star_jax.report.pictures import open_spread_frames
 from star_jax.training.steps import abstract_variables, make_embed_step
@@ -58,10 +58,10 @@ def dataset(tmp_path_factory):
 @pytest.mark.parametrize("clips", ["first", "dense"])
 def test_whole_tracklets_give_the_rows_of_the_packed_dataset(dataset, clips):
     own = network(guided=True)
-    own = own._replace(config=own.config.copy_and_resolve_references())
-    own.config.eval.clips = clips
-    rows = embed_dataset(own, dataset).embeddings
-    index, records = reading.open_index(dataset, "test"), reading.open_records(dataset, "test")
+    own = own.with_config(**{"eval.clips": clips})
+    split = open_dataset(dataset).split("test")
+    rows = embed(own, split).vectors
+    index, records = split.index, split.records
     assert len(set(index.num_frames.tolist())) > 1
     for position in range(len(rows)):
         record = records[position]
@@ -92,19 +92,17 @@ def test_flip_averages_clips_and_their_mirror_images():
     expected = plain[0] + plain[1]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     for pair in arrays:
-        embed = Embedder(own._replace(config=config))
-        found = embed(*pair, modality="infrared", batch_size=8)
+        mirroring = Embedder(own._replace(config=config))
+        found = mirroring(*pair, modality="infrared", batch_size=8)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_without_any_joint_the_embeddings_are_those_of_undetected_skeletons(dataset):
     own = network(guided=True)
-    config = own.config.copy_and_resolve_references()
-    config.data.dir = str(dataset)
-    _, _, model, variables, mesh = own
-    rows = embed_split(config, model, variables, mesh, "test", parse("drop:1"))
-    index, records = reading.open_index(dataset, "test"), reading.open_records(dataset, "test")
+    split = open_dataset(dataset).split("test")
+    rows = embed_split(own, split, corruption=parse("drop:1"))
+    index, records = split.index, split.records
     for position in (0, len(rows) - 1):
         record = records[position]
         frames = np.stack([simplejpeg.decode_jpeg(jpeg) for jpeg in record["frames"]])[None]
@@ -122,10 +120,10 @@ def test_joints_in_pixels_reach_the_network_as_they_are(monkeypatch):
     seen = []
 
     def look(*args, **_):
-        seen.extend(batch for _, batch in args[3])
+        seen.extend(batch for _, batch in args[1])
         return np.zeros((1, 4), np.float32)
 
-    monkeypatch.setattr(embedder, "embed_batches", look)
+    monkeypatch.setattr(embedder, "embed_clips", look)
     frames, keypoints = tracklets(1, num_frames=4)
     for each in (own._replace(config=config), own):
         Embedder(each)(frames, keypoints, modality="visible")
@@ -161,10 +159,10 @@ def test_batches_are_multiples_of_the_devices(monkeypatch, count, batch_size, ro
     seen = []
 
     def look(*args, batch_size, **_):
-        seen.extend((batch_size, len(batch["position"])) for _, batch in args[3])
+        seen.extend((batch_size, len(batch["position"])) for _, batch in args[1])
         return np.zeros((count, 4), np.float32)
 
-    monkeypatch.setattr(embedder, "embed_batches", look)
+    monkeypatch.setattr(embedder, "embed_clips", look)
     frames = np.zeros((count, 1, 8, 8, 3), np.uint8)
     Embedder(network(guided=False))(frames, modality="visible", batch_size=batch_size)
     assert seen == [(rows, rows)] * -(-count // rows)
@@ -310,15 +308,14 @@ def embedded(footage):
 
 
 def test_a_folder_is_embedded_as_if_it_were_packed(footage, embedded, tmp_path):
-    packed = embed_dataset(network(guided=True), folder.prepare(footage, tmp_path, every=2))
-    np.testing.assert_allclose(embedded.embeddings, packed.embeddings, rtol=0, atol=1e-5)
-    for field in dataclasses.fields(embedded):
-        found, expected = getattr(embedded, field.name), getattr(packed, field.name)
-        assert type(found) is type(expected)
-        if field.name not in ("embeddings", "dataset_dir", "provenance"):
-            np.testing.assert_array_equal(found, expected)
+    dataset = open_dataset(folder.prepare(footage, tmp_path, every=2))
+    packed = embed(network(guided=True), dataset.split("test"))
+    np.testing.assert_allclose(embedded.vectors, packed.vectors, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(embedded.first_frames, packed.first_frames)
+    for name, column in vars(packed.index).items():
+        np.testing.assert_array_equal(getattr(embedded.index, name), column)
     assert embedded.provenance.differences(packed.provenance) == []
-    assert set(embedded.modalities) == set(MODALITIES) and "unknown" in embedded.identities
+    assert set(embedded.index.modalities) == {0, 1} and "unknown" in embedded.index.identities
     assert embedded.dataset_dir == str(footage)
 
 
@@ -334,10 +331,10 @@ def test_a_folder_is_saved_and_searched(embedded, tmp_path):
 
 
 def test_the_fingerprint_is_that_of_the_content(footage, embedded, tmp_path):
-    embed = Embedder(network(guided=True))
-    other = embed.folder(footage, every=3, batch_size=8)
+    own = Embedder(network(guided=True))
+    other = own.folder(footage, every=3, batch_size=8)
     assert other.provenance.dataset != embedded.provenance.dataset
-    again = embed.folder(footage, every=2, batch_size=8)
+    again = own.folder(footage, every=2, batch_size=8)
     assert again.provenance == embedded.provenance
 
 
@@ -345,7 +342,7 @@ def test_a_folder_without_skeletons(footage, tmp_path):
     for number in range(3):
         video_files.write_image(tmp_path / f"alice/infrared/1/walk/{number}.png")
     found = Embedder(network(guided=False)).folder(tmp_path)
-    assert found.embeddings.shape == (1, 32) and found.modalities.tolist() == ["infrared"]
+    assert found.vectors.shape == (1, 32) and found.index.modalities.tolist() == [1]
     guided = Embedder(network(guided=True))
     with pytest.raises(FileNotFoundError, match="no skeletons"):
         guided.folder(tmp_path)
