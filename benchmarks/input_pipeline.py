@@ -28,6 +28,7 @@ from data_pipelines import loader, sampling, schema
 from data_pipelines.datasets import hitsz_vcm
 from data_pipelines.records import packing
 from data_pipelines.records.dataset import Split, open_dataset
+from data_pipelines.records.source import Source
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -214,21 +215,13 @@ def print_shares(work: Callable[[Split], None], split: Split) -> None:
 
 def print_packing(source: pathlib.Path, num_tracklets: int) -> None:
     """Packs some tracklets of the training split into a temporary folder, on one thread."""
-
-    class Part(hitsz_vcm.HitszVcm):
-        """The first tracklets of a dataset."""
-
-        name = "part"
-
-        def _read_tracklets(self):
-            return {"train": hitsz_vcm.read_index(self.source).train[:num_tracklets]}
-
+    tracklets = hitsz_vcm.read_index(source).train[:num_tracklets]
+    part = Source(source, {"train": tracklets}, num_workers=1)
     with tempfile.TemporaryDirectory() as folder:
-        builder = Part(source=source, num_workers=1, data_dir=folder)
-        frames = sum(len(tracklet.frames) for tracklet in builder.tracklets["train"])
-        _ = builder.fingerprint  # hashes all skeletons, however few are packed
+        frames = sum(len(tracklet.frames) for tracklet in tracklets)
+        _ = part.fingerprint  # hashes all skeletons, however few are packed
         start, core = time.monotonic(), time.process_time()
-        packed = packing.prepare(builder)
+        packed = packing.prepare(part, folder, "part/1.0.0")
         seconds, core = time.monotonic() - start, time.process_time() - core
         size = sum(path.stat().st_size for path in packed.iterdir()) / 1e6
     print(

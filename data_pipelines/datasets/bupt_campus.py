@@ -7,11 +7,9 @@ bring it themselves.
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Float32
 
 from data_pipelines import schema
@@ -26,42 +24,8 @@ from data_pipelines.datasets.bupt_lists import (
 )
 from data_pipelines.datasets.findings import Findings
 from data_pipelines.records import packing
+from data_pipelines.records.source import Source
 from data_pipelines.skeletons import sources
-
-
-class BuptCampus(packing.TrackletBuilder):
-    """BUPTCampus, video visible-infrared person re-identification, one record a tracklet."""
-
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.1.0": "Names of cameras, and conditions."}  # noqa: RUF012
-    fake_infrared = False
-
-    def __init__(self, *, auxiliary: bool = False, **kwargs: Any):
-        """Stores where the source is; nothing is read before `prepare`.
-
-        Args:
-          auxiliary: whether to pack the auxiliary training list as split "auxiliary".
-          **kwargs: of `packing.TrackletBuilder`.
-        """
-        self._auxiliary = auxiliary
-        super().__init__(**kwargs)
-
-    def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
-        return read_index(
-            self.source, auxiliary=self._auxiliary, fake_infrared=self.fake_infrared
-        ).splits
-
-
-class BuptCampusFakeInfrared(BuptCampus):
-    """BUPTCampus with FakeIR frames in place of the visible ones, one record a tracklet."""
-
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.1.0": "Names of cameras, and conditions."}  # noqa: RUF012
-    fake_infrared = True
-
-    def open_keypoints(self) -> sources.Keypoints:
-        """Opens the skeletons: a FakeIR frame has that of its visible frame."""
-        return _VisibleKeypoints(super().open_keypoints())
 
 
 def prepare(
@@ -93,15 +57,12 @@ def prepare(
       FileNotFoundError: a list, a frame or the skeletons are missing.
       ValueError: a file is broken, or the directory holds another source. The message names it.
     """
-    builder = BuptCampusFakeInfrared if fake_infrared else BuptCampus
+    index = read_index(source, auxiliary=auxiliary, fake_infrared=fake_infrared)
+    kind = _FakeInfrared if fake_infrared else Source
     return packing.prepare(
-        builder(
-            source=source,
-            keypoints=keypoints,
-            auxiliary=auxiliary,
-            num_workers=num_workers,
-            data_dir=data_dir,
-        )
+        kind(source, index.splits, keypoints=keypoints, num_workers=num_workers),
+        data_dir,
+        "bupt_campus_fake_infrared/1.1.0" if fake_infrared else "bupt_campus/1.1.0",
     )
 
 
@@ -147,9 +108,12 @@ def check(
                 ),
             ]
         )
-        kind = BuptCampusFakeInfrared if fake_infrared else BuptCampus
-        builder = kind(source=source, keypoints=keypoints, num_workers=num_workers)
-        checks.check_tracklets(findings, builder, index.splits, own_cameras=False)
+        kind = _FakeInfrared if fake_infrared else Source
+        checks.check_tracklets(
+            findings,
+            kind(source, index.splits, keypoints=keypoints, num_workers=num_workers),
+            own_cameras=False,
+        )
     return findings
 
 
@@ -161,6 +125,14 @@ def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
     auxiliary = all((pathlib.Path(source) / name).exists() for name in LISTS["auxiliary"])
     splits = read_index(source, auxiliary=auxiliary).splits
     return [tracklet for tracklets in splits.values() for tracklet in tracklets]
+
+
+class _FakeInfrared(Source):
+    """BUPTCampus with FakeIR frames, which have the skeletons of the visible ones."""
+
+    def open_keypoints(self) -> sources.Keypoints:
+        """Opens the skeletons, for a `with` statement."""
+        return _VisibleKeypoints(super().open_keypoints())
 
 
 class _VisibleKeypoints:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from data_pipelines import schema
 from data_pipelines.datasets.findings import RAISE_ERRORS, Findings, first_of
 from data_pipelines.errors import InputError
-from data_pipelines.io import files
+from data_pipelines.io import files, remote
 
 CAMERAS = ("LS3", "G25", "CQ1", "W4", "TSG1", "TSG2")  # records number them 1 to 6, in this order
 FOLDERS = {schema.VISIBLE: "RGB", schema.INFRARED: "IR"}
@@ -89,7 +89,7 @@ def read_index(
       ValueError: a file is broken or contradicts another (the message names file and line, or
         key), or the lists have the length of the published ones but not their counts.
     """
-    root = pathlib.Path(root)
+    root = pathlib.Path(remote.local(root))
     splits = ("train", "auxiliary", "test") if auxiliary else ("train", "test")
     names = [name for split in splits for name in LISTS[split]]
     if not any((root / name).exists() for name in names):

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from data_pipelines.datasets.findings import Findings
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.progress import map_ahead, with_progress
 from data_pipelines.io.terminal import log
-from data_pipelines.records import conditions, packing
+from data_pipelines.records import conditions
 from data_pipelines.records.record import checked
+from data_pipelines.records.source import Source
 from data_pipelines.skeletons import sources
 from data_pipelines.skeletons.sheets import evenly_spaced
 
@@ -28,8 +29,7 @@ _SKELETONS = 3  # of each
 
 def check_tracklets(
     findings: Findings,
-    builder: packing.TrackletBuilder,
-    splits: Mapping[str, Sequence[schema.Tracklet]],
+    source: Source,
     min_frames: int = 1,
     *,
     both_modalities: bool = True,
@@ -39,8 +39,7 @@ def check_tracklets(
 
     Args:
       findings: collects what is wrong, and gets a table.
-      builder: knows where frames and skeletons are.
-      splits: the tracklets, including those that are too short to be packed.
+      source: of the dataset; its splits include the tracklets that are too short to be packed.
       min_frames: only tracklets with at least this many frames count for identities and cameras.
       both_modalities: whether an identity must have tracklets of both modalities.
       own_cameras: whether a camera may show a test identity in one modality only; otherwise the
@@ -49,12 +48,12 @@ def check_tracklets(
     table: dict[str, list[Any]] = collections.defaultdict(list)
     packed = {
         split: [tracklet for tracklet in tracklets if len(tracklet.frames) >= min_frames]
-        for split, tracklets in splits.items()
+        for split, tracklets in source.splits.items()
     }
     with findings.catch():
-        conditions.with_conditions(builder.source, checked(builder.source, packed))
-    missing = _check_skeletons(findings, builder, splits)
-    for split, tracklets in splits.items():
+        conditions.with_conditions(source.root, checked(source.root, packed))
+    missing = _check_skeletons(findings, source)
+    for split, tracklets in source.splits.items():
         kept = packed[split]
         infrared = sum(tracklet.modality == schema.INFRARED for tracklet in kept)
         frames = _count_frames(tracklets)
@@ -64,7 +63,7 @@ def check_tracklets(
         table["too short"].append(len(tracklets) - len(kept))
         table["identities"].append(len({tracklet.identity for tracklet in kept}))
         table["frames"].append(frames)
-        table["unreadable frames"].append(_check_frames(findings, builder, split, tracklets))
+        table["unreadable frames"].append(_check_frames(findings, source, split, tracklets))
         share = 100 * missing[split] / max(frames, 1)
         table["frames without a skeleton"].append(f"{missing[split]} ({share:.1f} %)")
         single, few = _identities_short_of_tracklets(kept)
@@ -86,7 +85,9 @@ def check_tracklets(
                     "the same-camera rule would remove gallery entries",
                     f"the cameras of {split}",
                 )
-    findings.tables.append([("files", *splits), *((name, *row) for name, row in table.items())])
+    findings.tables.append(
+        [("files", *source.splits), *((name, *row) for name, row in table.items())]
+    )
 
 
 def _count_frames(tracklets: Sequence[schema.Tracklet]) -> int:
@@ -94,17 +95,14 @@ def _count_frames(tracklets: Sequence[schema.Tracklet]) -> int:
 
 
 def _check_frames(
-    findings: Findings,
-    builder: packing.TrackletBuilder,
-    split: str,
-    tracklets: Sequence[schema.Tracklet],
+    findings: Findings, source: Source, split: str, tracklets: Sequence[schema.Tracklet]
 ) -> int:
     """Decodes every frame; returns how many are unreadable."""
     unreadable = 0
     start = time.monotonic()
-    errors_of = functools.partial(frames_lib.frame_errors, builder.source)
-    with concurrent.futures.ThreadPoolExecutor(builder.num_workers) as pool:
-        found = map_ahead(pool, errors_of, tracklets, ahead=4 * builder.num_workers)
+    errors_of = functools.partial(frames_lib.frame_errors, source.root)
+    with concurrent.futures.ThreadPoolExecutor(source.num_workers) as pool:
+        found = map_ahead(pool, errors_of, tracklets, ahead=4 * source.num_workers)
         for errors in with_progress(found, len(tracklets), f"{split}: reading"):
             unreadable += len(errors)
             for error in errors:
@@ -114,27 +112,23 @@ def _check_frames(
     return unreadable
 
 
-def _check_skeletons(
-    findings: Findings,
-    builder: packing.TrackletBuilder,
-    splits: Mapping[str, Sequence[schema.Tracklet]],
-) -> dict[str, int]:
+def _check_skeletons(findings: Findings, source: Source) -> dict[str, int]:
     """Reads every skeleton; returns how many frames of each split have none."""
-    missing = {split: _count_frames(tracklets) for split, tracklets in splits.items()}
-    with findings.catch("the skeletons"), builder.open_keypoints() as source:
-        for split, tracklets in splits.items():
+    missing = {split: _count_frames(tracklets) for split, tracklets in source.splits.items()}
+    with findings.catch("the skeletons"), source.open_keypoints() as opened:
+        for split, tracklets in source.splits.items():
             frames = missing[split]
-            missing[split] = _check_skeletons_of_split(findings, builder, source, split, tracklets)
-            if missing[split] == frames > 0 and not builder.without_skeletons:
-                trouble = sources.no_match(source, tracklets[0].frames[0])
+            missing[split] = _check_skeletons_of_split(findings, source, opened, split, tracklets)
+            if missing[split] == frames > 0 and not source.without_skeletons:
+                trouble = sources.no_match(opened, tracklets[0].frames[0])
                 findings.report(f"{split}: {trouble}", "the skeletons")
     return missing
 
 
 def _check_skeletons_of_split(
     findings: Findings,
-    builder: packing.TrackletBuilder,
-    source: sources.Keypoints,
+    source: Source,
+    opened: sources.Keypoints,
     split: str,
     tracklets: Sequence[schema.Tracklet],
 ) -> int:
@@ -145,7 +139,7 @@ def _check_skeletons_of_split(
     passing = with_progress(tracklets, len(tracklets), f"{split}: skeletons")
     for number, tracklet in enumerate(passing):
         with findings.catch(f"the skeletons of {split}"):
-            keypoints = source.read(tracklet)
+            keypoints = opened.read(tracklet)
             empty = sources.without_skeleton(keypoints)
             missing += int(empty.sum())
             if number % step == 0 and not empty.all():
@@ -155,19 +149,19 @@ def _check_skeletons_of_split(
                 sample.append((dataclasses.replace(tracklet, frames=frames), keypoints[chosen]))
     for modality, name in enumerate(schema.MODALITIES):
         parts = [part for part in sample if part[0].modality == modality]
-        if fault := skeleton_checks.find_fault(_with_sizes(builder, parts)):
-            findings.report(f"{builder.keypoints_path}: {split}, {name}: {fault}", "the skeletons")
+        if fault := skeleton_checks.find_fault(_with_sizes(source, parts)):
+            findings.report(f"{source.keypoints_path}: {split}, {name}: {fault}", "the skeletons")
     return missing
 
 
 def _with_sizes(
-    builder: packing.TrackletBuilder, parts: Sequence[tuple[schema.Tracklet, np.ndarray]]
+    source: Source, parts: Sequence[tuple[schema.Tracklet, np.ndarray]]
 ) -> list[skeleton_checks.Sample]:
     """Returns skeletons with the sizes of their frames."""
     samples = []
     for tracklet, skeletons in parts:
         with contextlib.suppress(ValueError, OSError):  # broken frames are reported elsewhere
-            pictures = frames_lib.read_images(builder.source, tracklet)
+            pictures = frames_lib.read_images(source.root, tracklet)
             for frame, picture, skeleton in zip(tracklet.frames, pictures, skeletons, strict=True):
                 height, width = picture.shape[:2]
                 samples.append(skeleton_checks.Sample(frame, (width, height), skeleton))

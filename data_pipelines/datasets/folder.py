@@ -1,4 +1,4 @@
-"""Your own footage: a folder of pictures or videos, one tracklet each, and its builder.
+"""Your own footage: a folder of pictures or videos, one tracklet each.
 
 Pictures are `<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg` (.jpeg, .png), videos
 are `<identity>/<visible|infrared>/<camera>/<tracklet>.mp4` (.m4v, .mov, .avi, .mkv). A tracklet
@@ -12,10 +12,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
-
-import tensorflow_datasets as tfds
+from collections.abc import Callable, Iterable, Sequence
 
 from data_pipelines import schema
 from data_pipelines.datasets import checks, splits
@@ -35,7 +32,9 @@ from data_pipelines.io.names import read_identities, read_name
 from data_pipelines.io.progress import map_ahead, with_progress
 from data_pipelines.io.terminal import log
 from data_pipelines.records import packing, replacing
+from data_pipelines.records.source import Source
 
+DATASET = "folder/1.1.0"
 SPLIT = "test"
 _MAX_CAMERA = 2**31 - 1  # an int32 in records
 
@@ -70,6 +69,7 @@ def read_index(
     """
     if every < 1:
         raise InputError(f"every is {every}: use 1 for every frame, 2 for every second one, ...")
+    root = remote.local(root)
     if not os.path.isdir(root):
         raise FileNotFoundError(f"{root}: no such folder; expected {LAYOUT} below it")
     skipped: list[str] = []
@@ -109,42 +109,39 @@ def read_index(
     return tracklets
 
 
-class Folder(packing.TrackletBuilder):
-    """A folder of one's own footage, one record a tracklet."""
+def open_source(
+    root: str | os.PathLike[str],
+    *,
+    keypoints: str | os.PathLike[str] | None = None,
+    without_skeletons: bool = False,
+    every: int = 1,
+    split_of: Callable[[str], str] | None = None,
+    allow_whole_videos: bool = False,
+    num_workers: int | None = None,
+    findings: Findings = RAISE_ERRORS,
+) -> Source:
+    """Finds the tracklets of a folder, whose frames and skeletons are read when they are needed.
 
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.1.0": "Names of cameras, and conditions."}  # noqa: RUF012
+    Args:
+      root: the folder.
+      keypoints: see `Source`.
+      without_skeletons: see `Source`.
+      every: see `read_index`.
+      split_of: an identity to its split; None puts everything into `test`.
+      allow_whole_videos: see `read_index`.
+      num_workers: see `Source`.
+      findings: see `read_index`.
 
-    def __init__(
-        self,
-        *,
-        every: int = 1,
-        allow_whole_videos: bool = False,
-        split_of: Callable[[str], str] | None = None,
-        **kwargs: Any,
-    ):
-        """Stores where the source is; nothing is read before `prepare`.
-
-        Args:
-          every: see `read_index`.
-          allow_whole_videos: likewise.
-          split_of: an identity to its split; None puts everything into `test`.
-          **kwargs: of `packing.TrackletBuilder`.
-        """
-        self._every = every
-        self._allow_whole_videos = allow_whole_videos
-        self._split_of = split_of
-        super().__init__(**kwargs)
-
-    def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
-        allow = self._allow_whole_videos
-        return self.split(read_index(self.source, self._every, allow_whole_videos=allow))
-
-    def split(self, tracklets: list[schema.Tracklet]) -> dict[str, list[schema.Tracklet]]:
-        """Returns the tracklets of each split; raises as `splits.split_tracklets` does."""
-        if self._split_of is None:
-            return {SPLIT: tracklets}
-        return splits.split_tracklets(tracklets, self._split_of)
+    Raises as `read_index` and `splits.split_tracklets` do.
+    """
+    found = read_index(root, every, allow_whole_videos=allow_whole_videos, findings=findings)
+    return Source(
+        root,
+        {SPLIT: found} if split_of is None else splits.split_tracklets(found, split_of),
+        keypoints=keypoints,
+        without_skeletons=without_skeletons,
+        num_workers=num_workers,
+    )
 
 
 def prepare(
@@ -202,9 +199,8 @@ def prepare(
             f"{data_dir}: lies within {source}, where it would be taken for footage; choose a "
             "data_dir elsewhere"
         )
-    make_builder = functools.partial(
-        Folder,
-        source=source,
+    opened = open_source(
+        source,
         keypoints=keypoints,
         without_skeletons=without_skeletons,
         every=every,
@@ -213,9 +209,11 @@ def prepare(
         num_workers=num_workers,
     )
     if update or overwrite:
-        return replacing.replace(make_builder, pathlib.Path(data_dir), update=update)
+        return replacing.replace(opened, pathlib.Path(data_dir), DATASET, update=update)
     return packing.prepare(
-        make_builder(data_dir=data_dir),
+        opened,
+        data_dir,
+        DATASET,
         hint="add what is new to it with --update, replace it with --overwrite",
     )
 
@@ -237,20 +235,21 @@ def check(
     """Reads all that packing would read and packs nothing; see `prepare` for the arguments."""
     del update, overwrite  # nothing is written
     findings = Findings()
+    split_of = None
     with findings.catch():
-        tracklets = read_index(
-            source, every, allow_whole_videos=allow_whole_videos, findings=findings
-        )
-        builder = Folder(
-            source=source,
+        split_of = _split_of(split_file, test_share, split_seed)
+    with findings.catch():
+        opened = open_source(
+            source,
             keypoints=keypoints,
             without_skeletons=without_skeletons,
-            split_of=_split_of(split_file, test_share, split_seed),
+            every=every,
+            split_of=split_of,
+            allow_whole_videos=allow_whole_videos,
             num_workers=num_workers,
+            findings=findings,
         )
-        checks.check_tracklets(
-            findings, builder, builder.split(tracklets), both_modalities=False, own_cameras=False
-        )
+        checks.check_tracklets(findings, opened, both_modalities=False, own_cameras=False)
     return findings
 
 

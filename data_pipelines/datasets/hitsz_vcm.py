@@ -10,14 +10,13 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-import tensorflow_datasets as tfds
-
 from data_pipelines import schema
 from data_pipelines.datasets import checks
 from data_pipelines.datasets.findings import RAISE_ERRORS, Findings, first_of
 from data_pipelines.errors import InputError
-from data_pipelines.io import files
+from data_pipelines.io import files, remote
 from data_pipelines.records import packing
+from data_pipelines.records.source import Source
 
 SPLITS = ("train", "test")
 MIN_FRAMES = 12  # protocol hitsz_vcm/v1 drops shorter tracklets
@@ -110,6 +109,7 @@ def read_index(
         message names file and line), or the index has the length of the published one but not its
         counts.
     """
+    root = remote.local(root)
     info = _info_folder(root)
     splits = {}
     counts = {}
@@ -140,20 +140,6 @@ def check_golden_counts(
     findings.report_counts(counts, GOLDEN_COUNTS, "the index files are not those of HITSZ-VCM")
 
 
-class HitszVcm(packing.TrackletBuilder):
-    """HITSZ-VCM, video visible-infrared person re-identification, one record a tracklet."""
-
-    VERSION = tfds.core.Version("2.1.0")
-    RELEASE_NOTES = {  # noqa: RUF012
-        "2.0.0": "Each frame has its own height and width.",
-        "2.1.0": "Names of cameras, and conditions.",
-    }
-
-    def _read_tracklets(self) -> Mapping[str, Sequence[schema.Tracklet]]:
-        index = read_index(self.source)
-        return {"train": index.train, "test": index.test}
-
-
 def prepare(
     source: str | os.PathLike[str],
     data_dir: str | os.PathLike[str],
@@ -179,8 +165,12 @@ def prepare(
       FileNotFoundError: an index file, a frame or the skeletons are missing.
       ValueError: a file is broken, or the directory holds another source. The message names it.
     """
+    index = read_index(source)
+    splits = {"train": index.train, "test": index.test}
     return packing.prepare(
-        HitszVcm(source=source, keypoints=keypoints, num_workers=num_workers, data_dir=data_dir)
+        Source(source, splits, keypoints=keypoints, num_workers=num_workers),
+        data_dir,
+        "hitsz_vcm/2.1.0",
     )
 
 
@@ -224,9 +214,11 @@ def check(
                 ),
             ]
         )
-        builder = HitszVcm(source=source, keypoints=keypoints, num_workers=num_workers)
+        splits = {"train": index.train, "test": index.test}
         checks.check_tracklets(
-            findings, builder, {"train": index.train, "test": index.test}, MIN_FRAMES
+            findings,
+            Source(source, splits, keypoints=keypoints, num_workers=num_workers),
+            MIN_FRAMES,
         )
     return findings
 

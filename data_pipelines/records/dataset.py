@@ -193,7 +193,7 @@ def resolve(dataset_dir: str | os.PathLike[str]) -> str:
     if remote.is_remote(dataset_dir) or (path / origin.NAME).exists():
         return os.fspath(dataset_dir)
     listings = [*path.glob(f"*/{origin.NAME}"), *path.glob(f"*/*/{origin.NAME}")]
-    # TFDS packs in folders such as 1.1.0.incomplete.
+    # Earlier versions packed in folders such as 1.1.0.incomplete.
     found = sorted(p.parent for p in listings if p.parent.name.replace(".", "").isdecimal())
     if len(found) > 1:
         raise InputError(

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
+import tensorflow_datasets as tfds
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
@@ -46,26 +46,22 @@ def checked(
 
 
 def make_record(
-    tracklet: schema.Tracklet,
-    frames: frames_lib.Frames,
-    source: sources.Keypoints,
-    labels: Mapping[str, int],
+    tracklet: schema.Tracklet, frames: frames_lib.Frames, keypoints: sources.Keypoints
 ) -> schema.Record:
-    """Returns the record of a tracklet.
+    """Returns the record of a tracklet, with label -1.
 
     Args:
       tracklet: what is known of it.
       frames: its frames.
-      source: of its skeletons.
-      labels: of identities; others have the label -1.
+      keypoints: the opened skeletons.
     """
     return schema.Record(
         frames=frames.jpegs,
-        keypoints=source.read(tracklet),
+        keypoints=keypoints.read(tracklet),
         height=frames.heights,
         width=frames.widths,
         identity=tracklet.identity,
-        label=labels.get(tracklet.identity, -1),
+        label=-1,
         camera=tracklet.camera,
         camera_name=tracklet.camera_name,
         modality=tracklet.modality,
@@ -82,8 +78,8 @@ def serialized(record: schema.Record) -> bytes:
 
 
 @functools.cache
-def _serializer() -> ExampleSerializer:
-    return ExampleSerializer(reading.features().get_serialized_info())
+def _serializer() -> tfds.core.ExampleSerializer:
+    return tfds.core.ExampleSerializer(reading.features().get_serialized_info())
 
 
 def columns_of(tracklet: schema.Tracklet, record: schema.Record) -> dict[str, Any]:

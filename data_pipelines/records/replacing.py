@@ -3,27 +3,26 @@
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
 
 from data_pipelines import schema
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.terminal import log
 from data_pipelines.records import contents, packing
 from data_pipelines.records.dataset import open_dataset
+from data_pipelines.records.source import PackedFrames, Source
 
 # Folders in the data_dir, kept when packing is interrupted, to resume. What an update has finished
 # may be from the packed dataset, of which overwriting takes nothing.
 _UPDATE, _OVERWRITE = ".update", ".overwrite"
 
 
-def replace(
-    make_builder: Callable[..., packing.TrackletBuilder], data_dir: pathlib.Path, *, update: bool
-) -> pathlib.Path:
+def replace(source: Source, data_dir: pathlib.Path, dataset: str, *, update: bool) -> pathlib.Path:
     """Packs a dataset in the place of another state of it, which stays there until then.
 
     Args:
-      make_builder: makes a builder, given a `data_dir`.
+      source: what is packed.
       data_dir: where packed datasets are kept. Without a packed dataset there, packs all.
+      dataset: its name and version, such as "people/1.0.0".
       update: take frames from the packed dataset whose files have the same content as then, see
         `contents`; if nothing has changed, return at once. Otherwise read everything again.
 
@@ -33,15 +32,13 @@ def replace(
     Raises:
       ValueError, OSError: as `packing.prepare` does.
     """
-    folder = data_dir / (_UPDATE if update else _OVERWRITE)
-    builder = make_builder(data_dir=folder)
-    directory = data_dir / pathlib.Path(builder.data_dir).relative_to(folder)
+    directory = data_dir / dataset
     if update and directory.exists():
-        if not packing.change(directory, builder):
+        if not packing.change(directory, source):
             log(f"{directory}: is up to date")
             return directory
-        builder.packed_frames = _packed_frames(directory, builder)
-    packed = packing.prepare(builder)
+        source.packed_frames = _packed_frames(directory, source)
+    packed = packing.prepare(source, data_dir / (_UPDATE if update else _OVERWRITE), dataset)
     directory.parent.mkdir(parents=True, exist_ok=True)
     before = directory.with_name(f".{directory.name}.replaced")
     if directory.exists():
@@ -54,20 +51,18 @@ def replace(
     return directory
 
 
-def _packed_frames(
-    directory: pathlib.Path, builder: packing.TrackletBuilder
-) -> packing.PackedFrames:
+def _packed_frames(directory: pathlib.Path, source: Source) -> PackedFrames:
     """Returns a function to the frames in a packed dataset; logs how many tracklets it keeps."""
     places, dataset = {}, open_dataset(directory)
     for split, rows in contents.read_described(dataset.metadata).items():
         records = dataset.split(split).records
         places.update({row.content: (records, position) for position, row in enumerate(rows)})
-    builder.identify_footage()
-    tracklets = [tracklet for split in builder.tracklets.values() for tracklet in split]
+    source.identify_footage()
+    tracklets = [*source.all_tracklets()]
     kept = {
         tracklet: places[content]
         for tracklet in tracklets
-        if (content := builder.footage_of(tracklet).content) in places
+        if (content := source.footage_of(tracklet).content) in places
     }
     log(
         f"{directory}: keeps {len(kept)} tracklets, packs {len(tracklets) - len(kept)} that are "

@@ -13,6 +13,8 @@ from data_pipelines.errors import InputError
 from data_pipelines.io.files import hold, write_json
 from data_pipelines.io.terminal import log
 
+RECORDS = "records"  # the folder of finished shards, which becomes the packed dataset
+
 
 @contextlib.contextmanager
 def claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]:
@@ -30,8 +32,9 @@ def claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]:
         try:
             if not claim.exists() or json.loads(claim.read_text(encoding="utf-8")) != source:
                 for path in {*staging.iterdir()} - {staging / "lock"}:
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
                 write_json(claim, source)
+            (staging / RECORDS).mkdir(exist_ok=True)
             yield
         except BaseException as error:
             kept = len(list(staging.glob("*.facts.json")))
@@ -43,13 +46,18 @@ def claimed(staging: pathlib.Path, source: Mapping[str, str]) -> Iterator[None]:
         shutil.rmtree(staging)
 
 
-def read_facts(shard: pathlib.Path) -> dict[str, Any] | None:
+def write_facts(staging: pathlib.Path, name: str, facts: Mapping[str, Any]) -> None:
+    """Writes the facts of a shard, which is finished once it is in the folder of records."""
+    write_json(staging / f"{name}.facts.json", facts)
+
+
+def read_facts(staging: pathlib.Path, name: str) -> dict[str, Any] | None:
     """Returns the facts of a finished shard; None if it is not finished, or damaged."""
-    path = shard.with_name(f"{shard.name}.facts.json")
-    facts = (
-        json.loads(path.read_text(encoding="utf-8")) if path.exists() and shard.exists() else None
-    )
-    return facts if facts and facts["sha256"] == sha256(shard) else None
+    path, shard = staging / f"{name}.facts.json", staging / RECORDS / name
+    if not path.exists() or not shard.exists():
+        return None
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts if facts["sha256"] == sha256(shard) else None
 
 
 def sha256(path: pathlib.Path) -> str:

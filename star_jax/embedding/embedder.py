@@ -12,7 +12,7 @@ import numpy.typing as npt
 from jaxtyping import Float32
 
 from data_pipelines.coco17 import is_detected
-from data_pipelines.datasets.folder import SPLIT, Folder
+from data_pipelines.datasets.folder import SPLIT, open_source
 from data_pipelines.errors import InputError
 from data_pipelines.loader import Clip, batch_clips
 from data_pipelines.pixels import resize_frame, resize_keypoints
@@ -154,8 +154,8 @@ class Embedder:
         """
         _require_positive("batch_size", batch_size)
         network = self.network
-        footage = Folder(
-            source=path,
+        footage = open_source(
+            path,
             keypoints=keypoints,
             without_skeletons=not network.model.uses_skeletons,
             every=every,
@@ -189,7 +189,7 @@ class Embedder:
                 {name: [row[name] for row in in_order] for name in in_order[0]}
             ),
             first_frames=np.array([tracklet.frames[0] for tracklet in tracklets]),
-            dataset_dir=os.path.realpath(footage.source),
+            dataset_dir=os.path.realpath(footage.root),
             provenance=provenance_by_names(
                 network, hashlib.sha256(fingerprint.encode()).hexdigest(), SPLIT
             ),

@@ -15,41 +15,31 @@ from data_pipelines.errors import InputError
 from data_pipelines.records.dataset import open_dataset
 
 ROOT = Path(__file__).parents[2]
-MODULE = '''
+MODULE = """
 import types
-
-import tensorflow_datasets as tfds
 
 from data_pipelines import schema
 from data_pipelines.datasets import checks
 from data_pipelines.records import packing
-
-
-class Corridor(packing.TrackletBuilder):
-    """People in a corridor."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _read_tracklets(self):
-        return {
-            split: [
-                schema.Tracklet(modality, name, 4, (f"{name}.jpg",), row)
-                for row, name in enumerate(["bob", "alice"], start=1)
-                for modality in (schema.VISIBLE, schema.INFRARED)
-            ]
-            for split in ("train", "test")
-        }
+from data_pipelines.records.source import Source
 
 
 def prepare(source, data_dir, *, keypoints, num_workers):
-    return packing.prepare(
-        Corridor(source=source, data_dir=data_dir, keypoints=keypoints, num_workers=num_workers)
-    )
+    splits = {
+        split: [
+            schema.Tracklet(modality, name, 4, (f"{name}.jpg",), row)
+            for row, name in enumerate(["bob", "alice"], start=1)
+            for modality in (schema.VISIBLE, schema.INFRARED)
+        ]
+        for split in ("train", "test")
+    }
+    corridor = Source(source, splits, keypoints=keypoints, num_workers=num_workers)
+    return packing.prepare(corridor, data_dir, "corridor/1.0.0")
 
 
 CORRIDOR = types.SimpleNamespace(prepare=prepare)
 EMPTY = object()
-'''
+"""
 
 
 @pytest.fixture

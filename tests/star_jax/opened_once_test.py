@@ -64,8 +64,10 @@ def test_everything_is_opened_parsed_and_embedded_once(tmp_path, counted):
     assert counted == {"parse_files": 1, "_read_index": 1}
 
     searched = subprocess.run(
-        [sys.executable, "launch/search.py", f"--workdir={workdir}", f"--source={packed}"]
-        + [f"--output={tmp_path / 'matches'}"],
+        [
+            *(sys.executable, "launch/search.py", f"--workdir={workdir}", f"--source={packed}"),
+            f"--output={tmp_path / 'matches'}",
+        ],
         cwd=ROOT,
         check=True,
         capture_output=True,

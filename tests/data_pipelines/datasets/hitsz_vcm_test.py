@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from data_pipelines import schema
 from data_pipelines.datasets import hitsz_vcm
 from data_pipelines.datasets.findings import Findings
+from data_pipelines.io import frames as frames_lib
 from data_pipelines.records import packing, reading, staging
 from data_pipelines.records.dataset import open_dataset
 
@@ -438,7 +439,16 @@ def test_the_index_agrees_with_the_records(packed):
 
 
 def test_any_user_of_tfds_can_read_it(source, packed):
-    example = tfds.builder_from_directory(str(packed)).as_data_source(split="train")[0]
+    found = tfds.builder_from_directory(str(packed)).as_data_source()
+    assert {split: len(examples) for split, examples in found.items()} == {"train": 12, "test": 8}
+    for split, examples in found.items():
+        for example, record in zip(
+            examples, open_dataset(packed).split(split).records, strict=True
+        ):
+            assert example["identity"].decode() == record["identity"]
+            assert example["label"] == record["label"]
+            np.testing.assert_array_equal(example["keypoints"], record["keypoints"])
+    example = found["train"][0]
     index = hitsz_vcm.read_index(source)
     expected = simplejpeg.decode_jpeg((source / index.train[0].frames[0]).read_bytes())
     assert np.stack(example["frames"]).shape == (12, 32, 16, 3)
@@ -557,7 +567,7 @@ def test_an_interruption_leaves_nothing_and_keeps_what_was_there(source, tmp_pat
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packing.frames_lib, "read_frames", interrupt)
+    monkeypatch.setattr(frames_lib, "read_frames", interrupt)
     with pytest.raises(KeyboardInterrupt):
         hitsz_vcm.prepare(source, tmp_path)
     assert all_files(tmp_path) == [kept]
@@ -585,13 +595,13 @@ def test_packing_resumes_where_it_was_interrupted(tmp_path, monkeypatch, capsys)
         hitsz_vcm.prepare(root, tmp_path / "packed")
     (root / frame).write_bytes(content)
     read = []
-    read_frames = packing.frames_lib.read_frames
+    read_frames = frames_lib.read_frames
 
     def note(source, tracklet):
         read.append(tracklet)
         return read_frames(source, tracklet)
 
-    monkeypatch.setattr(packing.frames_lib, "read_frames", note)
+    monkeypatch.setattr(frames_lib, "read_frames", note)
     packed = hitsz_vcm.prepare(root, tmp_path / "packed")
     assert "4 of 7 shards are packed already" in capsys.readouterr().err
     assert sorted(read, key=lambda tracklet: tracklet.row) == hitsz_vcm.read_index(root).test
@@ -608,22 +618,23 @@ def test_a_killed_packing_resumes_and_damaged_shards_are_packed_again(
     program = f"""
 import os, signal
 from data_pipelines.datasets import hitsz_vcm
-from data_pipelines.records import packing, reading
+from data_pipelines.io import frames as frames_lib
+from data_pipelines.records import packing
 packing.TRACKLETS_PER_SHARD = 3
-read_frames = packing.frames_lib.read_frames
+read_frames = frames_lib.read_frames
 test = hitsz_vcm.read_index({str(root)!r}).test
 def die(source, tracklet):
     if tracklet == test[-1]:
         os.kill(os.getpid(), signal.SIGKILL)
     return read_frames(source, tracklet)
-packing.frames_lib.read_frames = die
+frames_lib.read_frames = die
 hitsz_vcm.prepare({str(root)!r}, {str(tmp_path / "packed")!r}, num_workers=1)
 """
     result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
     assert result.returncode == -signal.SIGKILL
     folder = tmp_path / "packed" / "hitsz_vcm"
     assert not (folder / "2.1.0").exists()
-    finished = sorted((folder / ".2.1.0.packing").glob("*.array_record-*-of-0000?"))
+    finished = sorted((folder / ".2.1.0.packing/records").glob("*.array_record-*-of-0000?"))
     assert len(finished) >= 4
     damaged = bytearray(finished[0].read_bytes())
     damaged[len(damaged) // 2] ^= 1

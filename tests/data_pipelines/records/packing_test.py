@@ -18,8 +18,10 @@ from data_pipelines import loader, schema
 from data_pipelines.datasets import checks, folder, hitsz_vcm
 from data_pipelines.datasets.findings import Findings
 from data_pipelines.errors import InputError
+from data_pipelines.io import frames as frames_lib
 from data_pipelines.records import packing, staging
 from data_pipelines.records.dataset import open_dataset
+from data_pipelines.records.source import Source
 from data_pipelines.sampling import BatchSpec, ClipSpec
 from data_pipelines.skeletons import formats
 from data_pipelines.synthetic import generate
@@ -78,7 +80,7 @@ def test_finished_shards_of_changed_pictures_are_packed_again(root, tmp_path, mo
 
 def test_an_interruption_keeps_finished_shards(root, tmp_path, monkeypatch, capsys):
     interrupted = hitsz_vcm.read_index(root).test[-1].frames
-    read_frames = packing.frames_lib.read_frames
+    read_frames = frames_lib.read_frames
 
     def read(root, tracklet):
         if tracklet.frames == interrupted:
@@ -87,12 +89,12 @@ def test_an_interruption_keeps_finished_shards(root, tmp_path, monkeypatch, caps
 
     with monkeypatch.context() as patch:
         patch.setattr(packing, "TRACKLETS_PER_SHARD", 3)
-        patch.setattr(packing.frames_lib, "read_frames", read)
+        patch.setattr(frames_lib, "read_frames", read)
         with pytest.raises(KeyboardInterrupt):
             hitsz_vcm.prepare(root, tmp_path / "data")
         shown = capsys.readouterr().err
         assert "6 finished shards are kept: the same command resumes after them" in shown
-        patch.setattr(packing.frames_lib, "read_frames", read_frames)
+        patch.setattr(frames_lib, "read_frames", read_frames)
         packed = hitsz_vcm.prepare(root, tmp_path / "data")
     assert "6 of 7 shards are packed already" in capsys.readouterr().err
     assert len(open_dataset(packed).split("test").records) == len(hitsz_vcm.read_index(root).test)
@@ -124,30 +126,48 @@ def test_a_full_disk_is_an_error_that_names_the_file(root, tmp_path, size, name)
 
 @pytest.mark.parametrize(
     ("size", "name"),
-    [(1000, r"/incomplete\S*2\.1\.0/?"), (5000, r"incomplete\S*/origin\.json")],
+    [(1000, r"\.2\.1\.0\.packing/records"), (5000, r"\.2\.1\.0\.packing/records/origin\.json")],
 )
-def test_a_disk_that_is_full_after_the_records(root, tmp_path, monkeypatch, size, name):
+def test_a_disk_that_is_full_after_the_records(root, tmp_path, monkeypatch, capsys, size, name):
     monkeypatch.setattr(packing, "TRACKLETS_PER_SHARD", 1)  # makes the last file a large one
-    write = packing._LocalDatasetInfo.write_to_directory
+    describe = packing._describe
 
-    def write_little(*args, **kwargs):
+    def write_little(*args):
         with files_up_to(size):
-            write(*args, **kwargs)
+            describe(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing._LocalDatasetInfo, "write_to_directory", write_little)
+        patch.setattr(packing, "_describe", write_little)
         with pytest.raises(OSError, match=rf"{name}: cannot be written \(.+\)$"):
             hitsz_vcm.prepare(root, tmp_path / "data")
     assert not (tmp_path / "data/hitsz_vcm/2.1.0").exists()
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    assert "20 of 20 shards are packed already" in capsys.readouterr().err
     assert os.listdir(packed.parent) == ["2.1.0"]
 
 
-def test_a_disk_that_is_full_already_is_named(root, tmp_path, monkeypatch):
-    full = shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(OSError, match=r"/\.2\.1\.0\.packing: cannot be written, the disk is full"):
-        hitsz_vcm.prepare(root, tmp_path / "data")
+def test_what_an_earlier_attempt_has_left_is_not_packed(root, tmp_path, monkeypatch):
+    """With other shards, and with files that TFDS and others wrote beside them."""
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "TRACKLETS_PER_SHARD", 1)
+        patch.setattr(packing, "_describe", None)
+        with pytest.raises(TypeError):
+            hitsz_vcm.prepare(root, tmp_path / "data")
+    (tmp_path / "data/hitsz_vcm/.2.1.0.packing/records/origin.json").write_text("{}")
+    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    other = hitsz_vcm.prepare(root, tmp_path / "other")
+    assert sorted(os.listdir(packed)) == sorted(os.listdir(other))
+    assert open_dataset(packed).fingerprint == open_dataset(other).fingerprint
+
+
+@pytest.mark.parametrize(
+    "dataset", ["people", "people/1", "../1.0.0", "my-people/1.0.0", "a/b/1.0.0"]
+)
+def test_a_dataset_needs_a_name_and_a_version(root, tmp_path, dataset):
+    index = hitsz_vcm.read_index(root)
+    with pytest.raises(ValueError, match="use a name and a version"):
+        packing.prepare(Source(root, {"test": index.test}), tmp_path / "data", dataset)
+    assert not (tmp_path / "data").exists()
 
 
 def test_skeletons_on_a_full_disk_are_an_error(tmp_path):
@@ -226,19 +246,18 @@ def test_a_dataset_without_tracklets_is_refused_before_packing(
     root, tmp_path, monkeypatch, change, named
 ):
     index = hitsz_vcm.read_index(root)
-    splits = {"train": index.train, "test": index.test}
-    monkeypatch.setattr(hitsz_vcm.HitszVcm, "_read_tracklets", lambda self: change(splits))
-    monkeypatch.setattr(packing.frames_lib, "read_frames", None)
+    splits = change({"train": index.train, "test": index.test})
+    monkeypatch.setattr(frames_lib, "read_frames", None)
     with pytest.raises(InputError, match=named):
-        hitsz_vcm.prepare(root, tmp_path / "data")
+        packing.prepare(Source(root, splits), tmp_path / "data", "people/1.0.0")
     assert not (tmp_path / "data").exists()
-    if NONE not in change(splits).get("test", ()):  # which --check counts as too short
+    if NONE not in splits.get("test", ()):  # which --check counts as too short
         findings = Findings()
-        checks.check_tracklets(findings, hitsz_vcm.HitszVcm(source=root), change(splits))
+        checks.check_tracklets(findings, Source(root, splits))
         assert any(re.search(named, line) for line in findings.wrong)
 
 
-def test_names_of_people_are_read_in_any_dataset(root, tmp_path, monkeypatch):
+def test_names_of_people_are_read_in_any_dataset(root, tmp_path):
     """A dataset of another package returns them as they are on disk."""
     index = hitsz_vcm.read_index(root)
     first, second, *others = index.test
@@ -248,8 +267,7 @@ def test_names_of_people_are_read_in_any_dataset(root, tmp_path, monkeypatch):
         *others,
     ]
     splits = {"train": index.train, "test": spelled}
-    monkeypatch.setattr(hitsz_vcm.HitszVcm, "_read_tracklets", lambda self: splits)
-    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    packed = packing.prepare(Source(root, splits), tmp_path / "data", "people/1.0.0")
     assert open_dataset(packed).split("test").index.identities[:2].tolist() == [
         "Zo\u00eb",
         "unknown",
@@ -257,21 +275,30 @@ def test_names_of_people_are_read_in_any_dataset(root, tmp_path, monkeypatch):
 
 
 def test_the_dataset_is_locked_until_it_is_complete(root, tmp_path, monkeypatch):
-    """TFDS writes its metadata after the records are there."""
-    write = packing._LocalDatasetInfo.write_to_directory
+    """The metadata is written after the records are there."""
+    describe = packing._describe
     refused = []
 
-    def pack_meanwhile(*args, **kwargs):
+    def pack_meanwhile(*args):
         with pytest.raises(ValueError, match="another process is packing this dataset") as error:
             hitsz_vcm.prepare(root, tmp_path / "data")
         refused.append(error)
-        return write(*args, **kwargs)
+        describe(*args)
 
-    monkeypatch.setattr(packing._LocalDatasetInfo, "write_to_directory", pack_meanwhile)
+    monkeypatch.setattr(packing, "_describe", pack_meanwhile)
     packed = hitsz_vcm.prepare(root, tmp_path / "data")
     assert len(refused) == 1
     assert os.listdir(packed.parent) == ["2.1.0"]
     assert len(list(open_dataset(packed).split("train").records)) == 12
+
+
+def test_what_another_process_has_just_packed_is_kept(root, tmp_path):
+    """It has finished after this one looked and before this one got the lock."""
+    index = hitsz_vcm.read_index(root)
+    packed = hitsz_vcm.prepare(root, tmp_path / "data")
+    before = packed.stat().st_ino
+    packing._fill(packed, Source(root, {"test": index.test}))
+    assert packed.stat().st_ino == before and os.listdir(packed.parent) == ["2.1.0"]
 
 
 def test_a_lock_that_its_owner_has_removed_does_not_count(root, tmp_path, monkeypatch):
@@ -288,15 +315,14 @@ def test_a_lock_that_its_owner_has_removed_does_not_count(root, tmp_path, monkey
 
 def test_tracklets_are_read_as_they_are_packed_a_few_ahead(root, tmp_path, monkeypatch):
     packed = open_dataset(hitsz_vcm.prepare(root, tmp_path / "data")).split("test").records
-    builder = folder.Folder(source=root, num_workers=2)
     tracklets = hitsz_vcm.read_index(root).test
-    builder.tracklets = {"test": tracklets}
+    source = Source(root, {"test": tracklets}, num_workers=2)
     seen = []
-    read_frames = packing.frames_lib.read_frames
+    read_frames = frames_lib.read_frames
     monkeypatch.setattr(
-        packing.frames_lib, "read_frames", lambda *args: seen.append(1) or read_frames(*args)
+        frames_lib, "read_frames", lambda *args: seen.append(1) or read_frames(*args)
     )
-    records = builder.read(tracklets)
+    records = source.read(tracklets)
     assert not seen
     found = [next(records)]
     assert len(seen) <= 5 < len(tracklets)  # twice the workers ahead

@@ -12,6 +12,7 @@ import video_files
 
 from data_pipelines import schema
 from data_pipelines.datasets import folder
+from data_pipelines.io import frames as frames_lib
 from data_pipelines.records import contents, origin, packing
 from data_pipelines.records.dataset import open_dataset
 
@@ -33,11 +34,11 @@ def read(monkeypatch):
     """The tracklets whose frames are read from the source."""
     found = []
 
-    def read_frames(root, tracklet, read=packing.frames_lib.read_frames):
+    def read_frames(root, tracklet, read=frames_lib.read_frames):
         found.append(tracklet.frames[0])
         return read(root, tracklet)
 
-    monkeypatch.setattr(packing.frames_lib, "read_frames", read_frames)
+    monkeypatch.setattr(frames_lib, "read_frames", read_frames)
     return found
 
 
@@ -172,14 +173,14 @@ def test_files_are_read_only_if_sizes_or_times_have_changed(root, tmp_path, monk
 def interrupt(monkeypatch, root, data_dir, **option):
     """Interrupts packing after its first shards."""
 
-    def read_frames(root, tracklet, read=packing.frames_lib.read_frames):
+    def read_frames(root, tracklet, read=frames_lib.read_frames):
         if tracklet.frames[0].startswith("dave"):
             raise KeyboardInterrupt
         return read(root, tracklet)
 
     with monkeypatch.context() as patch:
         patch.setattr(packing, "TRACKLETS_PER_SHARD", 1)
-        patch.setattr(packing.frames_lib, "read_frames", read_frames)
+        patch.setattr(frames_lib, "read_frames", read_frames)
         with pytest.raises(KeyboardInterrupt):
             prepare(root, data_dir, num_workers=1, **option)
 

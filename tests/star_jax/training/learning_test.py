@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import simplejpeg
-import tensorflow_datasets as tfds
 import tiny
 
 from data_pipelines import schema
@@ -23,6 +22,7 @@ from data_pipelines.coco17 import MIRROR
 from data_pipelines.loader import train_batches
 from data_pipelines.records import packing
 from data_pipelines.records.dataset import open_dataset
+from data_pipelines.records.source import Source
 from data_pipelines.sampling import BatchSpec, ClipSpec
 from data_pipelines.synthetic import generate
 from data_pipelines.synthetic.plan import SIZES, PlannedTracklet
@@ -39,19 +39,6 @@ STEPS = 60
 HEIGHT, WIDTH = 64, 48
 DEMO = dataclasses.replace(SIZES["demo"], height=HEIGHT, width=WIDTH)
 NETWORKS = {"STAR": tiny.config, "baseline": tiny.baseline}
-
-
-class Drawn(packing.TrackletBuilder):
-    """What a test has drawn."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, splits, **options):
-        self._splits = splits
-        super().__init__(**options)
-
-    def _read_tracklets(self):
-        return self._splits
 
 
 def pack(source, tracklets):
@@ -71,7 +58,7 @@ def pack(source, tracklets):
                 paths = tuple(f"{name}.jpg" for name in names)
                 splits[split].append(schema.Tracklet(modality, identity, camera, paths, row))
 
-    return packing.prepare(Drawn(splits, source=source, data_dir=source.parent))
+    return packing.prepare(Source(source, splits), source.parent, "drawn/1.0.0")
 
 
 @pytest.fixture(scope="module")
