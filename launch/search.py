@@ -26,6 +26,7 @@ from launch import command
 WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint(
     ", or a .safetensors file of launch/export.py"
 )
+WEIGHTS = command.define_weights()
 SOURCE = command.define_path(
     "source", None, "The packed dataset to embed and search.", addresses=True
 )
@@ -75,9 +76,9 @@ def main() -> None:
         query, gallery = embeddings.load(QUERY.value), embeddings.load(GALLERY.value)
     elif SOURCE.value:
         processes.start()
-        weights = command.either(WORKDIR, CHECKPOINT)
-        run = name_of_run(locate_checkpoint(weights)[0])
-        network = load_weights(weights, trusted=TRUSTED.value)
+        named = command.either(WORKDIR, CHECKPOINT)
+        run = name_of_run(locate_checkpoint(named)[0])
+        network = load_weights(named, weights=WEIGHTS.value, trusted=TRUSTED.value)
         path = embed_once(network, SOURCE.value, output, SPLIT.value, clips=CLIPS.value)
         if not processes.is_first():
             return

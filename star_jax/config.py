@@ -30,6 +30,7 @@ ADDED_KEYS: Mapping[str, Any] = {
     "optim.optimizer": "sgd",
     "optim.schedule": "steps",
     "init.other_backbone": False,
+    "optim.ema_decay": 0.0,
 }
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -385,6 +386,12 @@ KEYS: Mapping[str, Key] = {
     "optim.decay_epochs": Key(
         integers(0, ascending=True),
         "Epochs at which both learning rates drop to a tenth; of the schedule `steps`.",
+    ),
+    "optim.ema_decay": Key(
+        BELOW_ONE,
+        "Decay of an exponential moving average of the parameters and the running statistics, "
+        "which is kept and evaluated beside them; 0 keeps none. After n steps the decay is at most "
+        "(1 + n) / (10 + n), so that the initial parameters are soon forgotten.",
     ),
     "optim.epochs": Key(integer(1, 10**6), "Epochs of training."),
     "parallel.fsdp": Key(

@@ -41,7 +41,7 @@ from star_jax.evaluation.similarity import make_similarity
 from star_jax.models import Star
 from star_jax.network import Network, restore_network
 from star_jax.training import run_files
-from star_jax.training.steps import make_embed_step
+from star_jax.training.steps import TRAINED, make_embed_step
 
 
 def embed_split(
@@ -226,12 +226,14 @@ class Options(NamedTuple):
       corruption: what is done to the skeletons.
       expansion: see `similarity.make_similarity`.
       rerank: likewise.
+      weights: "trained", or "ema" for their moving average.
     """
 
     clip_length: int | None = None
     corruption: Corruption | None = None
     expansion: int = 0
     rerank: bool = False
+    weights: str = TRAINED
 
 
 AS_TRAINED = Options()
@@ -269,6 +271,8 @@ def describe_evaluation(
         described["expansion"] = options.expansion
     if options.rerank:
         described["rerank"] = True
+    if options.weights != TRAINED:
+        described["weights"] = options.weights
     dataset = {
         "dir": resolve(config.data.dir),
         "fingerprint": fingerprint(config.data.dir),
@@ -346,7 +350,9 @@ def evaluate_checkpoint(
       InputError: the checkpoint or the dataset does not fit the config, a value is invalid, or
         skeletons are to be corrupted and the network uses none.
     """
-    step, config, model, variables, mesh = restore_network(workdir, step, trusted=trusted)
+    step, config, model, variables, mesh = restore_network(
+        workdir, step, weights=options.weights, trusted=trusted
+    )
     if options.corruption is not None and not model.uses_skeletons:
         raise InputError(
             f"--corrupt={options.corruption}: the network of {workdir} uses no skeletons; leave it "

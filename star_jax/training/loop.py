@@ -25,7 +25,7 @@ from data_pipelines.sampling import find_sampler, steps_per_epoch, trainable_lab
 from star_jax.config import check_config, check_training
 from star_jax.distributed import memory, processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
-from star_jax.evaluation.embed import describe_evaluation, evaluate_split, evaluation_split
+from star_jax.evaluation.embed import Options, describe_evaluation, evaluate_split, evaluation_split
 from star_jax.evaluation.protocols import find_protocol, require_scorable
 from star_jax.evaluation.reports import read_report
 from star_jax.evaluation.scores import DIRECTIONS, format_table
@@ -38,6 +38,7 @@ from star_jax.training.initialization import starting_state
 from star_jax.training.metrics import MetricsWriter
 from star_jax.training.pictures import draw_batch
 from star_jax.training.steps import (
+    EMA,
     TrainState,
     abstract_state,
     check_style,
@@ -149,12 +150,9 @@ def train(
             saving_before_a_stop(manager),
         ):
             if start and evaluated_every and start % evaluated_every == 0:
-                kind = describe_evaluation(config, start, evaluation_split(config))
-                report = run_files.report_path(workdir, kind)
-                if processes.all_agree(not report.exists()):  # interrupted before it
-                    evaluate(config, model, state, mesh, workdir, writer, stop_requested)
-                elif processes.is_first():  # perhaps interrupted after it
-                    write_scores(writer, read_report(report))
+                evaluate(  # perhaps interrupted before or during it
+                    config, model, state, mesh, workdir, writer, stop_requested, keep_reports=True
+                )
             for step, batch in enumerate(batches, start=start + 1):
                 on_devices = put(batch, shardings, pairs)
                 if step == start + 1:
@@ -404,30 +402,52 @@ def evaluate(
     workdir: epath.Path,
     writer: MetricsWriter,
     stop_requested: Callable[[], bool],
+    *,
+    keep_reports: bool = False,
 ) -> None:
-    """Evaluates the state, writes and logs the scores; raises Preempted if interrupted."""
-    step = int(state.step)
-    report, queries = evaluate_split(
-        config,
-        model,
-        state.variables,
-        mesh,
-        step,
-        evaluation_split(config),
-        stop_requested,
-    )
-    if processes.is_first():
-        run_files.write_report(workdir, report, queries)
-    write_scores(writer, report)
-    log.info("step %d\n%s", step, format_table(report))
+    """Evaluates the weights of the state, then their moving average if there is one.
+
+    Writes and logs the scores.
+
+    Args:
+      config: the experiment.
+      model: its network.
+      state: the training state.
+      mesh: the device mesh.
+      workdir: folder of the run.
+      writer: of its metrics.
+      stop_requested: called after each batch, equally often by each process.
+      keep_reports: whether weights that have a report for this step are not evaluated again; only
+        its scores are written, since the run may have been interrupted before it wrote them.
+
+    Raises:
+      Preempted: `stop_requested` returned True.
+    """
+    step, split = int(state.step), evaluation_split(config)
+    for weights, variables in state.networks.items():
+        options = Options(weights=weights)
+        path = run_files.report_path(workdir, describe_evaluation(config, step, split, options))
+        if keep_reports and not processes.all_agree(not path.exists()):
+            if processes.is_first():
+                write_scores(writer, read_report(path))
+            continue
+        report, queries = evaluate_split(
+            config, model, variables, mesh, step, split, stop_requested, options=options
+        )
+        if processes.is_first():
+            run_files.write_report(workdir, report, queries)
+        write_scores(writer, report)
+        of = ", moving average of the weights" if weights == EMA else ""
+        log.info("step %d%s\n%s", step, of, format_table(report))
 
 
 def write_scores(writer: MetricsWriter, report: Mapping[str, Any]) -> None:
-    """Writes the scores of a report as a row of metrics."""
+    """Writes the scores of a report as a row of metrics; `ema/` precedes those of the average."""
+    prefix = "ema/" if report["options"].get("weights") == EMA else ""
     writer.write(
         report["step"],
         {
-            f"{direction}/{name}": report[direction][name]
+            f"{prefix}{direction}/{name}": report[direction][name]
             for direction in DIRECTIONS
             for name in ("rank1", "map")
         },

@@ -23,7 +23,7 @@ from data_pipelines import sampling
 from data_pipelines.errors import InputError
 from launch.tpu import compile as tpu_compile
 from star_jax import optim
-from star_jax.config import ADDED_KEYS, KEYS, SECTIONS, check_config, markdown
+from star_jax.config import ADDED_KEYS, BELOW_ONE, KEYS, SECTIONS, check_config, markdown
 from star_jax.distributed import parallel
 from star_jax.evaluation import protocols
 from star_jax.losses import LOSSES
@@ -99,7 +99,7 @@ def test_lists_and_integers_are_valid_where_tuples_and_floats_are():
 def test_a_step_takes_integers_where_floats_belong():
     config = changed(
         **{
-            key.replace(".", "__"): 0 if key.endswith(("momentum", "dropout_rate")) else 1
+            key.replace(".", "__"): 0 if KEYS[key].values is BELOW_ONE else 1
             for key, value in DEFAULTS.items()
             if isinstance(value, float)
         }
