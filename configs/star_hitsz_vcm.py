@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_threads = 16
 
     config.augment = ml_collections.ConfigDict()
+    config.augment.parts = ("crop_and_flip", "normalize", "erasing", "style")
     config.augment.per_frame = False
     config.augment.move_keypoints = True
     config.augment.padding = 10

@@ -22,6 +22,7 @@ from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.loader import train_batches
 from data_pipelines.records.reading import fingerprint, open_index, resolve
 from data_pipelines.sampling import find_sampler, steps_per_epoch, trainable_labels
+from star_jax.augment import find_augmentation
 from star_jax.config import check_config, check_training
 from star_jax.distributed import memory, processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, make_mesh, put
@@ -215,6 +216,8 @@ def check_parts(config: ml_collections.ConfigDict) -> None:
     find_sampler(config.data.sampling)
     find_protocol(config.eval.protocol)
     make_optimizer(config.optim, steps_per_epoch=1)
+    for name in config.augment.parts:
+        find_augmentation(name)
 
 
 def continued(

@@ -195,7 +195,9 @@ def _fresh_state(
 def augmented(
     key: Key[Array, ""], batch: Batch, config: ml_collections.ConfigDict
 ) -> tuple[Float32[Array, "B T 2 H W 3"], Float32[Array, "B T 2 17 3"]]:
-    """Returns augmented frames and keypoints; each modality has its own random numbers.
+    """Returns frames and keypoints after all parts of the augmentation, in order.
+
+    Each part has random numbers of its own for each modality.
 
     Args:
       key: random key.
@@ -204,28 +206,25 @@ def augmented(
 
     Returns:
       Normalized frames, float32[B, T, 2, H, W, 3], and keypoints, float32[B, T, 2, 17, 3].
+
+    Raises:
+      InputError: there is no such part, or one returns other shapes.
     """
     clips = []
     for number, modality in enumerate(MODALITIES):
         modality_key = stream(key, modality)
-        frames, keypoints = augment.random_crop_and_flip(
-            stream(modality_key, "crop and flip"),
-            batch["frames"][:, :, number],
-            batch["keypoints"][:, :, number],
-            padding=config.padding,
-            flip_probability=config.flip_probability,
-            per_frame=config.per_frame,
-            move_keypoints=config.move_keypoints,
-        )
-        frames = augment.random_erasing(
-            stream(modality_key, "erasing"),
-            augment.normalize(frames),
-            probability=config.erasing_probability,
-            per_frame=config.per_frame,
-        )
-        if config.style:
-            frames = augment.style_gains(stream(modality_key, "style"), frames, modality)
-        clips.append((frames, keypoints))
+        clip = batch["frames"][:, :, number], batch["keypoints"][:, :, number]
+        for name in config.parts:
+            # "crop and flip" draws what it drew before there were parts.
+            part_key = stream(modality_key, name.replace("_", " "))
+            shapes = jax.tree.map(jnp.shape, clip)
+            clip = augment.find_augmentation(name)(part_key, *clip, modality, config)
+            if (found := jax.tree.map(jnp.shape, clip)) != shapes:
+                raise InputError(
+                    f"config.augment.parts has {name!r}: it returns {found}, not frames and "
+                    f"keypoints of the shapes {shapes}"
+                )
+        clips.append(clip)
     frames, keypoints = (jnp.stack(both, axis=2) for both in zip(*clips, strict=True))
     return frames, keypoints
 
