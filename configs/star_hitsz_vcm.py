@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_threads = 16
 
     config.augment = ml_collections.ConfigDict()
+    config.augment.parts = ("crop_and_flip", "normalize", "erasing", "style")
     config.augment.per_frame = False
     config.augment.move_keypoints = True
     config.augment.padding = 10
@@ -77,6 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.clip_norm = 0.0  # no clipping, as in the authors' code
     config.optim.warmup_epochs = 10
     config.optim.decay_epochs = (60, 120)  # divides the rates by 10 at each
+    config.optim.ema_decay = 0.0  # no moving average of the weights
     config.optim.epochs = 130
 
     config.parallel = ml_collections.ConfigDict()

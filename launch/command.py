@@ -181,6 +181,16 @@ def define_clips() -> flags.FlagHolder[str | None]:
     )
 
 
+def define_weights() -> flags.FlagHolder[str]:
+    """Defines the flag `--weights`: which weights of a checkpoint are used."""
+    return flags.DEFINE_enum(
+        "weights",
+        "trained",
+        ["trained", "ema"],  # steps.WEIGHTS, which imports JAX
+        "ema: the moving average of the weights, of a run with config.optim.ema_decay.",
+    )
+
+
 def require_file_name(output: str) -> None:
     """Raises an InputError if the value of `--output` names no file."""
     if not Path(output).name or output.endswith("/"):

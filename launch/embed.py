@@ -17,6 +17,7 @@ from launch import command
 WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint(
     ", or a .safetensors file of launch/export.py"
 )
+WEIGHTS = command.define_weights()
 SOURCE = command.define_path("source", None, "The packed dataset.", addresses=True, required=True)
 SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
 CLIPS = command.define_clips()
@@ -35,7 +36,9 @@ def main() -> None:
     command.require_file_name(OUTPUT.value)
     output = str(locate(OUTPUT.value))
     processes.start()
-    network = load_weights(command.either(WORKDIR, CHECKPOINT), trusted=TRUSTED.value)
+    network = load_weights(
+        command.either(WORKDIR, CHECKPOINT), weights=WEIGHTS.value, trusted=TRUSTED.value
+    )
     split = open_to_embed(SOURCE.value).split(SPLIT.value)
     found = embed(network.with_config(**{"eval.clips": CLIPS.value}), split)
     if not processes.is_first():

@@ -16,6 +16,7 @@ from data_pipelines.skeletons.corruption import parse
 from launch import command
 
 WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint()
+WEIGHTS = command.define_weights()
 DATASET_DIR = command.define_path(
     "dataset_dir", None, "Packed dataset; default: the config's.", addresses=True
 )
@@ -71,7 +72,9 @@ def main() -> None:
         clips=CLIPS.value,
         protocol=PROTOCOL.value,
         flip=FLIP.value,
-        options=Options(CLIP_LENGTH.value, corruption, EXPANSION.value, RERANK.value),
+        options=Options(
+            CLIP_LENGTH.value, corruption, EXPANSION.value, RERANK.value, WEIGHTS.value
+        ),
         trusted=TRUSTED.value,
     )
     if processes.is_first():

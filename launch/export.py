@@ -30,14 +30,15 @@ from absl import flags
 from launch import command
 
 WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint()
+WEIGHTS = command.define_weights()
 FORMAT = flags.DEFINE_enum(
     "format", "safetensors", ["safetensors", "pytorch", "stablehlo"], "What to write."
 )
 OUTPUT = command.define_path(
     "output",
     None,
-    "Path to write, without an extension; default: <workdir>/export/<step>, with -pytorch after it "
-    "for that format.",
+    "Path to write, without an extension; default: <workdir>/export/<step>, then -ema for those "
+    "weights, then -pytorch for that format.",
     addresses=True,
 )
 
@@ -56,18 +57,23 @@ def main() -> None:
     if OUTPUT.value is not None:
         command.require_file_name(OUTPUT.value)
     workdir, step = locate_checkpoint(command.either(WORKDIR, CHECKPOINT))
-    step, config, model, variables, _ = restore_network(workdir, step, trusted=TRUSTED.value)
+    step, config, model, variables, _ = restore_network(
+        workdir, step, weights=WEIGHTS.value, trusted=TRUSTED.value
+    )
     variables = jax.device_get(variables)  # NumPy converts them without compiling anything
     ending = "stablehlo" if FORMAT.value == "stablehlo" else "safetensors"
     if OUTPUT.value is None:
-        suffix = "-pytorch" if FORMAT.value == "pytorch" else ""
+        suffix = "-ema" if WEIGHTS.value == "ema" else ""
+        suffix += "-pytorch" if FORMAT.value == "pytorch" else ""
         output = str(workdir / "export" / f"{step}{suffix}")
     else:
         output = OUTPUT.value.removesuffix(f".{ending}")
 
     paths = [f"{output}.{ending}"]
     if FORMAT.value == "safetensors":
-        weights.save_archive(paths[0], config=config, variables=variables, step=step)
+        weights.save_archive(
+            paths[0], config=config, variables=variables, step=step, weights=WEIGHTS.value
+        )
     elif FORMAT.value == "pytorch":
         arrays = weights.to_authors(variables, config.model)
         weights.save_arrays(paths[0], arrays, {"format": "pt"})

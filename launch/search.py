@@ -25,6 +25,7 @@ from launch import command
 WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint(
     ", or a .safetensors file of launch/export.py"
 )
+WEIGHTS = command.define_weights()
 SOURCE = command.define_path(
     "source", None, "The packed dataset to embed and search.", addresses=True
 )
@@ -74,11 +75,11 @@ def main() -> None:
         query, gallery = embeddings.load(QUERY.value), embeddings.load(GALLERY.value)
     elif SOURCE.value:
         processes.start()
-        weights = command.either(WORKDIR, CHECKPOINT)
-        run = name_of_run(locate_checkpoint(weights)[0])
-        network = load_weights(weights, trusted=TRUSTED.value)
+        named = command.either(WORKDIR, CHECKPOINT)
+        run = name_of_run(locate_checkpoint(named)[0])
+        network = load_weights(named, weights=WEIGHTS.value, trusted=TRUSTED.value)
         split = open_to_embed(SOURCE.value).split(SPLIT.value)
-        evaluations = run_files.reports_folder(locate_checkpoint(weights)[0])
+        evaluations = run_files.reports_folder(locate_checkpoint(named)[0])
         network = network.with_config(**{"eval.clips": CLIPS.value})
         query = gallery = embed_once(network, split, output, also_in=[evaluations])
         if not processes.is_first():

@@ -1,5 +1,8 @@
 """Augmentation of frames on the device: normalization, crop and flip, erasing, style.
 
+Augmentations are parts: `config.augment.parts` has keys of `AUGMENTATIONS` or
+`package.module:object`, in the order in which training applies them.
+
 Every function takes a batch of tracklets, can be jitted and draws from the key it is given.
 Geometry and erasing are drawn once per tracklet, because a camera does not jump between two frames;
 `per_frame` draws them for every frame, as the authors' code does.
@@ -8,17 +11,49 @@ Pixel convention: the center of the top left pixel is (0, 0), so that the joint 
 `frames[..., y, x, :]` and a flip takes x to `W - 1 - x`.
 """
 
+from collections.abc import Mapping
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jaxtyping import Array, Float32, Key, UInt8
 
 from data_pipelines.coco17 import MIRROR, is_detected
+from data_pipelines.parts import find_part, is_function_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # One rectangle in twenty does not fit a 288x144 frame; ten attempts all fail once in 1e13.
 _ERASING_ATTEMPTS = 10
+
+Frames = UInt8[Array, "B T H W 3"] | Float32[Array, "B T H W 3"]
+Clips = tuple[Frames, Float32[Array, "B T 17 3"]]
+
+
+class Augmentation(Protocol):
+    """Changes the frames and the keypoints of B tracklets of one modality."""
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        frames: Frames,
+        keypoints: Float32[Array, "B T 17 3"],
+        modality: str,
+        config: ml_collections.ConfigDict,
+        /,
+    ) -> Clips:
+        """Returns frames and keypoints of the same shapes.
+
+        Args:
+          key: random key, another one for each part, modality and step.
+          frames: uint8 or float32[B, T, H, W, 3] from 0 to 255 before the part `normalize`;
+            float32[B, T, H, W, 3], normalized, after it.
+          keypoints: float32[B, T, 17, 3]: x, y in pixels and confidence, 0 for undetected joints.
+          modality: "visible" or "infrared".
+          config: a `config.augment`.
+        """
 
 
 def normalize(
@@ -40,14 +75,14 @@ def normalize(
 
 def random_crop_and_flip(
     key: Key[Array, ""],
-    frames: UInt8[Array, "B T H W 3"] | Float32[Array, "B T H W 3"],
+    frames: Frames,
     keypoints: Float32[Array, "B T 17 3"],
     *,
     padding: int = 10,
     flip_probability: float = 0.5,
     per_frame: bool = False,
     move_keypoints: bool = True,
-) -> tuple[UInt8[Array, "B T H W 3"] | Float32[Array, "B T H W 3"], Float32[Array, "B T 17 3"]]:
+) -> Clips:
     """Pads the frames with black, crops them back to their size and mirrors some of them.
 
     The keypoints follow their pixels, and in a mirrored frame left and right joints swap. A joint
@@ -221,3 +256,40 @@ def style_gains(
     mix = mix[:, :, None, None]
     red, green, blue = (frames[..., c : c + 1] * mix[..., c, :] for c in range(3))
     return red + green + blue
+
+
+AUGMENTATIONS: Mapping[str, Augmentation] = {
+    "crop_and_flip": lambda key, frames, keypoints, modality, config: random_crop_and_flip(
+        key,
+        frames,
+        keypoints,
+        padding=config.padding,
+        flip_probability=config.flip_probability,
+        per_frame=config.per_frame,
+        move_keypoints=config.move_keypoints,
+    ),
+    "normalize": lambda key, frames, keypoints, modality, config: (normalize(frames), keypoints),
+    "erasing": lambda key, frames, keypoints, modality, config: (
+        random_erasing(
+            key, frames, probability=config.erasing_probability, per_frame=config.per_frame
+        ),
+        keypoints,
+    ),
+    "style": lambda key, frames, keypoints, modality, config: (
+        style_gains(key, frames, modality) if config.style else frames,
+        keypoints,
+    ),
+}
+
+
+def find_augmentation(name: str) -> Augmentation:
+    """Returns the augmentation of a name or path; raises an InputError if there is none."""
+    arguments = ("key", "frames", "keypoints", "modality", "config")
+    found: Augmentation = find_part(
+        AUGMENTATIONS,
+        name,
+        "config.augment.parts",
+        kind=f"a function of ({', '.join(arguments)})",
+        include=lambda part: is_function_of(part, *arguments),
+    )
+    return found

@@ -24,6 +24,7 @@ BACKBONES = (
 # Keys that were added after configs were first stored with networks, and the values with which
 # networks compute what they computed before.
 ADDED_KEYS: Mapping[str, Any] = {
+    "augment.parts": ("crop_and_flip", "normalize", "erasing", "style"),
     "data.validation_identities": 0,
     "eval.flip": False,
     "init.checkpoint": "",
@@ -31,6 +32,7 @@ ADDED_KEYS: Mapping[str, Any] = {
     "optim.schedule": "steps",
     "init.other_backbone": False,
     "eval.save_embeddings": False,
+    "optim.ema_decay": 0.0,
 }
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -167,6 +169,22 @@ def weighted_parts() -> Values:
     return Values("a tuple of pairs ('package.module:object', weight)", include, name_parts=True)
 
 
+def sequence(*names: str, including: str) -> Values:
+    """Returns the set of tuples of different parts, one of which is `including`."""
+    one = part(*names)
+
+    def include(value: Any) -> bool:
+        return (
+            isinstance(value, list | tuple)
+            and all(map(one.include, value))
+            and len(set(value)) == len(value)
+            and including in value
+        )
+
+    text = f"a tuple of different ones of {one.text}, including {including!r}"
+    return Values(text, include, name_parts=True)
+
+
 POSITIVE = number("a number above 0", lambda x: x > 0)
 NOT_NEGATIVE = number("a number of 0 or more", lambda x: x >= 0)
 BELOW_ONE = number("a number from 0 to below 1", lambda x: 0 <= x < 1)
@@ -222,6 +240,12 @@ KEYS: Mapping[str, Key] = {
     "data.num_threads": Key(
         integer(1, 256), "Batches that each process loads concurrently, one thread per batch."
     ),
+    "augment.parts": Key(
+        sequence("crop_and_flip", "normalize", "erasing", "style", including="normalize"),
+        "What is done to the frames of a batch, in this order. Those before `normalize` see pixels "
+        "from 0 to 255: `crop_and_flip`, which pads with black; those after it see normalized "
+        "ones: `erasing` and `style`. The following keys are of these parts.",
+    ),
     "augment.per_frame": Key(
         flag(), "Draw crop, flip and erasing for every frame instead of once per tracklet."
     ),
@@ -240,8 +264,8 @@ KEYS: Mapping[str, Key] = {
     ),
     "augment.style": Key(
         flag(),
-        "Apply style gains to the frames, and run the second pass with disturbed style that the "
-        "losses `disturbed_identity` and `defense` need.",
+        "Apply style gains to the frames (the part `style`), and run the second pass with "
+        "disturbed style that the losses `disturbed_identity` and `defense` need.",
     ),
     "augment.style_stages": Key(
         integers(1, 100, count=2, ascending=True),
@@ -387,6 +411,12 @@ KEYS: Mapping[str, Key] = {
         integers(0, ascending=True),
         "Epochs at which both learning rates drop to a tenth; of the schedule `steps`.",
     ),
+    "optim.ema_decay": Key(
+        BELOW_ONE,
+        "Decay of an exponential moving average of the parameters and the running statistics, "
+        "which is kept and evaluated beside them; 0 keeps none. After n steps the decay is at most "
+        "(1 + n) / (10 + n), so that the initial parameters are soon forgotten.",
+    ),
     "optim.epochs": Key(integer(1, 10**6), "Epochs of training."),
     "parallel.fsdp": Key(
         integer(1),
@@ -478,6 +508,14 @@ def check_together(config: ml_collections.ConfigDict) -> None:
             f"config.augment.padding is {padding}: use less than {min(size)}, the smaller of "
             f"height and width in config.data.frame_size, which is {size}"
         )
+    parts = tuple(config.augment.parts)
+    for one, next_one in (
+        ("crop_and_flip", "normalize"),
+        ("normalize", "erasing"),
+        ("normalize", "style"),
+    ):
+        if {one, next_one} <= {*parts} and parts.index(one) > parts.index(next_one):
+            raise InputError(f"config.augment.parts is {parts}: use {one!r} before {next_one!r}")
     if config.eval.flip and config.model.keypoints == "pixels":
         raise InputError(
             "config.eval.flip is True: use False with config.model.keypoints 'pixels', which are "

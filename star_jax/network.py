@@ -16,7 +16,7 @@ from star_jax.config import check_config
 from star_jax.distributed.parallel import make_mesh
 from star_jax.models import Star, build_model
 from star_jax.training import checkpoint
-from star_jax.training.steps import abstract_variables
+from star_jax.training.steps import EMA, TRAINED, WEIGHTS, abstract_variables
 from star_jax.weights.archive import check_variables, checksum, load_archive
 
 
@@ -68,7 +68,9 @@ def clip_spec(config: ml_collections.ConfigDict) -> ClipSpec:
     return ClipSpec(data.clip_length, tuple(data.frame_size), data.sampling, config.model.keypoints)
 
 
-def load_weights(path: str | os.PathLike[str], *, trusted: Collection[str] = ()) -> Network:
+def load_weights(
+    path: str | os.PathLike[str], *, weights: str = TRAINED, trusted: Collection[str] = ()
+) -> Network:
     """Returns the trained network of a run, a checkpoint or an exported file.
 
     The config that is stored with the weights may name parts of this repository only, so that
@@ -78,23 +80,32 @@ def load_weights(path: str | os.PathLike[str], *, trusted: Collection[str] = ())
       path: the folder of a run, whose last checkpoint is read; a checkpoint,
         `<run>/checkpoints/<step>`; or a `.safetensors` file that launch/export.py wrote. Each of
         them may be an address, `gs://bucket/...`.
+      weights: of a run or a checkpoint: "trained", those after the last step, or "ema", their
+        moving average (`config.optim.ema_decay`). An exported file has one kind, that which
+        launch/export.py wrote.
       trusted: names of packages from which the stored config may name parts, such as
         `("my_package",)`; their modules are then imported and run.
 
     Raises:
       FileNotFoundError: there is no run, checkpoint or exported file at the path.
       InputError: the file is of another kind, the weights are damaged or do not fit the config that
-        is stored with them, or the config names a part of a package that is not trusted.
+        is stored with them, there are no such weights, or the config names a part of a package that
+        is not trusted.
       OSError: the path cannot be read.
     """
     if os.fspath(path).endswith(".safetensors"):
+        if weights != TRAINED:
+            raise InputError(
+                f"{path}: weights is {weights!r}: an exported file has the weights that it was "
+                "written with; leave it out, or name a run or a checkpoint"
+            )
         return _read_archive(path, trusted)
     if os.path.isfile(path):
         raise InputError(
             f"{path}: not a network: give the folder of a run, a checkpoint, "
             "<run>/checkpoints/<step>, or a .safetensors file of launch/export.py"
         )
-    return restore_network(*locate_checkpoint(path), trusted=trusted)
+    return restore_network(*locate_checkpoint(path), weights=weights, trusted=trusted)
 
 
 def locate_checkpoint(path: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
@@ -111,20 +122,27 @@ def locate_checkpoint(path: str | os.PathLike[str]) -> tuple[epath.Path, int | N
 
 
 def restore_network(
-    workdir: epath.Path, step: int | None, *, trusted: Collection[str] = ()
+    workdir: epath.Path,
+    step: int | None,
+    *,
+    weights: str = TRAINED,
+    trusted: Collection[str] = (),
 ) -> Network:
     """Returns the network of a checkpoint.
 
     Args:
       workdir: folder of the run.
       step: step of the checkpoint; the last one if None.
-      trusted: see `load_weights`.
+      weights: see `load_weights`.
+      trusted: likewise.
 
     Raises:
       FileNotFoundError: the run has no such checkpoint.
-      InputError: the checkpoint does not fit its config, or this names a part of a package that is
-        not trusted.
+      InputError: the checkpoint does not fit its config or has no such weights, or the config names
+        a part of a package that is not trusted.
     """
+    if weights not in WEIGHTS:
+        raise InputError(f"weights is {weights!r}: use {' or '.join(WEIGHTS)}")
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"{workdir}: not the folder of a run (it has no checkpoints folder) nor a checkpoint, "
@@ -137,8 +155,13 @@ def restore_network(
             raise FileNotFoundError(f"{workdir}: no checkpoint {step or ''} (there are: {found})")
         step = steps[-1] if step is None else step
         config = checkpoint.restore_config(manager, step, trusted)
+        if weights == EMA and not config.optim.ema_decay:
+            raise InputError(
+                f"{workdir}: config.optim.ema_decay is 0, so that its checkpoints have no moving "
+                "average of the weights; use the trained ones"
+            )
         model, mesh, abstract = _prepare(config)
-        variables = checkpoint.restore_variables(manager, step, abstract)
+        variables = checkpoint.restore_variables(manager, step, abstract, weights)
     return Network(step, config, model, variables, mesh)
 
 

@@ -116,6 +116,24 @@ def find_schedule(name: str) -> Schedule:
     return found
 
 
+def moving_average(
+    average: Any, variables: Any, step: Int32[Array, ""], config: ml_collections.ConfigDict
+) -> Any:
+    """Returns the exponential moving average of variables after one more step.
+
+    The decay is `config.ema_decay`, or (1 + n) / (10 + n) if that is less, so that the initial
+    variables, which are random, are soon forgotten.
+
+    Args:
+      average: the one before; at first, the initial variables.
+      variables: parameters and running statistics after the step, averaged alike.
+      step: int32[], steps completed before this one, n.
+      config: a `config.optim`.
+    """
+    decay = jnp.minimum(jnp.float32(config.ema_decay), (1 + step) / (10 + step))
+    return optax.incremental_update(variables, average, 1 - decay)
+
+
 def make_optimizer(
     config: ml_collections.ConfigDict, steps_per_epoch: int
 ) -> optax.GradientTransformation:

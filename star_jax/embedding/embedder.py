@@ -58,15 +58,20 @@ class Embedder:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike[str], *, trusted: Collection[str] = ()
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        weights: str = "trained",
+        trusted: Collection[str] = (),
     ) -> Self:
         """Returns the embedder of a run, a checkpoint or an exported file.
 
         Args:
           path: see `star_jax.load_weights`, which also lists the errors.
-          trusted: see `star_jax.load_weights`.
+          weights: "trained" or "ema"; likewise.
+          trusted: likewise.
         """
-        return cls(load_weights(path, trusted=trusted))
+        return cls(load_weights(path, weights=weights, trusted=trusted))
 
     def __call__(
         self,

@@ -17,6 +17,7 @@ from star_jax.evaluation.protocols import queries_of, rank, require_scorable, su
 from star_jax.evaluation.similarity import make_similarity
 from star_jax.network import Network, restore_network
 from star_jax.training import run_files
+from star_jax.training.steps import TRAINED
 
 
 class Options(NamedTuple):
@@ -27,12 +28,14 @@ class Options(NamedTuple):
       corruption: what is done to the skeletons.
       expansion: see `similarity.make_similarity`.
       rerank: likewise.
+      weights: "trained", or "ema" for their moving average.
     """
 
     clip_length: int | None = None
     corruption: Corruption | None = None
     expansion: int = 0
     rerank: bool = False
+    weights: str = TRAINED
 
 
 AS_TRAINED = Options()
@@ -70,6 +73,8 @@ def describe_evaluation(
         described["expansion"] = options.expansion
     if options.rerank:
         described["rerank"] = True
+    if options.weights != TRAINED:
+        described["weights"] = options.weights
     dataset = split.dataset
     return {
         "protocol": config.eval.protocol,
@@ -181,7 +186,7 @@ def evaluate_checkpoint(
       InputError: the checkpoint or the dataset does not fit the config, a value is invalid, or
         skeletons are to be corrupted and the network uses none.
     """
-    network = restore_network(workdir, step, trusted=trusted)
+    network = restore_network(workdir, step, weights=options.weights, trusted=trusted)
     if options.corruption is not None and not network.model.uses_skeletons:
         raise InputError(
             f"--corrupt={options.corruption}: the network of {workdir} uses no skeletons; leave it "

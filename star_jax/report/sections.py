@@ -88,7 +88,7 @@ def training(metrics: Sequence[Mapping[str, float]], config: Any) -> Section:
     names = list(dict.fromkeys(name for row in metrics for name in row if name != "step"))
     losses = sorted(name for name in names if name.startswith("loss/"))
     losses.sort(key=lambda name: name != "loss/total")
-    evaluated = [name for name in names if "/" in name and name.split("/")[0] in DIRECTIONS]
+    evaluated = [name for name in names if name.removeprefix("ema/").split("/")[0] in DIRECTIONS]
     drawn = []
     for name in losses:
         own = name.removeprefix("loss/")
@@ -101,11 +101,16 @@ def training(metrics: Sequence[Mapping[str, float]], config: Any) -> Section:
         if name not in (*losses, *evaluated):
             unit = units.get(name, "")
             drawn.append(_curve(name, name.replace("_", " "), metrics, {name: name}, unit))
-    for metric in dict.fromkeys(name.split("/", 1)[1] for name in evaluated):
-        columns = {f"{direction}/{metric}": figures.NAMES[direction] for direction in DIRECTIONS}
+    for averaged, metric in dict.fromkeys(
+        (name.startswith("ema/"), name.rpartition("/")[2]) for name in evaluated
+    ):
+        prefix, of = ("ema/", " of the average") if averaged else ("", "")
+        columns = {
+            f"{prefix}{direction}/{metric}": figures.NAMES[direction] for direction in DIRECTIONS
+        }
         columns = {name: shown for name, shown in columns.items() if name in evaluated}
-        title = f"{METRIC_NAMES.get(metric, metric)}, {evaluation_split(config)} split"
-        drawn.append(_curve(f"evaluated_{metric}", title, metrics, columns, "%"))
+        title = f"{METRIC_NAMES.get(metric, metric)}{of}, {evaluation_split(config)} split"
+        drawn.append(_curve(f"evaluated_{prefix}{metric}", title, metrics, columns, "%"))
     caption = (
         "As logged in metrics.jsonl: thin lines the logged values, thick lines their running "
         "medians. Losses are shown before they are weighted; scales are logarithmic where values "

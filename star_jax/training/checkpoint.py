@@ -36,7 +36,7 @@ from star_jax.training.manifest import (
     sealed,
     structure_of,
 )
-from star_jax.training.steps import TrainState
+from star_jax.training.steps import TRAINED, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ def open_manager(
         item_handlers={
             "variables": _array_handler(),
             "optimizer": _array_handler(),
+            "ema": _array_handler(),
             "manifest": ocp.JsonCheckpointHandler(),
         },
     )
@@ -138,9 +139,11 @@ def save(
 def _items(state: TrainState) -> dict[str, Any]:
     """Returns the items of a checkpoint, separate since an evaluation reads only the first."""
     of_losses = {"losses": state.losses} if state.losses else {}
+    average = {} if state.ema is None else {"ema": state.ema}
     return {
         "variables": state.variables,
         "optimizer": {"opt_state": state.opt_state, **of_losses},
+        **average,
     }
 
 
@@ -212,6 +215,7 @@ def restore_state(
             batch_stats=restored["variables"]["batch_stats"],
             losses=restored["optimizer"].get("losses", {}),
             opt_state=restored["optimizer"]["opt_state"],
+            ema=restored.get("ema"),
         )
         return state, manifest
     if damaged:
@@ -240,13 +244,22 @@ def restore_config(
     return read_config(manifest.config, f"{manager.directory / str(step)}", trusted)
 
 
-def restore_variables(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
+def restore_variables(
+    manager: ocp.CheckpointManager, step: int, abstract: Any, weights: str = TRAINED
+) -> Any:
     """Returns the parameters and statistics of a step, with the shardings of `abstract`.
+
+    Args:
+      manager: manager of the run's checkpoints.
+      step: step of the checkpoint.
+      abstract: shapes, dtypes and shardings.
+      weights: "trained" or "ema".
 
     Raises:
       DamagedError: this checkpoint is damaged; otherwise as `restore_state`.
     """
-    return _restore(manager, step, {"variables": abstract})[0]["variables"]
+    item = "variables" if weights == TRAINED else weights
+    return _restore(manager, step, {item: abstract})[0][item]
 
 
 def _counted_steps(opt_state: Any) -> int | None:

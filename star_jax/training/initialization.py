@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from data_pipelines.errors import InputError
 from star_jax.models import Star
 from star_jax.network import load_weights
-from star_jax.training.steps import TrainState, initial_state
+from star_jax.training.steps import TrainState, copied, initial_state
 from star_jax.weights import from_imagenet, load_arrays
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,9 @@ def with_network(
 def _with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
     """Returns the state with other parameters and statistics, sharded as its own."""
     shardings = jax.tree.map(lambda x: x.sharding, state.variables)
-    return dataclasses.replace(state, **jax.device_put(variables, shardings))
+    placed = jax.device_put(variables, shardings)
+    average = None if state.ema is None else copied(placed)
+    return dataclasses.replace(state, **placed, ema=average)
 
 
 def _by_path(variables: Any) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from data_pipelines.io.remote import locate
 from data_pipelines.loader import train_batches
 from star_jax.distributed import memory, processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, put
-from star_jax.evaluation.evaluate import describe_evaluation, evaluate_network
+from star_jax.evaluation.evaluate import Options, describe_evaluation, evaluate_network
 from star_jax.evaluation.reports import read_report
 from star_jax.evaluation.scores import DIRECTIONS, format_table
-from star_jax.network import clip_spec
+from star_jax.network import Network, clip_spec
 from star_jax.training import checkpoint, run_files
 from star_jax.training.metrics import MetricsWriter
 from star_jax.training.pictures import draw_batch
@@ -33,6 +33,7 @@ from star_jax.training.run import (
     start_or_resume,
 )
 from star_jax.training.steps import (
+    EMA,
     TrainState,
 )
 
@@ -98,7 +99,8 @@ def train(
             processes.watch_for_stop() as stop_requested,
             saving_before_a_stop(manager),
         ):
-            complete_evaluation(run, state, writer, stop_requested)
+            if start and run.is_evaluated(start):  # perhaps interrupted before or during it
+                evaluate(run, state, writer, stop_requested, keep_reports=True)
             for step, batch in enumerate(batches, start=start + 1):
                 on_devices = put(batch, shardings, run.pairs)
                 if step == start + 1:
@@ -201,38 +203,52 @@ class StepLog:
             self.measured_from = (step, then + time.monotonic() - began)
 
 
-def complete_evaluation(
-    run: Run, state: TrainState, writer: MetricsWriter, stop_requested: Callable[[], bool]
-) -> None:
-    """Completes the evaluation of the step at which a run resumes, if it was interrupted then."""
-    step = int(state.step)
-    if not step or not run.is_evaluated(step):
-        return
-    described = describe_evaluation(run.config, step, run.evaluated)
-    report = run_files.report_path(run.workdir, described)
-    if processes.all_agree(not report.exists()):  # interrupted before it
-        evaluate(run, state, writer, stop_requested)
-    elif processes.is_first():  # perhaps interrupted after it
-        write_scores(writer, read_report(report))
-
-
 def evaluate(
-    run: Run, state: TrainState, writer: MetricsWriter, stop_requested: Callable[[], bool]
+    run: Run,
+    state: TrainState,
+    writer: MetricsWriter,
+    stop_requested: Callable[[], bool],
+    *,
+    keep_reports: bool = False,
 ) -> None:
-    """Evaluates the state, writes and logs the scores; raises Preempted if interrupted."""
-    report = evaluate_network(
-        run.network(state), run.evaluated, run.workdir, stop_requested=stop_requested
-    )
-    write_scores(writer, report)
-    log.info("step %d\n%s", report["step"], format_table(report))
+    """Evaluates the weights of the state, then their moving average if there is one.
+
+    Writes and logs the scores.
+
+    Args:
+      run: the training run.
+      state: the training state.
+      writer: of its metrics.
+      stop_requested: called after each batch, equally often by each process.
+      keep_reports: whether weights that have a report for this step are not evaluated again; only
+        its scores are written, since the run may have been interrupted before it wrote them.
+
+    Raises:
+      Preempted: `stop_requested` returned True.
+    """
+    step = int(state.step)
+    for weights, variables in state.networks.items():
+        options = Options(weights=weights)
+        described = describe_evaluation(run.config, step, run.evaluated, options)
+        path = run_files.report_path(run.workdir, described)
+        if keep_reports and not processes.all_agree(not path.exists()):
+            if processes.is_first():
+                write_scores(writer, read_report(path))
+            continue
+        network = Network(step, run.config, run.model, variables, run.mesh)
+        report = evaluate_network(network, run.evaluated, run.workdir, options, stop_requested)
+        write_scores(writer, report)
+        of = ", moving average of the weights" if weights == EMA else ""
+        log.info("step %d%s\n%s", step, of, format_table(report))
 
 
 def write_scores(writer: MetricsWriter, report: Mapping[str, Any]) -> None:
-    """Writes the scores of a report as a row of metrics."""
+    """Writes the scores of a report as a row of metrics; `ema/` precedes those of the average."""
+    prefix = "ema/" if report["options"].get("weights") == EMA else ""
     writer.write(
         report["step"],
         {
-            f"{direction}/{name}": report[direction][name]
+            f"{prefix}{direction}/{name}": report[direction][name]
             for direction in DIRECTIONS
             for name in ("rank1", "map")
         },

@@ -20,6 +20,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.records.dataset import Split, open_dataset
 from data_pipelines.sampling import BatchSpec, find_sampler, steps_per_epoch, trainable_labels
+from star_jax.augment import find_augmentation
 from star_jax.config import check_config, check_training
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import make_mesh
@@ -27,7 +28,6 @@ from star_jax.evaluation.evaluate import evaluation_split
 from star_jax.evaluation.protocols import find_protocol, require_scorable
 from star_jax.losses import build_losses
 from star_jax.models import Star, build_model
-from star_jax.network import Network
 from star_jax.optim import learning_rate_factor, make_optimizer
 from star_jax.stored import parse_config
 from star_jax.training import checkpoint, run_files
@@ -90,10 +90,6 @@ class Run(NamedTuple):
         every = self.config.eval.every_epochs * self.steps_per_epoch
         return bool(every) and step % every == 0
 
-    def network(self, state: TrainState) -> Network:
-        """Returns the network of a state."""
-        return Network(int(state.step), self.config, self.model, state.variables, self.mesh)
-
 
 def prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> Run:
     """Checks that a config fits the dataset and the devices, and opens and builds what it names.
@@ -130,6 +126,8 @@ def check_parts(config: ml_collections.ConfigDict) -> None:
     find_sampler(config.data.sampling)
     find_protocol(config.eval.protocol)
     make_optimizer(config.optim, steps_per_epoch=1)
+    for name in config.augment.parts:
+        find_augmentation(name)
 
 
 def require_a_batch(config: ml_collections.ConfigDict, index: schema.Index) -> None:

@@ -22,9 +22,12 @@ from star_jax.config import check_training
 from star_jax.distributed.parallel import batch_shardings, replicated, split_rows, state_shardings
 from star_jax.losses import Batch, build_losses
 from star_jax.models import Star, StyleSources
-from star_jax.optim import learning_rate_factor, make_optimizer
+from star_jax.optim import learning_rate_factor, make_optimizer, moving_average
 
 Metrics = dict[str, jax.Array]
+
+# The weights of a state: those after its last step, and their moving average.
+TRAINED, EMA = WEIGHTS = ("trained", "ema")
 
 
 @flax.struct.dataclass
@@ -37,6 +40,7 @@ class TrainState:
       batch_stats: running statistics of the batch norms.
       losses: variables of the losses that have any: "params" and other collections.
       opt_state: the state of the optimizer.
+      ema: the moving average of `variables`; None if `config.optim.ema_decay` is 0.
     """
 
     step: Int32[Array, ""]
@@ -44,11 +48,17 @@ class TrainState:
     batch_stats: Any
     losses: Any
     opt_state: Any
+    ema: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
         """The variables for `model.apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def networks(self) -> dict[str, dict[str, Any]]:
+        """The variables by `WEIGHTS`; without a moving average, those that are trained alone."""
+        return {TRAINED: self.variables} | ({} if self.ema is None else {EMA: self.ema})
 
     @property
     def trained(self) -> dict[str, Any]:
@@ -58,6 +68,11 @@ class TrainState:
 
 def _trained(params: dict[str, Any], of_losses: dict[str, Any]) -> dict[str, Any]:
     return {**params, "losses": of_losses} if of_losses else params
+
+
+def copied(variables: dict[str, Any]) -> dict[str, Any]:
+    """Returns copies of variables, from which a moving average starts; a step donates both."""
+    return jax.tree.map(jnp.copy, variables)
 
 
 def _apart(trained: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -173,13 +188,16 @@ def _fresh_state(
         batch_stats=variables["batch_stats"],
         losses=losses,
         opt_state=optimizer.init(_trained(params, losses.get("params", {}))),
+        ema=copied(variables) if config.optim.ema_decay else None,
     )
 
 
 def augmented(
     key: Key[Array, ""], batch: Batch, config: ml_collections.ConfigDict
 ) -> tuple[Float32[Array, "B T 2 H W 3"], Float32[Array, "B T 2 17 3"]]:
-    """Returns augmented frames and keypoints; each modality has its own random numbers.
+    """Returns frames and keypoints after all parts of the augmentation, in order.
+
+    Each part has random numbers of its own for each modality.
 
     Args:
       key: random key.
@@ -188,28 +206,25 @@ def augmented(
 
     Returns:
       Normalized frames, float32[B, T, 2, H, W, 3], and keypoints, float32[B, T, 2, 17, 3].
+
+    Raises:
+      InputError: there is no such part, or one returns other shapes.
     """
     clips = []
     for number, modality in enumerate(MODALITIES):
         modality_key = stream(key, modality)
-        frames, keypoints = augment.random_crop_and_flip(
-            stream(modality_key, "crop and flip"),
-            batch["frames"][:, :, number],
-            batch["keypoints"][:, :, number],
-            padding=config.padding,
-            flip_probability=config.flip_probability,
-            per_frame=config.per_frame,
-            move_keypoints=config.move_keypoints,
-        )
-        frames = augment.random_erasing(
-            stream(modality_key, "erasing"),
-            augment.normalize(frames),
-            probability=config.erasing_probability,
-            per_frame=config.per_frame,
-        )
-        if config.style:
-            frames = augment.style_gains(stream(modality_key, "style"), frames, modality)
-        clips.append((frames, keypoints))
+        clip = batch["frames"][:, :, number], batch["keypoints"][:, :, number]
+        for name in config.parts:
+            # "crop and flip" draws what it drew before there were parts.
+            part_key = stream(modality_key, name.replace("_", " "))
+            shapes = jax.tree.map(jnp.shape, clip)
+            clip = augment.find_augmentation(name)(part_key, *clip, modality, config)
+            if (found := jax.tree.map(jnp.shape, clip)) != shapes:
+                raise InputError(
+                    f"config.augment.parts has {name!r}: it returns {found}, not frames and "
+                    f"keypoints of the shapes {shapes}"
+                )
+        clips.append(clip)
     frames, keypoints = (jnp.stack(both, axis=2) for both in zip(*clips, strict=True))
     return frames, keypoints
 
@@ -301,12 +316,17 @@ def make_train_step(
             state.step, config.optim, steps_per_epoch
         )
         metrics["gradient_norm"] = optax.tree.norm(gradients)
+        average = None
+        if config.optim.ema_decay:
+            variables = {"params": params, "batch_stats": batch_stats}
+            average = moving_average(state.ema, variables, state.step, config.optim)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             losses={**kept, **of_losses},
             opt_state=opt_state,
+            ema=average,
         )
         return new_state, metrics
 

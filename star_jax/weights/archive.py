@@ -6,6 +6,7 @@ by their paths ("params/backbone/stem_visible/conv/kernel"). Its metadata, all o
 - `format`: `FORMAT`;
 - `config`: the experiment, as JSON;
 - `step`: the steps of training;
+- `weights`: `ema` if they are a moving average of the weights, else there is no such entry;
 - `versions`: the packages that wrote the file, as JSON;
 - `sha256`: of all the above and the arrays, by which a damaged file is detected.
 
@@ -57,6 +58,7 @@ def save_archive(
     config: ml_collections.ConfigDict,
     variables: Mapping[str, Any],
     step: int,
+    weights: str = "trained",
 ) -> None:
     """Writes a network to a `.safetensors` file, all of it or nothing, and creates its folder.
 
@@ -66,6 +68,7 @@ def save_archive(
       variables: {"params": ..., "batch_stats": ...}, nested dictionaries of arrays, JAX's or
         NumPy's.
       step: the steps of training.
+      weights: what the file says that they are, "trained" or "ema".
 
     Raises:
       InputError: the config has an invalid value, or an array contains NaN or infinity; nothing is
@@ -81,6 +84,7 @@ def save_archive(
         "format": FORMAT,
         "config": config.to_json(),
         "step": str(step),
+        **({} if weights == "trained" else {"weights": weights}),
         "versions": json.dumps({package: _version(package) for package in PACKAGES}),
     }
     metadata["sha256"] = _sha256(metadata, arrays)

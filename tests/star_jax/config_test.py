@@ -22,8 +22,8 @@ from configs import star_hitsz_vcm
 from data_pipelines import sampling
 from data_pipelines.errors import InputError
 from launch.tpu import compile as tpu_compile
-from star_jax import optim
-from star_jax.config import ADDED_KEYS, KEYS, SECTIONS, check_config, markdown
+from star_jax import augment, optim
+from star_jax.config import ADDED_KEYS, BELOW_ONE, KEYS, SECTIONS, check_config, markdown
 from star_jax.distributed import parallel
 from star_jax.evaluation import protocols
 from star_jax.losses import LOSSES
@@ -99,7 +99,7 @@ def test_lists_and_integers_are_valid_where_tuples_and_floats_are():
 def test_a_step_takes_integers_where_floats_belong():
     config = changed(
         **{
-            key.replace(".", "__"): 0 if key.endswith(("momentum", "dropout_rate")) else 1
+            key.replace(".", "__"): 0 if KEYS[key].values is BELOW_ONE else 1
             for key, value in DEFAULTS.items()
             if isinstance(value, float)
         }
@@ -149,6 +149,14 @@ NONSENSE = [
     ("data.validation_identities", -1, "use an integer of 0 or more"),
     ("data.num_threads", 0, "use an integer from 1 to 256"),
     ("data.num_threads", 1.5, "use an integer from 1 to 256"),
+    ("augment.parts", ("erasing",), "different ones of 'crop_and_flip', 'normalize', 'erasing', "),
+    ("augment.parts", ("normalize", "normalize"), "including 'normalize'"),
+    ("augment.parts", ("normalize", "blur"), "including 'normalize'"),
+    ("augment.parts", ("normalize", ["erasing"]), "including 'normalize'"),
+    ("augment.parts", "normalize", "including 'normalize'"),
+    ("augment.parts", ("erasing", "normalize"), "use 'normalize' before 'erasing'"),
+    ("augment.parts", ("style", "normalize"), "use 'normalize' before 'style'"),
+    ("augment.parts", ("normalize", "crop_and_flip"), "use 'crop_and_flip' before 'normalize'"),
     ("augment.padding", 100000, "use an integer from 0 to 4095"),
     ("augment.padding", 48, "use less than 48"),
     ("augment.padding", -1, "use an integer from 0 to 4095"),
@@ -207,6 +215,7 @@ NONSENSE = [
     ("optim.decay_epochs", (5, 5), "use a tuple of ascending integers of 0 or more"),
     ("optim.decay_epochs", (-5, 5), "use a tuple of ascending integers of 0 or more"),
     ("optim.decay_epochs", 10, "use a tuple of ascending integers of 0 or more"),
+    ("optim.ema_decay", 1, "use a number from 0 to below 1"),
     ("optim.epochs", 0, "use an integer from 1 to 1000000"),
     ("optim.epochs", 1.5, "use an integer from 1 to 1000000"),
     ("parallel.fsdp", 0, AN_INTEGER),
@@ -373,6 +382,7 @@ def test_the_table_knows_what_the_code_does():
     for key, parts in {
         "data.sampling": sampling.SAMPLERS,
         "eval.protocol": protocols.PROTOCOLS,
+        "augment.parts": augment.AUGMENTATIONS,
         "model.backbone": backbones.BACKBONES,
         "model.guidance": guidance.GUIDANCE,
         "model.pooling": pooling.POOLINGS,

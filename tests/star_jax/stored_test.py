@@ -14,6 +14,7 @@ from evaluated import write_run
 
 from data_pipelines.errors import InputError
 from star_jax import Embedder, load_weights
+from star_jax.config import ADDED_KEYS, KEYS
 from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.network import restore_network
 from star_jax.report.build import write_report
@@ -33,7 +34,10 @@ STRANGERS = {  # by hand: every place of a config that can name code
     "model.pooling": "strangers.parts:run",
     "data.sampling": "strangers.parts:run",
     "eval.protocol": "strangers.parts:run",
+    "augment.parts": ("normalize", "strangers.parts:run"),
     "losses.extra": (("strangers.parts:run", 1.0),),
+    "optim.optimizer": "strangers.parts:run",
+    "optim.schedule": "strangers.parts:run",
     "model.backbone_options": {"stage_sizes": [1, [{"norm": "strangers.parts:run"}]]},
 }
 
@@ -176,11 +180,25 @@ def test_a_config_of_any_depth_is_read_or_named():
         read_config(content, "run/7", ())
 
 
+def test_every_key_that_can_name_code_is_tested():
+    assert {key for key, (values, _) in KEYS.items() if values.name_parts} == STRANGERS.keys()
+
+
 def test_completing_a_config_leaves_the_stored_one(monkeypatch):
     monkeypatch.setattr("star_jax.stored.ADDED_KEYS", {"model.new": 1, "model.pooling": "max"})
     stored = {"model": {"pooling": "gem"}}
     assert complete(stored) == {"model": {"pooling": "gem", "new": 1}}
     assert stored == {"model": {"pooling": "gem"}}
+
+
+def test_a_config_from_before_a_key_is_the_same_config():
+    now = tiny.baseline("nowhere")
+    before = run_files.as_json(now)
+    for key in ADDED_KEYS:
+        section, _, name = key.partition(".")
+        del before[section][name]
+        now[section][name] = ADDED_KEYS[key]
+    assert run_files.differences(before, now) == []
 
 
 def test_every_command_that_opens_a_stored_config_has_the_flag():

@@ -158,3 +158,12 @@ def test_curves_name_the_split_that_was_evaluated(held_out, split):
     (panels,) = sections.training(metrics, config).blocks
     (curve,) = [figure for figure in panels.figures if figure.name == "training_evaluated_map"]
     assert f"mAP, {split} split" in curve.svg
+
+
+def test_curves_of_the_moving_average_are_beside_those_of_the_weights():
+    scores = {"i2v/map": 20.0, "v2i/map": 30.0, "ema/i2v/map": 40.0, "ema/v2i/map": 50.0}
+    metrics = [{"step": step, "loss/total": 1.0, **scores} for step in (1.0, 2.0)]
+    (panels,) = sections.training(metrics, tiny.config("data")).blocks
+    curves = {figure.name: figure.svg for figure in panels.figures[1:]}
+    assert list(curves) == ["training_evaluated_map", "training_evaluated_ema_map"]
+    assert "mAP of the average, test split" in curves["training_evaluated_ema_map"]

@@ -23,12 +23,16 @@ from star_jax.distributed import parallel
 from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.models import FrameFeatures, Skeletons, build_model
 from star_jax.network import load_weights
-from star_jax.training import checkpoint, loop
+from star_jax.training import checkpoint, loop, steps
 from star_jax.training.steps import abstract_state
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted((ROOT / "docs/how_to").glob("*.md"))
 NO_PARTS = ("sys:exit", "builtins:dict", "subprocess:Popen", "os:system")
+IN_TUPLES = {  # how the keys that take several parts name one
+    "losses.extra": lambda name: ((name, 1.0),),
+    "augment.parts": lambda name: ("normalize", name),
+}
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +127,7 @@ def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, mo
         ("my_package.loss:CenterLoss", 0.1),
         ("my_package.loss:modality_gap", 0.1),
     )
+    config.augment.parts = ("my_package.augmentation:random_gray", "normalize", "erasing")
     config.optim.optimizer = "my_package.optimizer:lion"
     config.optim.schedule = "my_package.optimizer:inverse_root"
     config.data.sampling = "my_package.sampler:CONSECUTIVE"
@@ -139,7 +144,7 @@ def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, mo
 
     # What the run has stored names code of others, which only those who trust it run again.
     for refused in (load_weights, lambda run: load_weights(run, trusted=("my",))):
-        with pytest.raises(InputError, match=r"config\.data\.sampling is 'my_package\.sampler:CON"):
+        with pytest.raises(InputError, match=r"config\.augment\.parts is 'my_package\.augment"):
             refused(tmp_path / "run")
     assert load_weights(tmp_path / "run", trusted=("my_package",)).step == 3
     evaluated = epath.Path(tmp_path / "run")
@@ -153,7 +158,7 @@ def test_three_steps_with_parts_of_another_package(package, packed, tmp_path, mo
             command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
         )
         assert done.returncode == code, done.stderr
-    with pytest.raises(InputError, match=r"config\.data\.sampling"):
+    with pytest.raises(InputError, match=r"config\.augment\.parts"):
         load_weights(tmp_path / "run/export/3.safetensors")
     rates = [row["learning_rate"] / config.optim.lr for row in training]
     np.testing.assert_allclose(rates, [1, 0.5**0.5, 3**-0.5], rtol=1e-5)
@@ -188,6 +193,30 @@ def test_three_steps_with_each_family_of_backbones(packed, tmp_path, backbone, o
     guided = abstract_state(config, build_model(config.model), 1, parallel.make_mesh(config))
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)  # noqa: E731
     assert shapes(guided.params["backbone"]) == shapes(state.params["backbone"])
+
+
+def test_an_augmentation_sees_pixels_before_normalization_and_normalized_ones_after(
+    package, monkeypatch
+):
+    """The example of the documentation makes half of the visible tracklets gray."""
+    monkeypatch.syspath_prepend(str(package))
+    mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    painted = np.array([200, 40, 60])
+    color = (painted / 255 - mean) / deviation
+    frames = np.broadcast_to(painted.astype(np.uint8), (32, 1, 2, 4, 3, 3))
+    batch = {"frames": frames, "keypoints": np.zeros((32, 1, 2, 17, 3), np.float32)}
+    config = tiny.config("nowhere").augment
+    for parts, gray in (
+        (("my_package.augmentation:random_gray", "normalize"), (100 / 255 - mean) / deviation),
+        (("normalize", "my_package.augmentation:random_gray"), [color.mean()] * 3),
+    ):
+        config.parts = parts
+        found = np.asarray(steps.augmented(jax.random.key(0), batch, config)[0])
+        near = lambda colors, color: np.isclose(colors, color, rtol=1e-4).all((1, 2, 3, 4))  # noqa: E731
+        visible, infrared = found[:, :, 0], found[:, :, 1]
+        assert near(infrared, color).all()
+        np.testing.assert_array_equal(near(visible, gray), ~near(visible, color))
+        assert 6 < near(visible, gray).sum() < 26
 
 
 @pytest.mark.slow
@@ -262,16 +291,18 @@ def test_parts_of_the_body_are_weighted_by_confidence(package, monkeypatch):
         ),
         *(
             (
-                {key: value if key != "losses.extra" else ((value, 1.0),)},
+                {key: IN_TUPLES.get(key, lambda value: value)(value)},
                 f"config.{key} is '{value}'",
             )
             for key in (
                 *("model.backbone", "model.guidance", "model.pooling"),
                 *("data.sampling", "eval.protocol", "losses.extra"),
-                *("optim.optimizer", "optim.schedule"),
+                *("optim.optimizer", "optim.schedule", "augment.parts"),
             )
-            for value in ("sys:exit", "builtins:dict", "subprocess:Popen", "os:system")
+            for value in NO_PARTS
         ),
+        ({"augment.parts": ("normalize", "my_package.augmentation:No")}, "attribute 'No'"),
+        ({"augment.parts": ("erasing",)}, r"augment\.parts is \('erasing',\): .* 'normalize'"),
         ({"optim.optimizer": "my_package.optimizer:No"}, "has no attribute 'No'"),
         ({"losses.extra": (("my_package.loss:No", 1.0),)}, "has no attribute 'No'"),
         ({"model.backbone_options": {"widht": 3}}, r"options\.widht does not exist: .* width"),

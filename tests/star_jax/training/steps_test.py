@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from configs import star_hitsz_vcm
+from data_pipelines.errors import InputError
+from star_jax import augment
 from star_jax.training import steps
 
 B, T, H, W = 3, 2, 64, 48
@@ -67,6 +69,50 @@ def test_style_gains_are_those_of_each_modality():
         frames[:, :, 0] / plain[:, :, 0]
     )  # three for a visible one, whose channels may swap, too
     assert np.abs(ratios - ratios[:, :, :1, :1, :1]).max() > 0.1
+
+
+def test_only_the_parts_that_are_named_are_applied():
+    frames, keypoints = augmented(augment_config(parts=("normalize",), flip_probability=1.0))
+    plain, still = augmented(nothing())
+    np.testing.assert_allclose(frames, plain, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(keypoints, still)
+
+
+@pytest.mark.slow
+def test_parts_draw_what_was_drawn_before_there_were_parts():
+    """Otherwise runs of earlier versions would not resume as they went on."""
+    config = augment_config()
+    frames, keypoints = augmented(config)
+
+    @jax.jit
+    def earlier(key, batch):
+        clips = []
+        for number, modality in enumerate(("visible", "infrared")):
+            own = steps.stream(key, modality)
+            clip, joints = augment.random_crop_and_flip(
+                steps.stream(own, "crop and flip"),
+                batch["frames"][:, :, number],
+                batch["keypoints"][:, :, number],
+                padding=config.padding,
+                flip_probability=config.flip_probability,
+            )
+            clip = augment.normalize(clip)
+            clip = augment.random_erasing(
+                steps.stream(own, "erasing"), clip, probability=config.erasing_probability
+            )
+            clips.append((augment.style_gains(steps.stream(own, "style"), clip, modality), joints))
+        return [jnp.stack(both, axis=2) for both in zip(*clips, strict=True)]
+
+    expected = earlier(jax.random.key(0), batch())
+    np.testing.assert_array_equal(frames, expected[0])
+    np.testing.assert_array_equal(keypoints, expected[1])
+
+
+def test_a_part_that_returns_other_shapes_is_named(monkeypatch):
+    wrong = {"half": lambda key, frames, keypoints, *_: (frames[:, :, ::2], keypoints)}
+    monkeypatch.setattr(augment, "AUGMENTATIONS", {**augment.AUGMENTATIONS, **wrong})
+    with pytest.raises(InputError, match=r"parts has 'half': .*3, 2, 32, 48.*3, 2, 64, 48, 3"):
+        augmented(nothing(parts=("normalize", "half")))
 
 
 @pytest.mark.slow
