@@ -32,7 +32,7 @@ LAYERS = (
     ("star_jax.comparison",),
     ("star_jax.report",),
     ("star_jax.training.initialization",),
-    ("star_jax.training.run",),
+    ("star_jax.training.preparation",),
     ("star_jax.training.loop", "star_jax.verify"),
     ("launch", "benchmarks"),
 )

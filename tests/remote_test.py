@@ -20,7 +20,7 @@ from data_pipelines.io import files, remote
 from data_pipelines.records import copies, origin
 from data_pipelines.records.dataset import open_dataset
 from star_jax import network, weights
-from star_jax.training import checkpoint, loop, run, run_files
+from star_jax.training import checkpoint, loop, preparation, run_files
 from star_jax.training.metrics import MetricsWriter
 
 ADDRESS = "gs://bucket/data/hitsz_vcm/2.1.0"
@@ -211,11 +211,11 @@ def test_compiled_programs_are_kept_beside_the_run(bucket):
     before = {name: getattr(jax.config, name) for name in names}
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        assert not run.keep_compiled_programs(bucket / "run")
+        assert not preparation.keep_compiled_programs(bucket / "run")
         assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/compiled"
         assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
         files.write_file(bucket / "run" / "compiled" / "step-cache", b"program")
-        assert run.keep_compiled_programs(bucket / "run")
+        assert preparation.keep_compiled_programs(bucket / "run")
     finally:
         for name, value in before.items():
             jax.config.update(name, value)

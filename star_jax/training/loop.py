@@ -25,7 +25,7 @@ from star_jax.network import Network, clip_spec
 from star_jax.training import checkpoint, run_files
 from star_jax.training.metrics import MetricsWriter
 from star_jax.training.pictures import draw_batch
-from star_jax.training.run import (
+from star_jax.training.preparation import (
     Run,
     keep_compiled_programs,
     less_memory,

@@ -213,14 +213,13 @@ checkpoint._restore_arrays = unlucky
 """
 
 MIXED = """
-from data_pipelines.records.dataset import open_dataset
 from star_jax.distributed import parallel
-from star_jax.training import loop
+from star_jax.training import preparation
 make_mesh = parallel.make_mesh
 def mixed(config=None):
     devices = parallel.jax.devices()
     return make_mesh(config, [devices[i] for i in (0, 2, 1, 3)])
-loop.make_mesh = mixed
+preparation.make_mesh = mixed
 """
 
 

@@ -11,7 +11,7 @@ from data_pipelines.errors import InputError
 from star_jax.distributed import parallel
 from star_jax.models import build_model
 from star_jax.network import load_weights
-from star_jax.training import initialization, loop
+from star_jax.training import initialization, loop, preparation
 from star_jax.training.steps import abstract_state
 from star_jax.weights import save_archive
 
@@ -129,7 +129,7 @@ def test_training_starts_from_it(run, tmp_path, monkeypatch):
 
     config = tiny.baseline(tiny.packed_dataset(tmp_path))
     config.init.checkpoint = str(run)
-    monkeypatch.setattr(loop, "make_train_step", lambda *_: Step())
+    monkeypatch.setattr(preparation, "make_train_step", lambda *_: Step())
     with pytest.raises(Killed):
         loop.train(config, tmp_path / "run")
     (state,) = seen

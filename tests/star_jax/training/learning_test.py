@@ -32,7 +32,7 @@ from star_jax.embedding.embed import embed_split
 from star_jax.evaluation.retrieval import evaluate_retrieval
 from star_jax.models import build_model
 from star_jax.network import Network
-from star_jax.training import loop, steps
+from star_jax.training import loop, preparation, steps
 
 PEOPLE, TRACKLETS, FRAMES = 8, 2, 4  # tracklets of each person, modality and split
 STEPS = 60
@@ -87,7 +87,7 @@ class Run(NamedTuple):
 @pytest.fixture
 def train(people, tmp_path, monkeypatch):
     """Returns a function that trains a network on one device and evaluates it at the end."""
-    monkeypatch.setattr(loop, "make_mesh", lambda _: make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr(preparation, "make_mesh", lambda _: make_mesh(devices=jax.devices()[:1]))
 
     def train_one(network, num_steps=STEPS, **optim):
         config = NETWORKS[network](people)
@@ -100,7 +100,7 @@ def train(people, tmp_path, monkeypatch):
         config.eval.update({"protocol": "cross-modality", "every_epochs": num_steps})
         config.checkpoint.every_steps = num_steps
         before = {}
-        start = loop.starting_state
+        start = preparation.starting_state
 
         def starting_state(*arguments):
             state = start(*arguments)
@@ -108,7 +108,7 @@ def train(people, tmp_path, monkeypatch):
             return state
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "starting_state", starting_state)
+            patch.setattr(preparation, "starting_state", starting_state)
             state = loop.train(config, tmp_path / "run")
         rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
         losses = [row["loss/total"] for row in map(json.loads, rows) if "loss/total" in row]

@@ -28,8 +28,8 @@ from star_jax.embedding.embed import embed_split
 from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.models import build_model
 from star_jax.network import Network, load_weights
-from star_jax.training import checkpoint, initialization, loop
-from star_jax.training.run import continued
+from star_jax.training import checkpoint, initialization, loop, preparation
+from star_jax.training.preparation import continued
 from star_jax.training.steps import abstract_state, initial_state
 
 ROOT = Path(__file__).parents[3]
@@ -439,7 +439,7 @@ def test_a_step_that_does_not_fit_is_refused_and_may_be_made_smaller(
     dataset, tmp_path, monkeypatch
 ):
     random_state = lambda *a, **_: tiny.random_state(abstract_state(*a[:4]))  # noqa: E731
-    monkeypatch.setattr(loop, "starting_state", random_state)
+    monkeypatch.setattr(preparation, "starting_state", random_state)
     with monkeypatch.context() as patch, pytest.raises(OutOfMemoryError) as caught:
         patch.setattr(memory, "capacity", lambda: memory.Capacity(10**4, 1))
         loop.train(tiny.baseline(dataset), tmp_path)
@@ -514,8 +514,8 @@ def test_an_update_that_is_not_finite_is_not_saved(dataset, tmp_path, monkeypatc
 
         return jax.jit(run)
 
-    make_train_step = loop.make_train_step
-    monkeypatch.setattr(loop, "make_train_step", spoiled)
+    make_train_step = preparation.make_train_step
+    monkeypatch.setattr(preparation, "make_train_step", spoiled)
     message = "step 6: variables/params/classifier/kernel contains"
     with pytest.raises(FloatingPointError, match=message):
         loop.train(tiny.baseline(dataset), tmp_path)
