@@ -108,7 +108,7 @@ def steps() -> dict[str, Any]:
     import jax
 
     from star_jax.distributed import parallel
-    from star_jax.training.steps import initial_state, random_batch
+    from star_jax.state import initial_state, random_batch
 
     config, mesh, model, train_step, pairs = prepare()
     shardings = parallel.batch_shardings(mesh)
@@ -131,7 +131,7 @@ def bytes_of_state() -> dict[str, Any]:
     """Returns how much of the training state the first device holds."""
     import jax
 
-    from star_jax.training.steps import initial_state
+    from star_jax.state import initial_state
 
     config, mesh, model, _, _ = prepare()
     state = initial_state(config, model, 100, mesh)
@@ -145,9 +145,9 @@ def host() -> dict[str, float]:
 
     from data_pipelines import sampling
     from star_jax.distributed import parallel
-    from star_jax.training import checkpoint
-    from star_jax.training.metrics import MetricsWriter
-    from star_jax.training.steps import initial_state, random_batch
+    from star_jax.runs import checkpoint
+    from star_jax.runs.metrics import MetricsWriter
+    from star_jax.state import initial_state, random_batch
 
     config, mesh, model, train_step, pairs = prepare()
     shardings = parallel.batch_shardings(mesh)

@@ -28,8 +28,9 @@ from star_jax.models import build_model
 from star_jax.models.star import l2_normalize
 from star_jax.network import clip_spec
 from star_jax.optim import make_optimizer
+from star_jax.state import initial_variables
+from star_jax.streams import stream
 from star_jax.training.preparation import with_identities
-from star_jax.training.steps import initial_variables, stream
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 flags.mark_flag_as_required("config")

@@ -18,7 +18,8 @@ from ml_collections import config_flags
 from star_jax.config import check_config
 from star_jax.distributed.parallel import batch_shardings, make_mesh, put
 from star_jax.models import build_model
-from star_jax.training.steps import initial_state, make_train_step, random_batch
+from star_jax.state import initial_state, random_batch
+from star_jax.training.steps import make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 STEPS = flags.DEFINE_integer("steps", 20, "Timed steps.", lower_bound=1)

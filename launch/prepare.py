@@ -10,13 +10,13 @@
   python launch/prepare.py --dataset=my_package.my_module:MY_DATASET --source=/datasets/mine
 
 The records go to <data_dir>/<dataset>/<version>. Of a folder of your own footage, images or videos
-are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>, as launch/tracklets.py writes them; to
-train on it, split its people with --test_share or --split_file. The generated dataset is drawn to
-<data_dir>/synthetic_vcm_<size>/source, with a contact sheet to look at, and packed beside it;
---layout gives it the files of another dataset. docs/how_to/dataset.md describes what a dataset of
-your own package needs. What is already drawn or packed is not done again, and interrupted packing
-resumes. --check reads everything, packs nothing, prints what is wrong, and exits with code 1 if
-anything is.
+are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>, as launch/footage/tracklets.py writes
+them; to train on it, split its people with --test_share or --split_file. The generated dataset is
+drawn to <data_dir>/synthetic_vcm_<size>/source, with a contact sheet to look at, and packed beside
+it; --layout gives it the files of another dataset. docs/how_to/dataset.md describes what a dataset
+of your own package needs. What is already rendered or packed is not done again, and interrupted
+packing resumes. --check reads everything, packs nothing, lists the problems, and exits with code 1
+if there are any.
 """
 
 import sys

@@ -58,17 +58,17 @@ def main() -> None:
     from star_jax.distributed import processes
     from star_jax.embedding import embeddings
     from star_jax.embedding.embed import embed_once, open_to_embed
-    from star_jax.evaluation.search import (
+    from star_jax.network import load_weights, locate_checkpoint
+    from star_jax.report.run import name_of_run
+    from star_jax.runs import run_files
+    from star_jax.search.page import search_page
+    from star_jax.search.search import (
         format_counts,
         format_results,
         format_scores,
         matches_csv,
         search,
     )
-    from star_jax.network import load_weights, locate_checkpoint
-    from star_jax.report.run import name_of_run
-    from star_jax.report.search import search_page
-    from star_jax.training import run_files
 
     output, run = Path(locate(OUTPUT.value)), ""
     if QUERY.value and GALLERY.value:

@@ -31,7 +31,7 @@ def main() -> None:
     from configs import star_hitsz_vcm, star_hitsz_vcm_reference
     from data_pipelines.io.files import write_json
     from data_pipelines.io.tables import aligned
-    from star_jax.training.run_files import (
+    from star_jax.runs.run_files import (
         environment,  # imports JAX, which --help should not wait for
     )
     from star_jax.verify import verify

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from star_jax.evaluation.streaming import evaluate_embeddings
     from star_jax.models import build_model
     from star_jax.network import Network, load_weights
-    from star_jax.training.steps import initial_state, make_train_step
+    from star_jax.state import initial_state
+    from star_jax.training.steps import make_train_step
 
 __version__ = "0.1.0"
 
@@ -38,7 +39,7 @@ _HOMES = {
     "build_model": "star_jax.models",
     "evaluate_embeddings": "star_jax.evaluation.streaming",
     "evaluate_retrieval": "star_jax.evaluation.retrieval",
-    "initial_state": "star_jax.training.steps",
+    "initial_state": "star_jax.state",
     "load_weights": "star_jax.network",
     "make_train_step": "star_jax.training.steps",
 }

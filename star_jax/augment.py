@@ -21,6 +21,8 @@ from jaxtyping import Array, Float32, Key, UInt8
 
 from data_pipelines.coco17 import MIRROR, is_detected
 from data_pipelines.parts import find_part, is_function_of
+from star_jax.models.interfaces import StyleSources
+from star_jax.streams import stream
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -293,3 +295,30 @@ def find_augmentation(name: str) -> Augmentation:
         include=lambda part: is_function_of(part, *arguments),
     )
     return found
+
+
+def random_style_sources(
+    key: Key[Array, ""], num_pairs: int, config: ml_collections.ConfigDict
+) -> StyleSources:
+    """Draws the style sources of each frame: a permutation within each modality, and one across.
+
+    Args:
+      key: random key.
+      num_pairs: B.
+      config: an experiment.
+    """
+    visible, infrared = jnp.arange(num_pairs * config.data.clip_length * 2).reshape(-1, 2).T
+
+    def drawn(name: str) -> list[jax.Array]:
+        named = stream(key, name)
+        return [
+            jax.random.permutation(jax.random.fold_in(named, i), frames)
+            for i, frames in enumerate((visible, infrared))
+        ]
+
+    same, other = drawn("same"), drawn("other")
+    return StyleSources(
+        same=jnp.stack(same, axis=1).ravel(),
+        other=jnp.stack(other[::-1], axis=1).ravel(),
+        stages=tuple(config.augment.style_stages),
+    )

@@ -15,8 +15,8 @@ from data_pipelines.sampling import ClipSpec
 from star_jax.config import check_config
 from star_jax.distributed.parallel import make_mesh
 from star_jax.models import Star, build_model
-from star_jax.training import checkpoint
-from star_jax.training.steps import EMA, TRAINED, WEIGHTS, abstract_variables
+from star_jax.runs import checkpoint
+from star_jax.state import EMA, TRAINED, WEIGHTS, abstract_variables
 from star_jax.weights.archive import check_variables, checksum, load_archive
 
 

@@ -38,7 +38,8 @@ from star_jax.golden.passes import (
     without_dropout,
 )
 from star_jax.models import build_model
-from star_jax.training.steps import initial_state, make_train_step, random_batch
+from star_jax.state import initial_state, random_batch
+from star_jax.training.steps import make_train_step
 from star_jax.weights import from_authors
 
 PER_FRAME = ("frame_features", "disturbed", "edges", "guided", "frame_logits", "disturbed_logits")

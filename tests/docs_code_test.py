@@ -17,7 +17,7 @@ import tiny
 from configs import star_synthetic_demo
 from star_jax import build_model
 from star_jax.distributed.parallel import make_mesh
-from star_jax.training.steps import abstract_variables
+from star_jax.state import abstract_variables
 from star_jax.weights.archive import save_archive
 
 ROOT = Path(__file__).parents[1]

@@ -20,8 +20,9 @@ from data_pipelines.io import files, remote
 from data_pipelines.records import copies, origin
 from data_pipelines.records.dataset import open_dataset
 from star_jax import network, weights
-from star_jax.training import checkpoint, loop, preparation, run_files
-from star_jax.training.metrics import MetricsWriter
+from star_jax.runs import checkpoint, run_files
+from star_jax.runs.metrics import MetricsWriter
+from star_jax.training import loop, preparation
 
 ADDRESS = "gs://bucket/data/hitsz_vcm/2.1.0"
 

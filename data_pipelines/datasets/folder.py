@@ -336,7 +336,7 @@ def _require_one_person(root: str | os.PathLike[str], video: str) -> None:
                 raise InputError(
                     f"{video}: {width} x {height} pixels, wider than high, as a video of a whole "
                     "scene; a tracklet shows one person, cropped. Find the people in it with "
-                    "launch/tracklets.py, or pack it as it is with --allow_whole_videos"
+                    "launch/footage/tracklets.py, or pack it as it is with --allow_whole_videos"
                 )
             return
 

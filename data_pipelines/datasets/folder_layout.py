@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from data_pipelines import schema
+from data_pipelines.datasets.identities import IDENTITIES
 from data_pipelines.errors import InputError
-from data_pipelines.footage.tracklets import IDENTITIES, TRACKS
 from data_pipelines.io.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from data_pipelines.io.names import path_key
 from data_pipelines.records import conditions
@@ -17,6 +17,7 @@ LAYOUT = (
     "<identity>/<visible|infrared>/<camera>/<tracklet>/<frame>.jpg (.jpeg, .png) or "
     "<identity>/<visible|infrared>/<camera>/<tracklet>.mp4 (.m4v, .mov, .avi, .mkv)"
 )
+TRACKS = "tracks"  # what launch/footage/tracklets.py writes about its tracklets
 RESERVED = ("skeletons", TRACKS)  # folders in the root that are no identities
 _UNREAD_SUFFIXES = (  # footage that is not read
     *(".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from data_pipelines.datasets.findings import first_of
 from data_pipelines.errors import InputError
-from data_pipelines.footage.tracklets import IDENTITIES, IDENTITY_COLUMNS
 from data_pipelines.io.files import resolve_inside
 from data_pipelines.io.names import path_key
 from data_pipelines.io.tables import read_table
 from data_pipelines.io.terminal import log
+
+IDENTITIES = "identities.csv"
+IDENTITY_COLUMNS = ("tracklet", "identity")
 
 
 def read_identities_file(root: str | os.PathLike[str], paths: Sequence[str]) -> dict[str, str]:

@@ -25,9 +25,9 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
 from data_pipelines.errors import InputError
+from data_pipelines.footage.downloads import Download, find_model
+from data_pipelines.footage.onnx_runtime import DTYPES, open_image_model
 from data_pipelines.footage.tracking import LOWEST_SCORE, Detections
-from data_pipelines.io.models import Download, find_model
-from data_pipelines.io.onnx_runtime import DTYPES, open_image_model
 
 _ADDRESS = "https://download.openmmlab.com/mmpose/v1/projects/rtmposev1/onnx_sdk"
 DETECTORS = {  # trained by OpenMMLab on Human-Art

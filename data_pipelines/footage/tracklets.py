@@ -28,23 +28,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines import schema
+from data_pipelines.datasets.folder_layout import TRACKS
+from data_pipelines.datasets.identities import IDENTITIES, IDENTITY_COLUMNS
 from data_pipelines.errors import InputError
 from data_pipelines.footage.contact_sheet import ROWS, contact_sheet
 from data_pipelines.footage.crops import CropWriter, name_of
 from data_pipelines.footage.detection import Detector
+from data_pipelines.footage.journal import Journal, open_journal
 from data_pipelines.footage.tracking import LOWEST_SCORE, Detections, Tracker
 from data_pipelines.io import remote
 from data_pipelines.io.files import hold, naming_full_disk, require_regular, write_json
 from data_pipelines.io.frames import open_video
-from data_pipelines.io.journal import Journal, open_journal
 from data_pipelines.io.names import path_key, read_name
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.tables import add_rows, read_rows
 from data_pipelines.io.terminal import log
 
-TRACKS = "tracks"
-IDENTITIES = "identities.csv"
-IDENTITY_COLUMNS = ("tracklet", "identity")
 _CAMERA = re.compile(r"\w[\w -]*")
 _HASHED = 1 << 20  # bytes at either end of a video
 

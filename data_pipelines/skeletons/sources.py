@@ -137,8 +137,9 @@ def find_keypoints(root: str | os.PathLike[str]) -> pathlib.Path:
         return pathlib.Path(root)
     raise FileNotFoundError(
         f"{root}: no skeletons (skeletons.h5 or another HDF5 file, skeletons.json, a directory "
-        "skeletons, or .npy files beside the images); make them with launch/extract_skeletons.py, "
-        "or estimate COCO-17 keypoints of every frame with any pose estimator and name the file"
+        "skeletons, or .npy files beside the images); make them with "
+        "launch/footage/extract_skeletons.py, or estimate COCO-17 keypoints of every frame with "
+        "any pose estimator and name the file"
     )
 
 
@@ -147,7 +148,7 @@ def no_match(source: Keypoints, frame: str) -> str:
     return (
         f"no frame has a skeleton; that of {frame} would be {'/'.join(key_of(frame))}, while the "
         f"source has {source.example() or 'none'}; name skeletons by their frames, one array for "
-        "each, or make them with launch/extract_skeletons.py"
+        "each, or make them with launch/footage/extract_skeletons.py"
     )
 
 

@@ -97,11 +97,12 @@ def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str
 
     from star_jax.distributed.parallel import make_mesh
     from star_jax.models import build_model
+    from star_jax.state import abstract_state
     from star_jax.training import steps
 
     mesh = make_mesh(config, topology_devices(topology, generation, num_chips))
     model = build_model(config.model)
-    state = steps.abstract_state(config, model, STEPS_PER_EPOCH, mesh)
+    state = abstract_state(config, model, STEPS_PER_EPOCH, mesh)
     batch = abstract_batch(config, mesh)
     train_step: Any = steps.make_train_step(config, model, STEPS_PER_EPOCH, mesh)
     lowered = train_step.lower(state, batch)
@@ -197,7 +198,7 @@ def abstract_batch(config: Any, mesh: Any) -> dict[str, Any]:
     import jax
 
     from star_jax.distributed.parallel import batch_shardings
-    from star_jax.training.steps import batch_shapes
+    from star_jax.state import batch_shapes
 
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
     return jax.tree.map(
@@ -211,7 +212,8 @@ def forward_flops(config: Any, model: Any, pairs: int) -> float:
     """Returns the flops of convolutions and matrix products in a training forward pass."""
     import jax
 
-    from star_jax.training.steps import batch_shapes, initial_variables, random_style_sources
+    from star_jax.augment import random_style_sources
+    from star_jax.state import batch_shapes, initial_variables
 
     batch = batch_shapes(config, pairs)
 

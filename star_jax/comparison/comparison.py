@@ -14,7 +14,7 @@ from data_pipelines.io.terminal import printable
 from star_jax.evaluation.intervals import difference_interval, score_interval
 from star_jax.evaluation.reports import Evaluation
 from star_jax.evaluation.scores import DIRECTIONS, METRICS, title_of
-from star_jax.training import run_files
+from star_jax.runs import run_files
 
 _SHOWN = ("rank1", "map", "minp")
 

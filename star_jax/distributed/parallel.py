@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from data_pipelines.errors import InputError
+from star_jax.trees import name_at
 
 AXES = ("data", "fsdp", "frames")
 _ROWS = ("data", "fsdp")
@@ -101,9 +102,7 @@ def batch_shardings(mesh: Mesh) -> dict[str, Any]:
 def state_shardings(mesh: Mesh, state: Any) -> Any:
     """Returns the shardings of a tree of arrays, or of their shapes, by `RULES`."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(
-            mesh, _rule(mesh, jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape)
-        ),
+        lambda path, leaf: NamedSharding(mesh, _rule(mesh, name_at(path), leaf.shape)),
         state,
     )
 

@@ -26,8 +26,8 @@ from star_jax.distributed import memory, processes
 from star_jax.distributed.parallel import gather, local_part, local_rows, put, split_rows
 from star_jax.embedding import embeddings as files
 from star_jax.embedding.embeddings import Embeddings, provenance_of
+from star_jax.embedding.step import make_embed_step
 from star_jax.network import Network, clip_spec
-from star_jax.training.steps import make_embed_step
 
 
 def open_to_embed(dataset_dir: str | os.PathLike[str]) -> Dataset:

@@ -23,7 +23,7 @@ from data_pipelines.io.terminal import log
 from data_pipelines.records.dataset import Split
 from data_pipelines.skeletons.corruption import Corruption
 from star_jax.network import Network
-from star_jax.training import run_files
+from star_jax.runs import run_files
 
 _FORMAT = "star_jax embeddings 5"
 _HEADER = ("identity", "camera", "modality", "row", "frames", "first_frame")

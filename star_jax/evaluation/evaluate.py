@@ -16,8 +16,8 @@ from star_jax.embedding.embed import embed_once, embed_split
 from star_jax.evaluation.protocols import queries_of, rank, require_scorable, summarize
 from star_jax.evaluation.similarity import make_similarity
 from star_jax.network import Network, restore_network
-from star_jax.training import run_files
-from star_jax.training.steps import TRAINED
+from star_jax.runs import run_files
+from star_jax.state import TRAINED
 
 
 class Options(NamedTuple):

@@ -6,6 +6,7 @@ find their neighbors here.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped
@@ -59,6 +60,35 @@ class Ranking:
             self.similarity[np.ix_(rows, columns)],
             self.labels.among(rows, columns),
         )
+
+
+class Match(NamedTuple):
+    """One tracklet of the gallery that was found.
+
+    Attributes:
+      position: its index in the gallery.
+      score: cosine similarity of its embedding and the query's.
+      same: whether the identities are the same; None if one of them is unknown.
+    """
+
+    position: int
+    score: float
+    same: bool | None
+
+
+class Result(NamedTuple):
+    """The result for one query.
+
+    Attributes:
+      query: its position.
+      matches: the most similar gallery entries, best first.
+      first_match: rank of the first entry of the query's identity in the whole gallery, from 1;
+        0 if the gallery has none, None if the query's identity is unknown.
+    """
+
+    query: int
+    matches: list[Match]
+    first_match: int | None
 
 
 def is_known(identities: Shaped[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:

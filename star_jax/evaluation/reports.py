@@ -14,8 +14,8 @@ from data_pipelines.errors import InputError
 from data_pipelines.io.remote import locate
 from data_pipelines.io.typed_json import Range
 from star_jax.evaluation.scores import DIRECTIONS, METRICS
-from star_jax.training import run_files
-from star_jax.training.run_files import Dataset, Facts, Record
+from star_jax.runs import run_files
+from star_jax.runs.run_files import Dataset, Facts, Record
 
 Percent = Annotated[float, Range(0, 100)]
 Count = Annotated[int, Range(0)]

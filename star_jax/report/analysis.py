@@ -21,15 +21,14 @@ from star_jax.distributed.parallel import put, split_rows
 from star_jax.embedding.embed import split_batches, whole_batch
 from star_jax.evaluation.intervals import difference_interval, score_interval
 from star_jax.evaluation.protocols import rank
-from star_jax.evaluation.ranking import Ranking, is_known
-from star_jax.evaluation.search import Found, Match, Result
+from star_jax.evaluation.ranking import Match, Ranking, Result, is_known
 from star_jax.models.guidance import FrameGuidance
 from star_jax.models.keypoint_graph import tracklet_edges
 from star_jax.models.pooling import POWERS, GuidedPooling
 from star_jax.network import Network
 
 PAIRINGS = ((VISIBLE, VISIBLE), (INFRARED, INFRARED), (VISIBLE, INFRARED))
-_BINS = 40
+BINS = 40
 
 
 class Curve(NamedTuple):
@@ -160,34 +159,18 @@ def distance_densities(
     A pair is counted once, and no tracklet is paired with itself. Pairs with a person of unknown
     identity are left out.
     """
-    edges = np.linspace(0, 2, 2 * _BINS + 1)
+    edges = np.linspace(0, 2, 2 * BINS + 1)
     found = {}
     for first, second in PAIRINGS:
         rows, columns = (np.flatnonzero(modalities == number) for number in (first, second))
         distance = 1 - embeddings[rows] @ embeddings[columns].T
         counted = rows[:, None] < columns if first == second else np.ones(distance.shape, bool)
         ids = identities[rows], identities[columns]
-        found[first, second] = _densities(distance, *ids, counted, edges)
+        found[first, second] = densities(distance, *ids, counted, edges)
     return found
 
 
-def score_densities(found: Found) -> Densities:
-    """Returns the similarities of all pairs of a query and a gallery entry of known identities.
-
-    No tracklet is paired with itself.
-    """
-    ranking = found.ranking
-    ids = (
-        found.query.index.identities[ranking.queries],
-        found.gallery.index.identities[ranking.gallery],
-    )
-    counted = np.ones(ranking.similarity.shape, bool)
-    counted[ranking.labels.removed()] = False
-    edges = np.linspace(-1, 1, 2 * _BINS + 1)
-    return _densities(ranking.similarity, *ids, counted, edges)
-
-
-def _densities(
+def densities(
     values: np.ndarray,
     row_ids: np.ndarray,
     column_ids: np.ndarray,

@@ -15,7 +15,7 @@ from star_jax.report import analysis, sections
 from star_jax.report.page import Panels, make_page
 from star_jax.report.pictures import open_frames
 from star_jax.report.run import Run, name_of_dataset, name_of_run, read_run
-from star_jax.training import run_files
+from star_jax.runs import run_files
 
 LOOKED_INTO = 400  # tracklets whose attention, pooling and joints are examined
 COMPARED = 2000  # tracklets whose distances are shown

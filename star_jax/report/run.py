@@ -10,8 +10,8 @@ from data_pipelines.parts import require_trusted
 from data_pipelines.records.dataset import Split, open_dataset
 from star_jax.evaluation.reports import Report, read_record, read_report
 from star_jax.network import Network, restore_network
-from star_jax.training import run_files
-from star_jax.training.metrics import read_rows
+from star_jax.runs import run_files
+from star_jax.runs.metrics import read_rows
 
 
 class Run(NamedTuple):

@@ -10,9 +10,8 @@ import numpy as np
 from data_pipelines.errors import InputError
 from data_pipelines.schema import MODALITIES, Index
 from star_jax.evaluation.evaluate import evaluation_split
-from star_jax.evaluation.ranking import Ranking
+from star_jax.evaluation.ranking import Ranking, Result
 from star_jax.evaluation.scores import DIRECTIONS, METRIC_NAMES, METRICS, natural, title_of
-from star_jax.evaluation.search import Result
 from star_jax.models.pooling import GuidedPooling
 from star_jax.report import analysis, figures
 from star_jax.report.page import (

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from data_pipelines.errors import InputError
 from star_jax.models import Star
 from star_jax.network import load_weights
-from star_jax.training.steps import TrainState, copied, initial_state
+from star_jax.state import TrainState, copied, initial_state
+from star_jax.trees import name_at, named_leaves
 from star_jax.weights import from_imagenet, load_arrays
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ def with_network(
     """
     path = config.init.checkpoint
     network = load_weights(path, trusted=trusted)
-    found = _by_path(jax.device_get(network.variables))
-    needed = _by_path(state.variables)
+    found = dict(named_leaves(jax.device_get(network.variables)))
+    needed = dict(named_leaves(state.variables))
     taken = {name for name in found.keys() & needed if found[name].shape == needed[name].shape}
     weights = {name: x.size for name, x in needed.items() if name.startswith("params/backbone/")}
     fitting = sum(size for name, size in weights.items() if name in taken)
@@ -100,7 +101,7 @@ def with_network(
     return _with_variables(
         state,
         jax.tree_util.tree_map_with_path(
-            lambda place, array: found[_name(place)] if _name(place) in taken else array,
+            lambda place, array: found[name_at(place)] if name_at(place) in taken else array,
             state.variables,
         ),
     )
@@ -112,14 +113,6 @@ def _with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
     placed = jax.device_put(variables, shardings)
     average = None if state.ema is None else copied(placed)
     return dataclasses.replace(state, **placed, ema=average)
-
-
-def _by_path(variables: Any) -> dict[str, Any]:
-    return {_name(place): array for place, array in jax.tree_util.tree_leaves_with_path(variables)}
-
-
-def _name(place: Any) -> str:
-    return jax.tree_util.keystr(place, simple=True, separator="/")
 
 
 def _shape(array: Any) -> str:

@@ -22,8 +22,9 @@ from star_jax.evaluation.evaluate import Options, describe_evaluation, evaluate_
 from star_jax.evaluation.reports import read_report
 from star_jax.evaluation.scores import DIRECTIONS, format_table
 from star_jax.network import Network, clip_spec
-from star_jax.training import checkpoint, run_files
-from star_jax.training.metrics import MetricsWriter
+from star_jax.runs import checkpoint, run_files
+from star_jax.runs.metrics import MetricsWriter
+from star_jax.state import EMA, TrainState
 from star_jax.training.pictures import draw_batch
 from star_jax.training.preparation import (
     Run,
@@ -31,10 +32,6 @@ from star_jax.training.preparation import (
     less_memory,
     prepare,
     start_or_resume,
-)
-from star_jax.training.steps import (
-    EMA,
-    TrainState,
 )
 
 log = logging.getLogger(__name__)

@@ -29,15 +29,11 @@ from star_jax.evaluation.protocols import find_protocol, require_scorable
 from star_jax.losses import build_losses
 from star_jax.models import Star, build_model
 from star_jax.optim import learning_rate_factor, make_optimizer
+from star_jax.runs import checkpoint, run_files
+from star_jax.state import TrainState, abstract_state
 from star_jax.stored import parse_config
-from star_jax.training import checkpoint, run_files
 from star_jax.training.initialization import starting_state
-from star_jax.training.steps import (
-    TrainState,
-    abstract_state,
-    check_style,
-    make_train_step,
-)
+from star_jax.training.steps import check_style, make_train_step
 
 log = logging.getLogger(__name__)
 

@@ -1,195 +1,28 @@
-"""The jitted training and embedding steps over a mesh of devices."""
+"""The jitted training step over a mesh of devices."""
 
-import functools
-import zlib
-from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 from flax.core import DenyList
 from jax.sharding import Mesh
-from jaxtyping import Array, Float32, Int32, Key, UInt8
+from jaxtyping import Array, Float32, Key
 
 from data_pipelines.errors import InputError
-from data_pipelines.schema import MODALITIES, NUM_JOINTS
+from data_pipelines.schema import MODALITIES
 from star_jax import augment
+from star_jax.augment import random_style_sources
 from star_jax.config import check_training
-from star_jax.distributed.parallel import batch_shardings, replicated, split_rows, state_shardings
+from star_jax.distributed.parallel import batch_shardings, replicated
 from star_jax.losses import Batch, build_losses
-from star_jax.models import Star, StyleSources
+from star_jax.models import Star
 from star_jax.optim import learning_rate_factor, make_optimizer, moving_average
+from star_jax.state import TrainState, abstract_state
+from star_jax.streams import stream
 
 Metrics = dict[str, jax.Array]
-
-# The weights of a state: those after its last step, and their moving average.
-TRAINED, EMA = WEIGHTS = ("trained", "ema")
-
-
-@flax.struct.dataclass
-class TrainState:
-    """The state of training.
-
-    Attributes:
-      step: int32[], completed steps.
-      params: the parameters of the network.
-      batch_stats: running statistics of the batch norms.
-      losses: variables of the losses that have any: "params" and other collections.
-      opt_state: the state of the optimizer.
-      ema: the moving average of `variables`; None if `config.optim.ema_decay` is 0.
-    """
-
-    step: Int32[Array, ""]
-    params: Any
-    batch_stats: Any
-    losses: Any
-    opt_state: Any
-    ema: Any = None
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The variables for `model.apply`."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
-
-    @property
-    def networks(self) -> dict[str, dict[str, Any]]:
-        """The variables by `WEIGHTS`; without a moving average, those that are trained alone."""
-        return {TRAINED: self.variables} | ({} if self.ema is None else {EMA: self.ema})
-
-    @property
-    def trained(self) -> dict[str, Any]:
-        """The parameters that the optimizer updates: those of the network, and of losses if any."""
-        return _trained(self.params, self.losses.get("params", {}))
-
-
-def _trained(params: dict[str, Any], of_losses: dict[str, Any]) -> dict[str, Any]:
-    return {**params, "losses": of_losses} if of_losses else params
-
-
-def copied(variables: dict[str, Any]) -> dict[str, Any]:
-    """Returns copies of variables, from which a moving average starts; a step donates both."""
-    return jax.tree.map(jnp.copy, variables)
-
-
-def _apart(trained: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the parameters of the network, and the variables with the losses' parameters."""
-    params = {name: value for name, value in trained.items() if name != "losses"}
-    return params, {"params": trained["losses"]} if "losses" in trained else {}
-
-
-def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
-    """Returns the random key of a named stream; adding a stream does not change the others."""
-    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
-
-
-def initial_variables(config: ml_collections.ConfigDict, model: Star) -> Any:
-    """Returns initial parameters and statistics of the network, from the config's seed."""
-    batch = _zeros(config, 1)
-    key = stream(jax.random.key(config.seed), "init")
-    return model.init(key, augment.normalize(batch["frames"]), batch["keypoints"])
-
-
-def batch_shapes(
-    config: ml_collections.ConfigDict, num_pairs: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of a `data_pipelines.schema.TrainBatch`."""
-    axes = (num_pairs, config.data.clip_length, len(MODALITIES))
-    pairs = (num_pairs, len(MODALITIES))
-    return {
-        "frames": jax.ShapeDtypeStruct((*axes, *config.data.frame_size, 3), jnp.uint8),
-        "keypoints": jax.ShapeDtypeStruct((*axes, NUM_JOINTS, 3), jnp.float32),
-        "labels": jax.ShapeDtypeStruct((num_pairs,), jnp.int32),
-        "cameras": jax.ShapeDtypeStruct(pairs, jnp.int32),
-        "positions": jax.ShapeDtypeStruct(pairs, jnp.int32),
-    }
-
-
-def random_batch(config: ml_collections.ConfigDict, num_pairs: int) -> dict[str, np.ndarray]:
-    """Returns a `TrainBatch` of noise with K pairs per identity, for measurements."""
-    rng = np.random.default_rng(config.seed)
-    shapes = batch_shapes(config, num_pairs)
-    height, width = config.data.frame_size
-    identities = np.arange(num_pairs) // config.data.tracklets_per_identity
-    pairs = shapes["positions"].shape
-    return {
-        "frames": rng.integers(0, 256, shapes["frames"].shape, np.uint8),
-        "keypoints": rng.random(shapes["keypoints"].shape, np.float32)
-        * np.array([width, height, 1], np.float32),
-        "labels": identities.astype(np.int32),
-        "cameras": np.zeros(pairs, np.int32),
-        "positions": np.arange(2 * num_pairs, dtype=np.int32).reshape(pairs),
-    }
-
-
-def _zeros(config: ml_collections.ConfigDict, num_pairs: int) -> dict[str, jax.Array]:
-    shapes = batch_shapes(config, num_pairs)
-    return {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
-
-
-def initial_losses(config: ml_collections.ConfigDict, model: Star, variables: Any) -> Any:
-    """Returns initial variables of the losses, {} if they have none."""
-    losses = build_losses(config)
-    if not losses.has_state:
-        return {}
-    batch = _zeros(config, 2)
-    style = None
-    if config.augment.style:
-        style = random_style_sources(jax.random.key(0), 2, config)
-    frames = augment.normalize(batch["frames"])
-    output = model.apply(variables, frames, batch["keypoints"], style=style)
-    key = stream(jax.random.key(config.seed), "losses")
-    return losses.init(key, output, batch, jnp.zeros((), jnp.int32))
-
-
-def abstract_variables(config: ml_collections.ConfigDict, model: Star, mesh: Mesh) -> Any:
-    """Returns shapes, dtypes and shardings of the network's variables, for restoring them."""
-    return _with_shardings(mesh, jax.eval_shape(lambda: initial_variables(config, model)))
-
-
-def abstract_state(
-    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
-) -> TrainState:
-    """Returns shapes, dtypes and shardings of the training state, without creating arrays."""
-    init = lambda: _fresh_state(config, model, steps_per_epoch)  # noqa: E731
-    return _with_shardings(mesh, jax.eval_shape(init))
-
-
-def initial_state(
-    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
-) -> TrainState:
-    """Returns the initial state; each device creates only its part of it."""
-    init = lambda: _fresh_state(config, model, steps_per_epoch)  # noqa: E731
-    shardings = jax.tree.map(lambda x: x.sharding, _with_shardings(mesh, jax.eval_shape(init)))
-    return jax.jit(init, out_shardings=shardings)()  # `init` has been traced
-
-
-def _with_shardings(mesh: Mesh, shapes: Any) -> Any:
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        state_shardings(mesh, shapes),
-    )
-
-
-def _fresh_state(
-    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int
-) -> TrainState:
-    variables = initial_variables(config, model)
-    losses = initial_losses(config, model, variables)
-    optimizer = make_optimizer(config.optim, steps_per_epoch)
-    params = variables["params"]
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables["batch_stats"],
-        losses=losses,
-        opt_state=optimizer.init(_trained(params, losses.get("params", {}))),
-        ema=copied(variables) if config.optim.ema_decay else None,
-    )
 
 
 def augmented(
@@ -227,33 +60,6 @@ def augmented(
         clips.append(clip)
     frames, keypoints = (jnp.stack(both, axis=2) for both in zip(*clips, strict=True))
     return frames, keypoints
-
-
-def random_style_sources(
-    key: Key[Array, ""], num_pairs: int, config: ml_collections.ConfigDict
-) -> StyleSources:
-    """Draws the style sources of each frame: a permutation within each modality, and one across.
-
-    Args:
-      key: random key.
-      num_pairs: B.
-      config: an experiment.
-    """
-    visible, infrared = jnp.arange(num_pairs * config.data.clip_length * 2).reshape(-1, 2).T
-
-    def drawn(name: str) -> list[jax.Array]:
-        named = stream(key, name)
-        return [
-            jax.random.permutation(jax.random.fold_in(named, i), frames)
-            for i, frames in enumerate((visible, infrared))
-        ]
-
-    same, other = drawn("same"), drawn("other")
-    return StyleSources(
-        same=jnp.stack(same, axis=1).ravel(),
-        other=jnp.stack(other[::-1], axis=1).ravel(),
-        stages=tuple(config.augment.style_stages),
-    )
 
 
 def check_style(config: ml_collections.ConfigDict, model: Star) -> None:
@@ -340,41 +146,7 @@ def make_train_step(
     )
 
 
-@functools.cache  # evaluations during training share one compiled program
-def make_embed_step(
-    model: Star, modality: str, mesh: Mesh, flip: bool = False
-) -> Callable[..., Float32[Array, "B C"]]:
-    """Returns the jitted embedding step of a modality.
-
-    Args:
-      model: the network.
-      modality: "visible" or "infrared".
-      mesh: the device mesh.
-      flip: whether to average the embeddings of each clip and its mirror image.
-
-    Returns:
-      A function of variables, frames uint8[B, T, H, W, 3] and keypoints float32[B, T, 17, 3] that
-      returns the embeddings, float32[B, C], split over the devices by rows. Their length is 1, and
-      less if they are averages.
-    """
-
-    def embed(variables: Any, frames: jax.Array, keypoints: jax.Array) -> jax.Array:
-        frames = augment.normalize(frames)
-        output: Any = model.apply(variables, frames, keypoints, modality=modality, train=False)
-        return output.embedding
-
-    @functools.partial(
-        jax.jit,
-        in_shardings=(None, split_rows(mesh), split_rows(mesh)),
-        out_shardings=split_rows(mesh),
-    )
-    def embed_step(
-        variables: Any, frames: UInt8[Array, "B T H W 3"], keypoints: Float32[Array, "B T 17 3"]
-    ) -> Float32[Array, "B C"]:
-        embedding = embed(variables, frames, keypoints)
-        if flip:
-            mirrored = embed(variables, *augment.mirror(frames, keypoints))
-            embedding = (embedding + mirrored) / 2
-        return embedding
-
-    return embed_step
+def _apart(trained: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the parameters of the network, and the variables with the losses' parameters."""
+    params = {name: value for name, value in trained.items() if name != "losses"}
+    return params, {"params": trained["losses"]} if "losses" in trained else {}

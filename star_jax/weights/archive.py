@@ -29,8 +29,8 @@ import numpy as np
 from data_pipelines.errors import InputError
 from star_jax.config import INT32_MAX, check_config, shown
 from star_jax.distributed.parallel import to_numpy
-from star_jax.finite import find_unusable
 from star_jax.stored import read_config
+from star_jax.trees import find_unusable
 from star_jax.weights.files import parse_metadata, parse_safetensors, read_weights, save_arrays
 
 KIND = "star_jax network"
@@ -162,7 +162,7 @@ def check_variables(
     Args:
       path: of the file, for the message.
       variables: of the archive.
-      expected: shapes and dtypes, as `star_jax.training.steps.abstract_variables` returns them.
+      expected: shapes and dtypes, as `star_jax.state.abstract_variables` returns them.
 
     Raises:
       InputError: naming the first array that is missing, unexpected, or of another shape or dtype.

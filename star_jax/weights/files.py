@@ -13,7 +13,7 @@ import safetensors.numpy
 from data_pipelines.errors import InputError, MissingPackageError
 from data_pipelines.io.files import read_file, refuse_stand_in, write_file
 from data_pipelines.io.remote import locate
-from star_jax.finite import find_unusable
+from star_jax.trees import find_unusable
 
 SAFETENSORS_DTYPES: dict[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},

@@ -8,8 +8,8 @@ import pytest
 import simplejpeg
 
 from data_pipelines import pixels, schema
+from data_pipelines.footage import pose
 from data_pipelines.records import reading
-from data_pipelines.skeletons import pose
 from data_pipelines.synthetic import drawing, generate, people
 from data_pipelines.synthetic.plan import SIZES, PlannedTracklet
 

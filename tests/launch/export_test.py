@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 
 from star_jax.distributed.parallel import make_mesh
 from star_jax.models import build_model
-from star_jax.training import checkpoint
-from star_jax.training.steps import TrainState, abstract_variables
+from star_jax.runs import checkpoint
+from star_jax.state import TrainState, abstract_variables
 from star_jax.weights import from_authors, load_archive
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""launch/tracklets.py: a raw video to the folders of footage, and errors in one line."""
+"""launch/footage/tracklets.py: a raw video to the folders of footage, and errors in one line."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def command(filmed, output, **flags):
         "detector": filmed.detector,
         **flags,
     }
-    script = ROOT / "launch/tracklets.py"
+    script = ROOT / "launch/footage/tracklets.py"
     return [sys.executable, str(script), *(f"--{name}={value}" for name, value in flags.items())]
 
 

@@ -28,6 +28,7 @@ from star_jax.distributed import parallel
 from star_jax.evaluation import protocols
 from star_jax.losses import LOSSES
 from star_jax.models import Star, backbones, build_model, guidance, pooling, resnet
+from star_jax.state import abstract_state, initial_variables
 from star_jax.training import steps
 from star_jax.training.loop import train
 
@@ -106,7 +107,7 @@ def test_a_step_takes_integers_where_floats_belong():
     )
     check_config(config)
     mesh, model = parallel.make_mesh(config, jax.devices()[:1]), build_model(config.model)
-    state = steps.abstract_state(config, model, 1, mesh)
+    state = abstract_state(config, model, 1, mesh)
     batch = tpu_compile.abstract_batch(config, mesh)
     jax.eval_shape(steps.make_train_step(config, model, 1, mesh), state, batch)
 
@@ -369,7 +370,7 @@ def computed_losses(config):
     config = config.copy_and_resolve_references()
     config.losses.update(dict.fromkeys(LOSSES, 1.0))
     mesh = parallel.make_mesh(config, jax.devices()[:1])
-    state = steps.abstract_state(config, model, 1, mesh)
+    state = abstract_state(config, model, 1, mesh)
     batch = tpu_compile.abstract_batch(config, mesh)
     _, metrics = jax.eval_shape(steps.make_train_step(config, model, 1, mesh), state, batch)
     names = {name.partition("loss/")[2] for name in metrics if name.startswith("loss/")}
@@ -418,7 +419,7 @@ def test_seeds_start_different_networks_and_batches():
     def kernel(seed):
         config.seed = seed
         check_config(config)
-        init = lambda: steps.initial_variables(config, model)["params"]["backbone"]  # noqa: E731
+        init = lambda: initial_variables(config, model)["params"]["backbone"]  # noqa: E731
         return np.asarray(jax.jit(lambda: init()["stem_visible"]["conv"]["kernel"])())
 
     kernels = [kernel(seed) for seed in (0, 2**31, 2**32 - 1)]

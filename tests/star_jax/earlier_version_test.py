@@ -13,7 +13,8 @@ import star_jax
 from data_pipelines.records.dataset import open_dataset
 from star_jax.embedding.embed import embed
 from star_jax.evaluation.evaluate import evaluate_checkpoint
-from star_jax.training import loop, run_files
+from star_jax.runs import run_files
+from star_jax.training import loop
 
 pytestmark = pytest.mark.slow
 

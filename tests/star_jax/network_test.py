@@ -11,8 +11,8 @@ import tiny
 from star_jax import build_model, load_weights, network
 from star_jax.distributed.parallel import make_mesh, split_rows
 from star_jax.embedding.embeddings import config_hash
-from star_jax.training import checkpoint
-from star_jax.training.steps import abstract_state
+from star_jax.runs import checkpoint
+from star_jax.state import abstract_state
 from star_jax.weights import save_archive
 
 pytestmark = pytest.mark.slow

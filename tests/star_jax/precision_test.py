@@ -10,7 +10,9 @@ import pytest
 from configs import star_hitsz_vcm, star_hitsz_vcm_reference
 from launch.tpu import compile as tpu_compile
 from star_jax.distributed import parallel
+from star_jax.embedding.step import make_embed_step
 from star_jax.models import build_model
+from star_jax.state import abstract_state
 from star_jax.training import steps
 
 CONFIGS = {"bfloat16": star_hitsz_vcm, "float32": star_hitsz_vcm_reference}
@@ -55,12 +57,12 @@ def lowered_steps(dtype, platform):
         devices = jax.devices()
     mesh = parallel.make_mesh(config, devices)
     model = build_model(config.model)
-    state = steps.abstract_state(config, model, 10, mesh)
+    state = abstract_state(config, model, 10, mesh)
     train_step = steps.make_train_step(config, model, 10, mesh)
     yield "train", train_step.lower(state, tpu_compile.abstract_batch(config, mesh))
     frames = jax.ShapeDtypeStruct((8, 2, 96, 64, 3), np.uint8)
     keypoints = jax.ShapeDtypeStruct((8, 2, 17, 3), np.float32)
-    embed_step = steps.make_embed_step(model, "infrared", mesh)
+    embed_step = make_embed_step(model, "infrared", mesh)
     yield "embed", embed_step.lower(state.variables, frames, keypoints)
 
 

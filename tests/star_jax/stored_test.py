@@ -19,11 +19,11 @@ from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.network import restore_network
 from star_jax.report.build import write_report
 from star_jax.report.run import read_reports
+from star_jax.runs import checkpoint, run_files
+from star_jax.runs.metrics import read_rows
+from star_jax.state import TrainState
 from star_jax.stored import complete, read_config
-from star_jax.training import checkpoint, run_files
 from star_jax.training.initialization import with_network
-from star_jax.training.metrics import read_rows
-from star_jax.training.steps import TrainState
 from star_jax.weights import load_archive, save_archive
 
 ROOT = Path(__file__).parents[2]

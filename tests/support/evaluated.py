@@ -10,7 +10,7 @@ from etils import epath
 
 from data_pipelines.io.files import write_json
 from star_jax.evaluation.scores import DIRECTIONS, METRICS
-from star_jax.training import run_files
+from star_jax.runs import run_files
 
 IDENTITIES = np.repeat([f"{i:04}" for i in range(20)], 3)
 DATASET = "0123456789abcdef"

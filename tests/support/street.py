@@ -43,7 +43,7 @@ class Street(NamedTuple):
         A tracklet's person is whoever is seen in its frames, by `walks`.
 
         Args:
-          output: of launch/tracklets.py.
+          output: of launch/footage/tracklets.py.
           camera: whose tracklets are named; those of all cameras if left out.
         """
         path = output / "identities.csv"

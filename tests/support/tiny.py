@@ -17,8 +17,8 @@ from data_pipelines.schema import COLUMN_TYPES, Index
 from star_jax.distributed import parallel
 from star_jax.embedding.embeddings import Embeddings, Provenance
 from star_jax.models import build_model
-from star_jax.training import checkpoint
-from star_jax.training.steps import TrainState, abstract_state
+from star_jax.runs import checkpoint
+from star_jax.state import TrainState, abstract_state
 
 
 def packed_dataset(

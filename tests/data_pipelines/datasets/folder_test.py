@@ -131,7 +131,7 @@ def test_names_that_look_like_others_are_named(tmp_path, name):
 @pytest.mark.parametrize("name", ["tracks", "skeletons"])
 @pytest.mark.parametrize("footage", ["door/walk/1.jpg", "door/walk.mp4"])
 def test_people_in_folders_for_other_files_are_refused(root, name, footage):
-    """launch/tracklets.py writes to `tracks`, and `skeletons` holds arrays."""
+    """launch/footage/tracklets.py writes to `tracks`, and `skeletons` holds arrays."""
     for other in ("visible/door.jpg", "visible/.door.partial/crops/1.jpg", "alice/visible/1/2.npy"):
         (root / name / other).parent.mkdir(parents=True, exist_ok=True)
         (root / name / other).touch()
@@ -260,7 +260,7 @@ def test_videos_of_whole_scenes_are_no_tracklets(root, tmp_path):
     for _ in range(3):
         writer.write(np.zeros((48, 64, 3), np.uint8))
     writer.release()
-    message = r"street.avi: 64 x 48 pixels, wider than high.*launch/tracklets.py.*--allow_whole_vi"
+    message = r"street.avi: 64 x 48 pixels, wider than high.*footage/tracklets.py.*--allow_whole_vi"
     with pytest.raises(ValueError, match=message):
         folder.prepare(root, tmp_path / "data", without_skeletons=True)
     (found,) = folder.check(root, without_skeletons=True).wrong

@@ -16,8 +16,9 @@ import video_files
 from data_pipelines import schema
 from data_pipelines.datasets import bupt_lists, folder, hitsz_vcm
 from data_pipelines.errors import InputError
-from data_pipelines.io import files, frames, onnx_runtime
-from data_pipelines.skeletons import extraction, pose, sources
+from data_pipelines.footage import extraction, onnx_runtime, pose
+from data_pipelines.io import files, frames
+from data_pipelines.skeletons import sources
 from star_jax.embedding import embeddings
 
 

@@ -138,7 +138,7 @@ def test_finds_the_skeletons_of_a_root(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     (root / "mean.npy").touch()  # beside no image
-    with pytest.raises(FileNotFoundError, match=r"make them with launch/extract_skeletons.py"):
+    with pytest.raises(FileNotFoundError, match=r"make them with launch/footage/extract_skel"):
         sources.find_keypoints(root)
     (root / "0001/rgb/D1").mkdir(parents=True)
     (root / "0001/rgb/D1/1.npy").touch()

@@ -12,6 +12,7 @@ import tiny
 
 from star_jax.distributed import parallel
 from star_jax.models import build_model
+from star_jax.state import abstract_state, initial_state
 from star_jax.training import steps
 
 P = jax.sharding.PartitionSpec
@@ -45,17 +46,17 @@ def pairs_of(config):
 
 
 @functools.cache  # its shapes are those of all meshes, so that it is compiled once
-def initial_state():
+def fresh_state():
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
-    return jax.device_get(steps.initial_state(config(), build_model(config().model), 10, mesh))
+    return jax.device_get(initial_state(config(), build_model(config().model), 10, mesh))
 
 
 def compiled_step(config, devices):
     """Returns the compiled step, the initial state and the batch on a mesh."""
     mesh = parallel.make_mesh(config, devices)
     model = build_model(config.model)
-    abstract = steps.abstract_state(config, model, 10, mesh)
-    state = jax.tree.map(lambda x, on: jax.device_put(x, on.sharding), initial_state(), abstract)
+    abstract = abstract_state(config, model, 10, mesh)
+    state = jax.tree.map(lambda x, on: jax.device_put(x, on.sharding), fresh_state(), abstract)
     step = steps.make_train_step(config, model, 10, mesh)
     pairs = pairs_of(config)
     on_devices = parallel.put(
@@ -165,7 +166,7 @@ def test_nothing_is_compiled_after_the_first_step():
 @pytest.mark.slow
 def test_parameters_are_split_and_nothing_else():
     mesh = parallel.make_mesh(config(**{"parallel.fsdp": 4}))
-    state = steps.initial_state(config(), build_model(config().model), 10, mesh)
+    state = initial_state(config(), build_model(config().model), 10, mesh)
     split = collections.Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -18,8 +18,9 @@ import tiny
 from data_pipelines.records.dataset import open_dataset
 from star_jax.distributed import parallel, processes
 from star_jax.models import build_model
-from star_jax.training import checkpoint, loop
-from star_jax.training.steps import abstract_state
+from star_jax.runs import checkpoint
+from star_jax.state import abstract_state
+from star_jax.training import loop
 
 ROOT = Path(__file__).parents[3]
 TWO = ["launch/local_processes.py", "-n", "2", "--devices=2", "--", "launch/train.py"]
@@ -197,7 +198,7 @@ def late(dataset, tmp_path_factory):
 
 UNLUCKY = """
 import os
-from star_jax.training import checkpoint
+from star_jax.runs import checkpoint
 checkpoint.PAUSES = (0.1,)
 restore = checkpoint._restore_arrays
 attempts = []
@@ -242,7 +243,7 @@ def test_the_devices_of_a_process_need_not_be_neighbors(dataset, tmp_path):
 
 
 IMPATIENT = """
-from star_jax.training import run_files
+from star_jax.runs import run_files
 run_files.require_shared.__defaults__ = (3,)
 """
 

@@ -31,9 +31,9 @@ from data_pipelines.synthetic import videos
 from data_pipelines.synthetic.plan import SIZES
 from star_jax.embedding import embed, embeddings
 from star_jax.evaluation.evaluate import Options, evaluate_checkpoint
-from star_jax.evaluation.search import search
 from star_jax.models.pooling import GuidedPooling
 from star_jax.network import load_weights
+from star_jax.search.search import search
 
 ROOT = Path(__file__).parents[3]
 

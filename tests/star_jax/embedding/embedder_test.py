@@ -22,9 +22,10 @@ from star_jax import Embedder, Network, build_model
 from star_jax.distributed.parallel import make_mesh
 from star_jax.embedding import embedder, embeddings
 from star_jax.embedding.embed import embed, embed_split
-from star_jax.evaluation.search import search
+from star_jax.embedding.step import make_embed_step
 from star_jax.report.pictures import open_spread_frames
-from star_jax.training.steps import abstract_variables, make_embed_step
+from star_jax.search.search import search
+from star_jax.state import abstract_variables
 
 SIZE = (50, 30)  # of arrays of frames; the network's is (64, 48)
 

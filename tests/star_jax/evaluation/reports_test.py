@@ -14,7 +14,7 @@ from data_pipelines.io.files import write_json
 from star_jax.comparison import comparison
 from star_jax.evaluation.reports import read_evaluation, read_report
 from star_jax.report.run import read_reports
-from star_jax.training import run_files
+from star_jax.runs import run_files
 
 
 def test_an_evaluation_is_read_as_it_was_written(tmp_path):

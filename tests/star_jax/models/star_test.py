@@ -14,12 +14,12 @@ import pytest
 import tiny
 
 from configs import star_hitsz_vcm
+from star_jax.augment import random_style_sources
 from star_jax.losses import LOSSES, Losses
 from star_jax.models import build_model
 from star_jax.models.resnet import ResNet
 from star_jax.models.star import l2_normalize, last_detected
 from star_jax.models.vit import ViT
-from star_jax.training.steps import random_style_sources
 
 ROWS, T, H, W, C, N = 4, 3, 64, 48, 64, 5
 FRAMES = np.random.default_rng(0).normal(size=(ROWS, T, H, W, 3)).astype(np.float32)

@@ -23,8 +23,9 @@ from star_jax.distributed import parallel
 from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.models import FrameFeatures, Skeletons, build_model
 from star_jax.network import load_weights
-from star_jax.training import checkpoint, loop, steps
-from star_jax.training.steps import abstract_state
+from star_jax.runs import checkpoint
+from star_jax.state import abstract_state
+from star_jax.training import loop, steps
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted((ROOT / "docs/how_to").glob("*.md"))

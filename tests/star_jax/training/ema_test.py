@@ -24,7 +24,9 @@ from star_jax.embedding.embed import embed, embed_split
 from star_jax.evaluation.evaluate import Options, evaluate_checkpoint
 from star_jax.models import build_model
 from star_jax.network import Network
-from star_jax.training import checkpoint, loop, steps
+from star_jax.runs import checkpoint
+from star_jax.state import WEIGHTS, abstract_state, initial_state
+from star_jax.training import loop
 from star_jax.training.initialization import starting_state
 from star_jax.weights.archive import checksum
 
@@ -75,10 +77,10 @@ def test_it_is_that_of_the_weights_after_each_step(run, dataset):
     workdir, state = run
     config = averaged(dataset)
     model, mesh = build_model(config.model), parallel.make_mesh(config)
-    expected = jax.device_get(steps.initial_state(config, model, 1, mesh).variables)
+    expected = jax.device_get(initial_state(config, model, 1, mesh).variables)
     for step, decay in enumerate((1 / 10, 2 / 11, DECAY, DECAY), start=1):
         path = f"{workdir}/checkpoints/{step}"
-        trained, average = (star_jax.load_weights(path, weights=kind) for kind in steps.WEIGHTS)
+        trained, average = (star_jax.load_weights(path, weights=kind) for kind in WEIGHTS)
         expected = jax.tree.map(
             lambda old, new, decay=decay: decay * old + (1 - decay) * np.asarray(new),
             expected,
@@ -190,7 +192,7 @@ def test_an_export_says_which_weights_it_has(run):
 @pytest.mark.slow
 def test_without_it_a_state_is_as_before(tmp_path):
     config = tiny.baseline("nowhere")
-    shapes = steps.abstract_state(config, build_model(config.model), 1, parallel.make_mesh())
+    shapes = abstract_state(config, build_model(config.model), 1, parallel.make_mesh())
     assert shapes.ema is None
     workdir = tiny.saved_run(tmp_path, config)
     items = {path.name for path in (workdir / "checkpoints/0").iterdir() if path.is_dir()}

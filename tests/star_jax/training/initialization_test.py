@@ -11,8 +11,8 @@ from data_pipelines.errors import InputError
 from star_jax.distributed import parallel
 from star_jax.models import build_model
 from star_jax.network import load_weights
+from star_jax.state import abstract_state
 from star_jax.training import initialization, loop, preparation
-from star_jax.training.steps import abstract_state
 from star_jax.weights import save_archive
 
 pytestmark = pytest.mark.slow

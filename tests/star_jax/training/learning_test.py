@@ -29,9 +29,11 @@ from data_pipelines.synthetic.plan import SIZES, PlannedTracklet
 from star_jax import augment
 from star_jax.distributed.parallel import make_mesh
 from star_jax.embedding.embed import embed_split
+from star_jax.embedding.step import make_embed_step
 from star_jax.evaluation.retrieval import evaluate_retrieval
 from star_jax.models import build_model
 from star_jax.network import Network
+from star_jax.state import TrainState
 from star_jax.training import loop, preparation, steps
 
 PEOPLE, TRACKLETS, FRAMES = 8, 2, 4  # tracklets of each person, modality and split
@@ -81,7 +83,7 @@ class Run(NamedTuple):
     losses: list[float]
     report: dict
     before: dict  # parameters
-    state: steps.TrainState
+    state: TrainState
 
 
 @pytest.fixture
@@ -256,10 +258,10 @@ def test_dropout_in_evaluation_is_noticed(train, monkeypatch):
         return jnp.where(kept, inputs / (1 - self.rate), 0)
 
     monkeypatch.setattr(nn.Dropout, "__call__", always)
-    steps.make_embed_step.cache_clear()
+    make_embed_step.cache_clear()
     with pytest.raises(AssertionError):
         require_no_dropout(run)
-    steps.make_embed_step.cache_clear()
+    make_embed_step.cache_clear()
 
 
 @pytest.mark.slow

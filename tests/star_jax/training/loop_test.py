@@ -28,9 +28,10 @@ from star_jax.embedding.embed import embed_split
 from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.models import build_model
 from star_jax.network import Network, load_weights
-from star_jax.training import checkpoint, initialization, loop, preparation
+from star_jax.runs import checkpoint
+from star_jax.state import abstract_state, initial_state
+from star_jax.training import initialization, loop, preparation
 from star_jax.training.preparation import continued
-from star_jax.training.steps import abstract_state, initial_state
 
 ROOT = Path(__file__).parents[3]
 

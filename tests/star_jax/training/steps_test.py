@@ -10,6 +10,7 @@ import pytest
 from configs import star_hitsz_vcm
 from data_pipelines.errors import InputError
 from star_jax import augment
+from star_jax.streams import stream
 from star_jax.training import steps
 
 B, T, H, W = 3, 2, 64, 48
@@ -88,9 +89,9 @@ def test_parts_draw_what_was_drawn_before_there_were_parts():
     def earlier(key, batch):
         clips = []
         for number, modality in enumerate(("visible", "infrared")):
-            own = steps.stream(key, modality)
+            own = stream(key, modality)
             clip, joints = augment.random_crop_and_flip(
-                steps.stream(own, "crop and flip"),
+                stream(own, "crop and flip"),
                 batch["frames"][:, :, number],
                 batch["keypoints"][:, :, number],
                 padding=config.padding,
@@ -98,9 +99,9 @@ def test_parts_draw_what_was_drawn_before_there_were_parts():
             )
             clip = augment.normalize(clip)
             clip = augment.random_erasing(
-                steps.stream(own, "erasing"), clip, probability=config.erasing_probability
+                stream(own, "erasing"), clip, probability=config.erasing_probability
             )
-            clips.append((augment.style_gains(steps.stream(own, "style"), clip, modality), joints))
+            clips.append((augment.style_gains(stream(own, "style"), clip, modality), joints))
         return [jnp.stack(both, axis=2) for both in zip(*clips, strict=True)]
 
     expected = earlier(jax.random.key(0), batch())
@@ -131,7 +132,7 @@ def test_modalities_draw_apart_and_keys_decide():
 def test_style_sources(num_pairs, clip_length):
     config = star_hitsz_vcm.get_config()
     config.data.clip_length = clip_length
-    sources = steps.random_style_sources(jax.random.key(0), num_pairs, config)
+    sources = augment.random_style_sources(jax.random.key(0), num_pairs, config)
     assert sources.stages == (2, 3)
     count = num_pairs * 2 * clip_length
     infrared = np.arange(count) % 2
@@ -143,7 +144,7 @@ def test_style_sources(num_pairs, clip_length):
 
 def test_style_sources_differ_between_keys_modalities_and_stages():
     config = star_hitsz_vcm.get_config()
-    first, second = (steps.random_style_sources(jax.random.key(i), 4, config) for i in range(2))
+    first, second = (augment.random_style_sources(jax.random.key(i), 4, config) for i in range(2))
     assert not np.array_equal(first.same, second.same)
     assert not np.array_equal(first.other, second.other)
     positions = lambda x: np.asarray(x) // 2  # noqa: E731  # among frames of its own modality
@@ -153,8 +154,8 @@ def test_style_sources_differ_between_keys_modalities_and_stages():
 
 def test_streams_differ_by_name_and_key_and_are_repeatable():
     names = ("init", "augment", "style", "dropout", "visible", "infrared", "same", "other")
-    keys = [steps.stream(jax.random.key(seed), name) for seed in (0, 1) for name in names]
+    keys = [stream(jax.random.key(seed), name) for seed in (0, 1) for name in names]
     numbers = {tuple(jax.random.key_data(key).tolist()) for key in keys}
     assert len(numbers) == 2 * len(names)
-    again = steps.stream(jax.random.key(0), "init")
+    again = stream(jax.random.key(0), "init")
     assert jnp.array_equal(jax.random.key_data(again), jax.random.key_data(keys[0]))

@@ -20,7 +20,7 @@ from data_pipelines.errors import InputError
 from star_jax import config as schema
 from star_jax import stored
 from star_jax.models import build_model
-from star_jax.training import checkpoint
+from star_jax.runs import checkpoint
 from star_jax.weights import (
     abstract_variables,
     check_variables,
@@ -295,7 +295,7 @@ sys.meta_path.insert(0, Blocked())
 import numpy as np
 from star_jax.distributed.parallel import make_mesh
 from star_jax.models import build_model
-from star_jax.training.steps import make_embed_step
+from star_jax.embedding.step import make_embed_step
 from star_jax.weights import load_archive
 
 archive = load_archive(sys.argv[1])
@@ -309,8 +309,9 @@ assert "orbax" not in sys.modules and "flax" in sys.modules
 @pytest.mark.slow
 def test_checkpoint_and_archive_give_equal_embeddings_without_orbax(config, tmp_path):
     from star_jax.distributed.parallel import make_mesh
+    from star_jax.embedding.step import make_embed_step
     from star_jax.network import restore_network
-    from star_jax.training.steps import initial_state, make_embed_step, random_batch
+    from star_jax.state import initial_state, random_batch
 
     state = initial_state(config, build_model(config.model), 1, make_mesh())
     with checkpoint.open_manager(tmp_path, 1) as manager:

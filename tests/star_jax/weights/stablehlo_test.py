@@ -11,7 +11,7 @@ import tiny
 
 from star_jax import augment
 from star_jax.models import build_model
-from star_jax.training.steps import initial_variables
+from star_jax.state import initial_variables
 from star_jax.weights import to_stablehlo
 
 pytestmark = pytest.mark.slow

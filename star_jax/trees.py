@@ -1,6 +1,7 @@
-"""Numbers that no network can compute with: NaN, infinity and negative variances."""
+"""Arrays of a tree by name, and numbers that no network can compute with."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,17 @@ import numpy as np
 
 # Running variances: of Flax by path, of PyTorch by name.
 _VARIANCE = re.compile(r"(^|/)batch_stats/(.*/)?var$|(^|[./])running_var$")
+
+
+def name_at(path: Any) -> str:
+    """Returns the name of a leaf by its path, such as "params/backbone/conv1/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+    """Returns the leaves of a tree with their names."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return [(name_at(path), leaf) for path, leaf in leaves]
 
 
 def find_unusable(tree: Any) -> str | None:
@@ -26,15 +38,14 @@ def find_unusable(tree: Any) -> str | None:
       infinity", or None.
     """
     leaves = [
-        (path, leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        (name, leaf)
+        for name, leaf in named_leaves(tree)
         if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact)
     ]
     facts = jax.device_get(
         [_facts(leaf) if isinstance(leaf, jax.Array) else _facts_of(np, leaf) for _, leaf in leaves]
     )
-    for (path, _), (finite, not_negative) in zip(leaves, facts, strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for (name, _), (finite, not_negative) in zip(leaves, facts, strict=True):
         if not finite:
             return f"{name} contains NaN or infinity"
         if not not_negative and _VARIANCE.search(name):

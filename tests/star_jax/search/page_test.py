@@ -19,9 +19,9 @@ from data_pipelines.io import remote
 from data_pipelines.records import copies
 from data_pipelines.records.dataset import open_dataset
 from data_pipelines.skeletons.sheets import evenly_spaced
-from star_jax.evaluation.search import search
 from star_jax.report import pictures
-from star_jax.report.search import MATCH_HEIGHT, STRIP, search_page
+from star_jax.search.page import MATCH_HEIGHT, STRIP, search_page
+from star_jax.search.search import search
 
 ANY = {"query_modality": "any", "gallery_modality": "any"}
 JOINT = (12, 20)  # x, y of the left shoulder in frames of 32 x 64 pixels

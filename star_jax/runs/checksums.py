@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from star_jax.trees import named_leaves
+
 
 def checksums(tree: Any) -> dict[str, str]:
     """Returns a checksum of each array by its path in the tree, as eight hexadecimal digits.
@@ -22,12 +24,9 @@ def checksums(tree: Any) -> dict[str, str]:
     Args:
       tree: JAX or NumPy arrays with elements of at most four bytes.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = named_leaves(tree)
     sums = jax.device_get([_hash_sum(leaf) for _, leaf in leaves])
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{int(value):08x}"
-        for (path, _), value in zip(leaves, sums, strict=True)
-    }
+    return {name: f"{int(value):08x}" for (name, _), value in zip(leaves, sums, strict=True)}
 
 
 @jax.jit  # compiled per shape: one program for all arrays would take half a minute to compile

@@ -23,10 +23,8 @@ from etils import epath
 from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.io import remote
 from star_jax.distributed.processes import is_first, largest, wait_for_all
-from star_jax.finite import find_unusable
-from star_jax.stored import read_config
-from star_jax.training.checksums import checksums
-from star_jax.training.manifest import (
+from star_jax.runs.checksums import checksums
+from star_jax.runs.manifest import (
     DamagedError,
     Manifest,
     MisfitError,
@@ -36,7 +34,9 @@ from star_jax.training.manifest import (
     sealed,
     structure_of,
 )
-from star_jax.training.steps import TRAINED, TrainState
+from star_jax.state import TRAINED, TrainState
+from star_jax.stored import read_config
+from star_jax.trees import find_unusable
 
 log = logging.getLogger(__name__)
 

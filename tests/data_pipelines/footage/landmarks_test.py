@@ -10,7 +10,8 @@ import pytest
 
 from data_pipelines import schema
 from data_pipelines.coco17 import JOINTS
-from data_pipelines.skeletons import extraction, landmarks, sources
+from data_pipelines.footage import extraction, landmarks
+from data_pipelines.skeletons import sources
 
 SIZE = landmark_models.SIZE
 # The 33 landmarks of https://ai.google.dev/edge/mediapipe/solutions/vision/pose_landmarker

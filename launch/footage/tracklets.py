@@ -1,8 +1,9 @@
 r"""Finds the people in a raw video and writes them as footage, for --dataset=folder.
 
-  python launch/tracklets.py --video=cam1.mp4 --modality=visible --camera=door --output=people
-  python launch/tracklets.py --video=cam2.mp4 --modality=infrared --camera=yard --output=people \
-    --detector=yolox.onnx --device=cuda --every=3
+  python launch/footage/tracklets.py --video=cam1.mp4 --modality=visible --camera=door \
+    --output=people
+  python launch/footage/tracklets.py --video=cam2.mp4 --modality=infrared --camera=yard \
+    --output=people --detector=yolox.onnx --device=cuda --every=3
 
 People are detected and tracked; each tracklet goes to
 <output>/unknown/<modality>/<camera>/<track>, as a crop for each frame. Where people overlap, or

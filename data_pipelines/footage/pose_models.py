@@ -1,10 +1,10 @@
-"""Pose models that launch/extract_skeletons.py knows by name."""
+"""Pose models that launch/footage/extract_skeletons.py knows by name."""
 
 from typing import NamedTuple
 
 from data_pipelines.errors import InputError
-from data_pipelines.io.models import Download, find_model
-from data_pipelines.skeletons import extraction, landmarks, pose
+from data_pipelines.footage import extraction, landmarks, pose
+from data_pipelines.footage.downloads import Download, find_model
 
 _RTMPOSE = "https://download.openmmlab.com/mmpose/v1/projects/rtmposev1/onnx_sdk"
 _VITPOSE = "https://huggingface.co/onnx-community/vitpose-base-simple"

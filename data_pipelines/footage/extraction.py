@@ -21,11 +21,12 @@ from jaxtyping import Float32, UInt8
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
+from data_pipelines.footage import pose
+from data_pipelines.footage.journal import Journal, open_journal
 from data_pipelines.io import frames as frames_lib
 from data_pipelines.io.files import require_regular
-from data_pipelines.io.journal import Journal, open_journal
 from data_pipelines.io.progress import with_progress
-from data_pipelines.skeletons import pose, sources
+from data_pipelines.skeletons import sources
 from data_pipelines.skeletons.formats import naming_hdf5, new_hdf5
 
 _FRAMES_AT_ONCE = 64  # frames of a tracklet that are read and warped ahead

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.distributed.parallel import AXES
-from star_jax.finite import find_unusable
+from star_jax.trees import find_unusable
 
 
 def tree():

@@ -11,7 +11,7 @@ from tiny import embeddings
 
 from data_pipelines.errors import InputError
 from data_pipelines.schema import INFRARED, VISIBLE
-from star_jax.evaluation import search
+from star_jax.search import search
 
 ANY = {"query_modality": "any", "gallery_modality": "any"}
 modalities = st.sampled_from(["any", "visible", "infrared"])

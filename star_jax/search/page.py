@@ -3,20 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from data_pipelines.io.progress import with_progress
 from data_pipelines.io.terminal import printable
 from star_jax.embedding.embeddings import Embeddings
 from star_jax.evaluation.scores import METRIC_NAMES
-from star_jax.evaluation.search import (
-    METRICS,
-    Found,
-    Match,
-    Result,
-    facts_of,
-    first_match_as_text,
-    format_counts,
-    same_split,
-)
 from star_jax.report import analysis, figures
 from star_jax.report.page import (
     Card,
@@ -40,7 +32,17 @@ from star_jax.report.pictures import (
 from star_jax.report.run import name_of_dataset
 from star_jax.report.sections import score_of
 from star_jax.report.theme import render
-from star_jax.training.run_files import git_revision, short_revision
+from star_jax.runs.run_files import git_revision, short_revision
+from star_jax.search.search import (
+    METRICS,
+    Found,
+    Match,
+    Result,
+    facts_of,
+    first_match_as_text,
+    format_counts,
+    same_split,
+)
 
 STRIP = 6  # frames shown of a query
 MATCH_HEIGHT = 240  # of the frame shown of a match, pixels
@@ -117,7 +119,7 @@ def _scores(found: Found) -> Section:
             "from 0 to 100 %."
         )
         blocks.append(Table(["", "all queries"], rows, caption))
-    densities = analysis.score_densities(found)
+    densities = score_densities(found)
     if densities.num_same + densities.num_different:
         figure = figures.densities("All pairs of query and gallery", "cosine similarity", densities)
         caption = (
@@ -127,6 +129,22 @@ def _scores(found: Found) -> Section:
         )
         blocks.append(Panels([render("similarities", figure)], caption))
     return section._replace(blocks=blocks, missing=missing)
+
+
+def score_densities(found: Found) -> analysis.Densities:
+    """Returns the similarities of all pairs of a query and a gallery entry of known identities.
+
+    No tracklet is paired with itself.
+    """
+    ranking = found.ranking
+    ids = (
+        found.query.index.identities[ranking.queries],
+        found.gallery.index.identities[ranking.gallery],
+    )
+    counted = np.ones(ranking.similarity.shape, bool)
+    counted[ranking.labels.removed()] = False
+    edges = np.linspace(-1, 1, 2 * analysis.BINS + 1)
+    return analysis.densities(ranking.similarity, *ids, counted, edges)
 
 
 def _queries(

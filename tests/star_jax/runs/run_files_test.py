@@ -16,7 +16,7 @@ from etils import epath
 from configs import star_synthetic_demo
 from data_pipelines.errors import InputError
 from star_jax.distributed import processes
-from star_jax.training import run_files
+from star_jax.runs import run_files
 
 
 def demo_config(**changes):

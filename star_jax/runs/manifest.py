@@ -7,13 +7,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.io import remote
 from data_pipelines.io.files import require_regular
+from star_jax.trees import named_leaves
 
 
 class MisfitError(InputError):
@@ -138,8 +138,6 @@ def structure_of(tree: Any) -> dict[str, str]:
     """Returns dtype and shape of each array by path, "empty" for nodes without arrays."""
     empty = lambda node: isinstance(node, (tuple, dict, list)) and not node  # noqa: E731
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): "empty"
-        if empty(leaf)
-        else f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=empty)
+        name: "empty" if empty(leaf) else f"{leaf.dtype}{list(leaf.shape)}"
+        for name, leaf in named_leaves(tree, is_leaf=empty)
     }

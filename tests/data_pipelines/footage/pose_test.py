@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 
 from data_pipelines import schema
 from data_pipelines.datasets import hitsz_vcm
+from data_pipelines.footage import extraction, pose
 from data_pipelines.io import files, frames
 from data_pipelines.records.dataset import open_dataset
-from data_pipelines.skeletons import extraction, pose, sources
+from data_pipelines.skeletons import sources
 
 ROOT = Path(__file__).parents[3]
 SIZE = (pose_models.HEIGHT, pose_models.WIDTH)
@@ -470,7 +471,7 @@ def test_a_model_that_returns_nan_is_refused(tmp_path, dataset):
 
 
 def command(*arguments) -> list[str]:
-    return [sys.executable, str(ROOT / "launch/extract_skeletons.py"), *arguments]
+    return [sys.executable, str(ROOT / "launch/footage/extract_skeletons.py"), *arguments]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.io import models
+from data_pipelines.footage import downloads
 
 ONNX = b"\x08\x09 the bytes of a model" * 1000
 
@@ -65,15 +65,15 @@ def server(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv(models.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(downloads.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def find(server, path: str, content: bytes | None, sha256: str | None = None):
     """Returns what `find_model` finds for the name `small`, of this content on the server."""
     server.content = {} if content is None else {path: content}
-    download = models.Download(f"{server.address}{path}", "MIT", sha256)
-    return models.find_model("small", {"small": download, "large": download}, "--model")
+    download = downloads.Download(f"{server.address}{path}", "MIT", sha256)
+    return downloads.find_model("small", {"small": download, "large": download}, "--model")
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -171,25 +171,25 @@ def test_without_a_network_the_address_and_the_way_out_are_named(cache, monkeypa
     with socket.socket() as bound:  # to a port at which nobody listens
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/model.onnx"
-        table = {"small": models.Download(url, "MIT", None)}
+        table = {"small": downloads.Download(url, "MIT", None)}
         with pytest.raises(InputError, match=rf"{url} \(.*refused.*give the file, --model=FILE"):
-            models.find_model("small", table, "--model")
+            downloads.find_model("small", table, "--model")
     assert list(cache.iterdir()) == []
 
 
 def test_a_path_is_itself(tmp_path):
     file = tmp_path / "mine.onnx"
-    table = {"small": models.Download("http://127.0.0.1/x.onnx", "MIT", None)}
+    table = {"small": downloads.Download("http://127.0.0.1/x.onnx", "MIT", None)}
     with pytest.raises(InputError, match=rf"--pose={file}: no such file.*\(small\).*give its file"):
-        models.find_model(str(file), table, "--pose")
+        downloads.find_model(str(file), table, "--pose")
     file.write_bytes(b"")
-    assert models.find_model(str(file), table, "--pose") == file
+    assert downloads.find_model(str(file), table, "--pose") == file
     with pytest.raises(InputError, match="is a folder"):
-        models.find_model(str(tmp_path), table, "--pose")
+        downloads.find_model(str(tmp_path), table, "--pose")
 
 
 def test_without_pooch_the_package_is_named(monkeypatch):
-    table = {"small": models.Download("http://127.0.0.1/x.onnx", "MIT", None)}
+    table = {"small": downloads.Download("http://127.0.0.1/x.onnx", "MIT", None)}
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(ImportError, match=r'pip install -e "\.\[pose\]"; or give a file'):
-        models.find_model("small", table, "--model")
+        downloads.find_model("small", table, "--model")

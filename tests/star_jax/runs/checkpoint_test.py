@@ -27,8 +27,10 @@ from data_pipelines.records.dataset import open_dataset
 from star_jax.distributed import parallel
 from star_jax.models import build_model
 from star_jax.optim import make_optimizer
-from star_jax.training import checkpoint, loop, steps
-from star_jax.training.manifest import read_manifest
+from star_jax.runs import checkpoint
+from star_jax.runs.manifest import read_manifest
+from star_jax.state import abstract_state
+from star_jax.training import loop
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +41,7 @@ ROOT = Path(__file__).parents[3]
 def state():
     config = tiny.baseline("nowhere")
     mesh = parallel.make_mesh(config)
-    return tiny.random_state(steps.abstract_state(config, build_model(config.model), 1, mesh))
+    return tiny.random_state(abstract_state(config, build_model(config.model), 1, mesh))
 
 
 @pytest.fixture(scope="module")

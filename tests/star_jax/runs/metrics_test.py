@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from data_pipelines.errors import InputError
-from star_jax.training import metrics
-from star_jax.training.metrics import MetricsWriter
+from star_jax.runs import metrics
+from star_jax.runs.metrics import MetricsWriter
 from star_jax.training.pictures import draw_batch
 
 
@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_for_tensorboard_is_named(tmp_path):
     code = f"""
 import resource, signal
 import numpy as np
-from star_jax.training.metrics import MetricsWriter
+from star_jax.runs.metrics import MetricsWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with MetricsWriter({str(tmp_path)!r}) as writer:
     writer.write(1, {{"loss": 1.0}})

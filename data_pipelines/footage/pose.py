@@ -31,7 +31,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 
 from data_pipelines import schema
 from data_pipelines.errors import InputError
-from data_pipelines.io.onnx_runtime import DTYPES, inputs_of, open_image_model
+from data_pipelines.footage.onnx_runtime import DTYPES, inputs_of, open_image_model
 
 PADDING = 1.25
 _MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # of ImageNet, RGB, 0 to 255

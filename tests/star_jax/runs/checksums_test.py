@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from star_jax.distributed import parallel
-from star_jax.training.checksums import checksums
+from star_jax.runs.checksums import checksums
 
 
 def twin(array):

@@ -1,9 +1,10 @@
 r"""Estimates the skeletons of a dataset with a pose model, for launch/prepare.py.
 
-  python launch/extract_skeletons.py --model=rtmpose-m --dataset=folder --source=people
-  python launch/extract_skeletons.py --model=vitpose-b --device=cuda --dataset=hitsz_vcm \
+  python launch/footage/extract_skeletons.py --model=rtmpose-m --dataset=folder --source=people
+  python launch/footage/extract_skeletons.py --model=vitpose-b --device=cuda --dataset=hitsz_vcm \
     --source=/datasets/HITSZ-VCM --output=skeletons.h5 --overlay=pictures
-  python launch/extract_skeletons.py --model=mine.onnx --udp --dataset=folder --source=people
+  python launch/footage/extract_skeletons.py --model=mine.onnx --udp --dataset=folder \
+    --source=people
 
 A model is given by name, rtmpose-m, rtmpose-l, rtmpose-x, vitpose-b or blazepose, and is downloaded
 once, or as a file: top-down models for the 17 joints of COCO in ONNX (RTMPose or another with SimCC
@@ -50,10 +51,11 @@ DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "cuda"], "Where the model ru
 
 def main() -> None:
     """Extracts the skeletons of the dataset that the flags name."""
-    from data_pipelines.skeletons import extraction, models, sheets, sources
+    from data_pipelines.footage import extraction, pose_models
+    from data_pipelines.skeletons import sheets, sources
 
     dataset = find_dataset(DATASET.value, needs="all_tracklets")
-    model = models.load_model(
+    model = pose_models.load_model(
         MODEL.value,
         batch_size=BATCH_SIZE.value,
         input_size=parse_size(INPUT_SIZE.value),

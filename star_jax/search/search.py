@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.io.tables import aligned, csv_file
 from data_pipelines.schema import MODALITIES
 from star_jax.embedding.embeddings import Embeddings
-from star_jax.evaluation.ranking import Ranking, is_known, own_entries
+from star_jax.evaluation.ranking import Match, Ranking, Result, is_known, own_entries
 from star_jax.evaluation.retrieval import number_labels
 from star_jax.evaluation.scores import METRIC_NAMES, summary
 from star_jax.evaluation.similarity import dot_product
@@ -21,35 +21,6 @@ _HEADER = (
     *("first_true_match", "rank", "score", "identity", "camera", "modality", "first_frame"),
     "same_identity",
 )
-
-
-class Match(NamedTuple):
-    """One tracklet of the gallery that was found.
-
-    Attributes:
-      position: its index in the gallery.
-      score: cosine similarity of its embedding and the query's.
-      same: whether the identities are the same; None if one of them is unknown.
-    """
-
-    position: int
-    score: float
-    same: bool | None
-
-
-class Result(NamedTuple):
-    """The result for one query.
-
-    Attributes:
-      query: its position.
-      matches: the most similar gallery entries, best first.
-      first_match: rank of the first entry of the query's identity in the whole gallery, from 1;
-        0 if the gallery has none, None if the query's identity is unknown.
-    """
-
-    query: int
-    matches: list[Match]
-    first_match: int | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.io.journal import open_journal
+from data_pipelines.footage.journal import open_journal
 
 
 def refuse_others(found):

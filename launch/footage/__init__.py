@@ -1,0 +1,1 @@
+"""Commands for footage of your own: tracklets of videos, and their skeletons."""

@@ -1,0 +1,1 @@
+"""What a run leaves: its checkpoints, metrics, config, environment and evaluations."""

@@ -1,0 +1,1 @@
+"""Search among embedded tracklets, and its web page."""
