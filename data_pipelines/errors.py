@@ -23,6 +23,10 @@ class OutOfMemoryError(UserError, MemoryError):
     """What was asked for needs more memory than a device or the machine has."""
 
 
+class Preempted(Exception):
+    """A run was interrupted by a signal and has saved its state; the same call resumes it."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error of Python, NumPy or JAX says that there is not enough memory."""
     # Other resources can be exhausted, too: the size of a message, a quota.

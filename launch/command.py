@@ -21,7 +21,7 @@ import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 
-from data_pipelines.errors import InputError, UserError, is_out_of_memory
+from data_pipelines.errors import InputError, Preempted, UserError, is_out_of_memory
 from data_pipelines.io import remote
 from data_pipelines.io.terminal import printable
 from launch import end_at_once, end_others
@@ -47,6 +47,8 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             fail(f"unexpected argument {arguments[1]!r}; see --help", 2)
         try:
             main(*arguments[1:])
+        except Preempted:  # not 0, so that no scheduler considers the run finished
+            sys.exit(128 + signal.SIGTERM)
         except Exception as error:
             if not isinstance(error, FIXABLE) and not is_out_of_memory(error):
                 raise

@@ -212,11 +212,14 @@ def test_compiled_programs_are_kept_beside_the_run(bucket):
     before = {name: getattr(jax.config, name) for name in names}
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        assert not preparation.keep_compiled_programs(bucket / "run")
-        assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/compiled"
-        assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
+        with preparation.compiled_programs_kept(bucket / "run") as there_before:
+            assert not there_before
+            assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/compiled"
+            assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
+        assert jax.config.jax_compilation_cache_dir is None
         files.write_file(bucket / "run" / "compiled" / "step-cache", b"program")
-        assert preparation.keep_compiled_programs(bucket / "run")
+        with preparation.compiled_programs_kept(bucket / "run") as there_before:
+            assert there_before
     finally:
         for name, value in before.items():
             jax.config.update(name, value)

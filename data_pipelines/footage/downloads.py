@@ -119,18 +119,23 @@ def _download(download: Download, sha256: str | None, folder: pathlib.Path) -> b
     """Returns the content at an address, checked; leaves nothing in the folder."""
     import pooch
 
-    pooch.get_logger().setLevel("WARNING")
     log(f"downloading {download.url} (license: {download.license})")
     folder.mkdir(parents=True, exist_ok=True)
     get = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=2**16)
     with files.naming_full_disk(folder), tempfile.TemporaryDirectory(dir=folder) as partial:
-        path = pooch.retrieve(
-            download.url,
-            sha256 and f"sha256:{sha256}",
-            fname="partial",
-            path=partial,
-            downloader=get,
-        )
+        messages = pooch.get_logger()
+        level = messages.level
+        messages.setLevel("WARNING")
+        try:
+            path = pooch.retrieve(
+                download.url,
+                sha256 and f"sha256:{sha256}",
+                fname="partial",
+                path=partial,
+                downloader=get,
+            )
+        finally:
+            messages.setLevel(level)
         return pathlib.Path(path).read_bytes()
 
 

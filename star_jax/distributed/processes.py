@@ -25,20 +25,9 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and the others stop
 LEAVE_SECONDS = 5  # for the others to end by themselves when one has failed
-SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 STOPPING = (
     b"\ninterrupted: stops after the current step and saves its state; Ctrl-C again ends at once\n"
 )
-
-
-class Preempted(SystemExit):
-    """Raised when the run is interrupted.
-
-    The exit code is not 0, so that a scheduler does not consider the run finished.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(SIGTERM_EXIT_CODE)
 
 
 def start(

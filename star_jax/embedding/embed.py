@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
 from data_pipelines import loader
-from data_pipelines.errors import DivergedError, InputError
+from data_pipelines.errors import DivergedError, InputError, Preempted
 from data_pipelines.io.files import write_file
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import absolute, is_remote, locate
@@ -262,7 +262,7 @@ def embed_clips(
             progress.update(min(done, num_tracklets), timed=modality in compiled)
             compiled.add(modality)
             if stop_requested():
-                raise processes.Preempted
+                raise Preempted
     position, embedding = gather((np.concatenate(positions), np.concatenate(embeddings)))
     sums = np.zeros((num_tracklets, embedding.shape[1]), np.float32)
     np.add.at(sums, position[position >= 0], embedding[position >= 0])

@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, Preempted
 from data_pipelines.io import remote, typed_json
 from data_pipelines.io.files import hold, read_file, write_file, write_json
 from star_jax.distributed import processes
@@ -190,7 +190,7 @@ def timed(workdir: epath.Path, started: float) -> Iterator[None]:
     interrupted = None
     try:
         yield
-    except processes.Preempted as error:
+    except Preempted as error:
         interrupted = error
     if processes.is_first():
         seconds = round(time.monotonic() - started, 1)

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from data_pipelines.errors import DivergedError
+from data_pipelines.errors import DivergedError, Preempted
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import locate
 from data_pipelines.loader import train_batches
@@ -28,7 +28,7 @@ from star_jax.state import EMA, TrainState
 from star_jax.training.pictures import draw_batch
 from star_jax.training.preparation import (
     Run,
-    keep_compiled_programs,
+    compiled_programs_kept,
     less_memory,
     prepare,
     start_or_resume,
@@ -72,11 +72,11 @@ def train(
         run_files.claimed(workdir, config),
         run_files.timed(workdir, started),
         checkpoint.open_manager(workdir, config.checkpoint.keep) as manager,
+        compiled_programs_kept(workdir) as compiled_before,
     ):
         dataset = run.split.dataset
         described = {"dir": dataset.address, "fingerprint": dataset.fingerprint}
         run_files.add_to_record(workdir, dataset=described)
-        compiled_before = keep_compiled_programs(workdir)
         run, state = start_or_resume(run, manager, trusted)
         start = int(state.step)
         shardings = batch_shardings(run.mesh)
@@ -121,7 +121,7 @@ def train(
                     writer.upload()
                     checkpoint.save(manager, state, run.config.to_dict(), dataset.fingerprint)
                 if stop_now:
-                    raise processes.Preempted
+                    raise Preempted
                 if evaluate_now:
                     with step_log.paused():
                         evaluate(run, state, writer, stop_requested)
@@ -135,7 +135,7 @@ def saving_before_a_stop(manager: Any) -> Iterator[None]:
     """Waits for the last checkpoint before an interrupted run ends."""
     try:
         yield
-    except processes.Preempted:
+    except Preempted:
         checkpoint.finish(manager)
         log.info("interrupted: step %s is saved; the same command resumes", manager.latest_step())
         raise

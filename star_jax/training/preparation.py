@@ -1,9 +1,10 @@
 """What a training run needs beside its state, checked before the first step."""
 
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
@@ -273,11 +275,26 @@ def less_memory(config: ml_collections.ConfigDict) -> str:
     )
 
 
-def keep_compiled_programs(workdir: epath.Path) -> bool:
-    """Enables the compilation cache; returns whether it has programs already."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(absolute(workdir / "compiled")))
-    folder = locate(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+@contextlib.contextmanager
+def compiled_programs_kept(workdir: epath.Path) -> Iterator[bool]:
+    """Keeps compiled programs in the workdir, unless JAX has a compilation cache already.
+
+    The settings of the process are restored, so that two trainings in it do not share a folder.
+    Yields whether the cache has programs already.
+    """
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches")
+    before = {name: getattr(jax.config, name) for name in names}
+    chosen = before["jax_compilation_cache_dir"]
+    folder = locate(absolute(workdir / "compiled") if chosen is None else chosen)
+    if chosen is None:
+        compilation_cache.reset_cache()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     if is_remote(folder):  # JAX can write there; XLA, which caches for GPUs, cannot
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-    return folder.is_dir() and any(folder.iterdir())
+    try:
+        yield folder.is_dir() and any(folder.iterdir())
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        if chosen is None:
+            compilation_cache.reset_cache()

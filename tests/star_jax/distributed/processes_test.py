@@ -357,7 +357,7 @@ def test_a_process_that_dies_stops_the_others_with_an_error(dataset, tmp_path):
 
 
 FAILING = """
-from star_jax.{module} import {name} as module
+from star_jax.{room} import {name} as module
 works = module.{function}
 def fails(*arguments, **options):
     if "--process_id={number}" in sys.argv:
@@ -371,18 +371,18 @@ module.{function} = fails
 @pytest.mark.parametrize(
     ("place", "number", "error"),
     [
-        (("training", "loop", "check_parts"), 1, "ZeroDivisionError('of process 1')"),
-        (("training", "loop", "check_parts"), 0, "OSError('the disk of process 0')"),
-        (("training", "checkpoint", "_restore_arrays"), 1, "ZeroDivisionError('of process 1')"),
+        (("training", "preparation", "check_parts"), 1, "ZeroDivisionError('of process 1')"),
+        (("training", "preparation", "check_parts"), 0, "OSError('the disk of process 0')"),
+        (("runs", "checkpoint", "_restore_arrays"), 1, "ZeroDivisionError('of process 1')"),
     ],
 )
 def test_a_process_that_fails_ends_the_others_which_name_it(
     dataset, tmp_path, place, number, error
 ):
-    module, name, function = place
+    room, name, function = place
     tiny.saved_run(tmp_path / "run", tiny.baseline(dataset))
     config = tiny.config_file(tmp_path, dataset, base="baseline")
-    patch = FAILING.format(module=module, name=name, function=function, number=number, error=error)
+    patch = FAILING.format(room=room, name=name, function=function, number=number, error=error)
     address = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
     both = [
         start(

@@ -14,8 +14,7 @@ import pytest
 from etils import epath
 
 from configs import star_synthetic_demo
-from data_pipelines.errors import InputError
-from star_jax.distributed import processes
+from data_pipelines.errors import InputError, Preempted
 from star_jax.runs import run_files
 
 
@@ -46,7 +45,7 @@ def test_the_record_has_the_time_of_all_starts(tmp_path):
     def start(seconds, error=None):
         run_files.claim(tmp_path, demo_config())
         with (
-            contextlib.suppress(OSError, processes.Preempted),
+            contextlib.suppress(OSError, Preempted),
             run_files.timed(tmp_path, time.monotonic() - seconds),
         ):
             if error:
@@ -55,7 +54,7 @@ def test_the_record_has_the_time_of_all_starts(tmp_path):
         return [record.get(name) for name in ("seconds", "seconds_in_all")]
 
     assert start(100) == [pytest.approx(100, abs=5), pytest.approx(100, abs=5)]
-    assert start(50, processes.Preempted()) == [
+    assert start(50, Preempted()) == [
         pytest.approx(50, abs=5),
         pytest.approx(150, abs=9),
     ]

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 import tiny
 
 from data_pipelines import loader
-from data_pipelines.errors import InputError, OutOfMemoryError
+from data_pipelines.errors import InputError, OutOfMemoryError, Preempted
 from data_pipelines.records.dataset import open_dataset
 from star_jax.distributed import memory, parallel, processes
 from star_jax.embedding import embed
@@ -142,6 +143,25 @@ def test_pixels_are_loaded_as_they_are_stored(dataset, tmp_path, monkeypatch, ke
         network = Network(0, config, build_model(config.model), None, parallel.make_mesh())
         embed_split(network, open_dataset(dataset).split("test"))
     assert asked == [keypoints, keypoints]
+
+
+@pytest.mark.slow
+def test_two_trainings_in_a_process_leave_it_as_it_was(dataset, tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    settings = lambda: (dict(os.environ), logging.root.level, logging.getLogger("absl").level)  # noqa: E731
+    jax.config.update("jax_compilation_cache_dir", None)
+    left = settings()
+    config = tiny.baseline(dataset)
+    config.optim.epochs = 1
+    try:
+        for name in ("one", "other"):
+            jax.clear_caches()
+            loop.train(config, tmp_path / name)
+            assert jax.config.jax_compilation_cache_dir is None
+            assert any((tmp_path / name / "compiled").iterdir())
+        assert settings() == left
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.slow
@@ -328,7 +348,7 @@ def test_interrupted_while_it_evaluates_it_has_saved(whole_run, dataset, tmp_pat
         config.eval.every_epochs = 4
         return config
 
-    with monkeypatch.context() as patch, pytest.raises(processes.Preempted):
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
         stop_at(patch, 4 + 1)  # after the first batch of the evaluation
         loop.train(settled(), tmp_path)
     assert saved_steps(tmp_path) == [4] and not (tmp_path / "eval").exists()
