@@ -22,6 +22,7 @@ from data_pipelines.schema import MODALITIES, NUM_JOINTS
 from star_jax.distributed.parallel import local_rows, split_rows
 from star_jax.evaluation.embed import embed_batches, whole_batch
 from star_jax.evaluation.embeddings import Embeddings, provenance_of
+from star_jax.evaluation.retrieval import is_masked
 from star_jax.network import Network, load_weights
 
 MAX_DISTANCE = 100  # of a joint from its frame, in widths and heights of the frame
@@ -300,7 +301,7 @@ class Embedder:
 
 
 def _array(name: str, values: npt.ArrayLike) -> np.ndarray:
-    if isinstance(values, np.ma.MaskedArray):
+    if is_masked(values):
         raise InputError(f"{name} is a masked array: give all values, {name}.filled(...)")
     try:
         return np.asarray(values)

@@ -369,13 +369,29 @@ def real_numbers(name: str, values: Any) -> Any:
     Raises:
       InputError: it holds anything but real numbers; names it.
     """
-    if np.ma.isMaskedArray(values):
-        raise InputError(f"{name} is a masked array: use a plain one")
+    _require_plain(name, values)
     if not isinstance(getattr(values, "dtype", None), np.dtype):
         values = _as_array(name, values)
     if not np.can_cast(values.dtype, np.longdouble):
         raise InputError(f"{name} is of the type {values.dtype}: use real numbers")
     return values
+
+
+def is_masked(values: Any) -> bool:
+    """Returns whether values are a masked array, or a list or an array of objects with some.
+
+    NumPy drops the mask when it makes a plain array of them.
+    """
+    if np.ma.isMaskedArray(values):
+        return True
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        values = values.ravel().tolist()
+    return isinstance(values, list | tuple) and any(map(is_masked, values))
+
+
+def _require_plain(name: str, values: Any) -> None:
+    if is_masked(values):
+        raise InputError(f"{name} is a masked array, or holds masked values: use a plain one")
 
 
 def _as_array(name: str, values: Any) -> np.ndarray:
@@ -422,8 +438,7 @@ def _distinct(
     Raises:
       InputError: it is not of this length, or holds anything but strings and finite numbers.
     """
-    if np.ma.isMaskedArray(values):
-        raise InputError(f"{name} is a masked array: use a plain one")
+    _require_plain(name, values)
     array = _as_array(name, values)
     if array.shape != (length,):
         raise InputError(
