@@ -17,6 +17,7 @@ import tiny
 from evaluated import values, write_run
 
 from data_pipelines.records.reading import fingerprint
+from star_jax.training import run_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -251,7 +252,7 @@ def test_other_evaluations_do_not_matter_and_another_dataset_is_noticed(folder, 
     table = (folder / "runs/table.md").read_text()
     for facts in ({"clips": "dense"}, {"options": {"rerank": True}}, {"split": "validation"}):
         path = example(folder, **facts)
-        for file in (path, path.with_suffix(".queries.npz")):
+        for file in (path, run_files.queries_path(path)):
             shutil.copy(file, folder / "runs/baseline/1/eval")
     (folder / "runs/table.md").unlink()
     result = run(folder)
