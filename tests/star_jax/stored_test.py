@@ -31,6 +31,8 @@ STRANGERS = {  # by hand: every place of a config that can name code
     "model.backbone": "strangers.parts:run",
     "model.guidance": "strangers.parts:run",
     "model.pooling": "strangers.parts:run",
+    "optim.optimizer": "strangers.parts:run",
+    "optim.schedule": "strangers.parts:run",
     "data.sampling": "strangers.parts:run",
     "eval.protocol": "strangers.parts:run",
     "losses.extra": (("strangers.parts:run", 1.0),),
