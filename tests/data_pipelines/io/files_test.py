@@ -127,11 +127,15 @@ PAGE = "\n <!DOCTYPE html>\n<html>Sign in</html>"
 
 @pytest.mark.parametrize(("content", "what"), [(LFS, "LFS"), (PAGE, "web page"), ("", "empty")])
 def test_what_was_downloaded_in_place_of_a_file_is_named(tmp_path, content, what):
+    one_frame = schema.Tracklet(schema.VISIBLE, "alice", 1, ("walk/1.jpg",), 1)
+    (tmp_path / "walk").mkdir()
     for name, read in {
         "skeletons.h5": sources.open_keypoints,
         "skeletons.json": sources.open_keypoints,
         "pose.onnx": lambda path: onnx_runtime.open_image_model(path, "cpu", "images"),
         "embeddings.npz": embeddings.load,
+        "walk.mp4": lambda path: frames.count_frames(path.parent, path.name),
+        "walk/1.npy": lambda path: sources.open_keypoints(tmp_path).read(one_frame),
     }.items():
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=f"{name}: is .*{what}"):
