@@ -114,8 +114,6 @@ def train(
         run_files.timed(workdir, started),
         checkpoint.open_manager(workdir, config.checkpoint.keep) as manager,
     ):
-        described = {"dir": resolve(config.data.dir), "fingerprint": dataset}
-        run_files.add_to_record(workdir, dataset=described)
         compiled_before = keep_compiled_programs(workdir)
         restored = checkpoint.restore_state(manager, abstract_state(config, model, epoch, mesh))
         if restored is None:
@@ -125,6 +123,8 @@ def train(
             config = continued(config, manifest, manager.directory, dataset)
             run_files.write_config(workdir, config)
             log_resumption(config, manifest, int(state.step), epoch)
+        described = {"dir": resolve(config.data.dir), "fingerprint": dataset}
+        run_files.add_to_record(workdir, dataset=described)
         start = int(state.step)
         batches = train_batches(
             config.data.dir,
