@@ -7,7 +7,8 @@ The grid is a Python file whose get_grid() returns the variants: a dictionary fr
 config keys that each variant changes, as {"no_style": {"augment.style": False}}. The first is the
 baseline. Each variant is trained with the seeds 0, 1, ... in <output>/<variant>/<seed>, where
 log.txt has what the commands print. When interrupted (SIGTERM or Ctrl-C), it stops its runs, which
-save their state; the same command resumes. A dataset that was replaced under its name is refused.
+save their state; the same command resumes. A dataset that was replaced under its name is refused,
+and so is a variant whose runs have been trained with other values.
 
 At the end it writes <output>/table.md, table.csv and plot.svg: means and standard deviations over
 seeds, and the differences to the baseline, paired, with 95 % intervals over identities and seeds,
@@ -111,6 +112,8 @@ def main() -> None:
         for name, changes in variants.items()
     ]
     missing = [run for run in runs if not is_finished(run)]
+    for run in missing:
+        require_same_config(run)
     if len(missing) < len(runs):
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished already")
     run_all(missing, slots())
@@ -208,6 +211,28 @@ def is_finished(run: Run) -> bool:
             f"now {run.dataset[:8]}); use another --output, or the dataset that it began with"
         )
     return found == run.description()
+
+
+def require_same_config(run: Run) -> None:
+    """Raises an InputError if a run would resume from what another config has trained.
+
+    Its training would refuse that, too, but after other runs have been trained for nothing.
+    """
+    from data_pipelines.io.remote import locate
+    from star_jax.training import run_files
+
+    workdir, config = locate(run.workdir), with_changes(run.changes)
+    if not (workdir / "config.json").exists() or not run_files.has_saved(workdir):
+        return
+    before = run_files.read_config(workdir / "config.json")
+    if config.model.num_identities is None:  # then the dataset decides
+        config.model.num_identities = before["model"]["num_identities"]
+    if found := run_files.differences(before, config):
+        raise InputError(
+            f"{workdir}: variant {run.variant!r} was trained with another config: "
+            f"{'; '.join(found)}. Give the variant another name, use another --output, or remove "
+            "the folder"
+        )
 
 
 def slots() -> Sequence[Mapping[str, str]]:

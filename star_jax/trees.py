@@ -61,3 +61,15 @@ def _facts_of(numpy: Any, array: Any) -> tuple[Any, Any]:
 @jax.jit  # compiled per shape: one program for all arrays would take long to compile
 def _facts(array: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _facts_of(jnp, array)
+
+
+def is_masked(values: Any) -> bool:
+    """Returns whether values are a masked array, or a list or an array of objects with some.
+
+    NumPy drops the mask when it makes a plain array of them.
+    """
+    if np.ma.isMaskedArray(values):
+        return True
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        values = values.ravel().tolist()
+    return isinstance(values, list | tuple) and any(map(is_masked, values))

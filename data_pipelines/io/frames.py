@@ -312,6 +312,7 @@ def _open_video(root: str | os.PathLike[str], video: str) -> Iterator[_Video]:
         start = file.read(4096)
         container_format = next((name for name in _FORMATS if _FORMATS[name].match(start)), None)
         if container_format is None:
+            files.refuse_stand_in(video, start)
             raise InputError(
                 f"{video}: not a video in MP4, QuickTime, AVI or Matroska format; replace it with "
                 "a good copy"

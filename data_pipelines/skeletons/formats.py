@@ -245,6 +245,7 @@ class NpySkeletons(SkeletonFile):
         try:
             return _read_npy(path)
         except ValueError as error:
+            files.refuse_stand_in(path)
             raise InputError(f"{path}: {error}") from error
 
 

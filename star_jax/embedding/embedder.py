@@ -24,6 +24,7 @@ from star_jax.distributed.parallel import local_rows, split_rows
 from star_jax.embedding.embed import embed_clips, whole_batch
 from star_jax.embedding.embeddings import Embeddings, provenance_by_names
 from star_jax.network import Network, clip_spec, load_weights
+from star_jax.trees import is_masked
 
 MAX_DISTANCE = 100  # of a joint from its frame, in widths and heights of the frame
 MAX_CONFIDENCE = 1000  # of a joint; some pose models give more than 1
@@ -298,7 +299,7 @@ class Embedder:
 
 
 def _array(name: str, values: npt.ArrayLike) -> np.ndarray:
-    if isinstance(values, np.ma.MaskedArray):
+    if is_masked(values):
         raise InputError(f"{name} is a masked array: give all values, {name}.filled(...)")
     try:
         return np.asarray(values)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float64, Int, Int64
 
 from data_pipelines.errors import InputError
+from star_jax.trees import is_masked
 
 _SIMILARITIES_PER_CHUNK = 2**20  # about 10 MB of working memory a thread
 
@@ -369,13 +370,17 @@ def real_numbers(name: str, values: Any) -> Any:
     Raises:
       InputError: it holds anything but real numbers; names it.
     """
-    if np.ma.isMaskedArray(values):
-        raise InputError(f"{name} is a masked array: use a plain one")
+    _require_plain(name, values)
     if not isinstance(getattr(values, "dtype", None), np.dtype):
         values = _as_array(name, values)
     if not np.can_cast(values.dtype, np.longdouble):
         raise InputError(f"{name} is of the type {values.dtype}: use real numbers")
     return values
+
+
+def _require_plain(name: str, values: Any) -> None:
+    if is_masked(values):
+        raise InputError(f"{name} is a masked array, or holds masked values: use a plain one")
 
 
 def _as_array(name: str, values: Any) -> np.ndarray:
@@ -422,8 +427,7 @@ def _distinct(
     Raises:
       InputError: it is not of this length, or holds anything but strings and finite numbers.
     """
-    if np.ma.isMaskedArray(values):
-        raise InputError(f"{name} is a masked array: use a plain one")
+    _require_plain(name, values)
     array = _as_array(name, values)
     if array.shape != (length,):
         raise InputError(

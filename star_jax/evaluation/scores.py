@@ -126,15 +126,17 @@ def format_details(report: Mapping[str, Any]) -> str:
 
 
 def title_of(report: Mapping[str, Any]) -> str:
-    """Returns the protocol of an evaluation, whether the people are drawn, split and options.
+    """Returns the protocol of an evaluation, whether the people are drawn, split, clips, options.
 
-    The split "test" and options at their default are left out.
+    The split "test", the clips "first" and options at their default are left out.
     """
     people = ["synthetic people"] if report.get("dataset", {}).get("synthetic") else []
-    split = report.get("split", "test")
+    split, clips = report.get("split", "test"), report.get("clips", "first")
+    facts = [*people, *([split] if split != "test" else [])]
+    facts += [f"{clips} clips"] if clips != "first" else []
     options = report.get("options", {})
     named = (name if value is True else f"{name} {value}" for name, value in options.items())
-    return ", ".join([report["protocol"], *people, *([split] if split != "test" else []), *named])
+    return ", ".join([report["protocol"], *facts, *named])
 
 
 def _rows(name: str, scores: Mapping[str, Any], columns: tuple[str, ...]) -> list[list[str]]:

@@ -58,7 +58,7 @@ def write_report(
     facts = {
         "Step": f"{run.network.step:,}",
         "Dataset": ", ".join(dataset),
-        "Protocol": f"{title_of(evaluation)}, clips: {evaluation['clips']}",
+        "Protocol": title_of(evaluation),
         "Trained by": run_files.short_revision(run.record),
         "Evaluated by": run_files.short_revision(evaluation["environment"]),
         "Written": time.strftime("%Y-%m-%d %H:%M"),

@@ -63,7 +63,7 @@ def scores(
                 ["", *(f"{METRIC_NAMES[metric]}, {direction}" for direction, metric in columns)],
                 [
                     [
-                        f"{title_of(other)}, {other['clips']} clips",
+                        title_of(other),
                         *(score_of(other[direction], metric) for direction, metric in columns),
                     ]
                     for other in plain

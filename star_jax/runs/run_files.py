@@ -86,7 +86,10 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
         write_config(workdir, config)
         record = workdir / "run.json"
         before = read_json(record, Record) if resumes and record.exists() else {}
-        write_json(record, {**environment(), "seconds_in_all": before.get("seconds_in_all", 0)})
+        # Until it has resumed, the dataset is the one that it was trained on.
+        dataset = {"dataset": before["dataset"]} if "dataset" in before else {}
+        seconds = before.get("seconds_in_all", 0)
+        write_json(record, {**environment(), **dataset, "seconds_in_all": seconds})
     require_shared(workdir / "run.json")
 
 

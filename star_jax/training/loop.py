@@ -74,10 +74,10 @@ def train(
         checkpoint.open_manager(workdir, config.checkpoint.keep) as manager,
         compiled_programs_kept(workdir) as compiled_before,
     ):
+        run, state = start_or_resume(run, manager, trusted)
         dataset = run.split.dataset
         described = {"dir": dataset.address, "fingerprint": dataset.fingerprint}
         run_files.add_to_record(workdir, dataset=described)
-        run, state = start_or_resume(run, manager, trusted)
         start = int(state.step)
         shardings = batch_shardings(run.mesh)
         batches = train_batches(

@@ -60,6 +60,8 @@ else:
         report[way] |= zip(("rank1", "rank5", "rank10", "rank20", "map", "minp"), scores.mean(0))
     config = json.loads(Path("example/config.json").read_text())
     config["seed"] = int(flags["config.seed"])
+    config["augment"]["padding"] = int(flags["config.augment.padding"])
+    config["model"]["pooling"] = flags.get("config.model.pooling", config["model"]["pooling"])
     (workdir / "config.json").write_text(json.dumps(config))
     (workdir / "eval").mkdir(exist_ok=True)
     np.savez(workdir / "eval" / report["queries"], **arrays)
@@ -180,9 +182,14 @@ def test_a_grid_is_run_resumed_and_compared(folder):
     plot = (folder / "runs/plot.svg").read_text()
     assert "v2i mAP, percent" in plot and "occluded (30)" in plot and "padded-more.1" in plot
 
-    (folder / "grid.py").write_text(GRID.replace('"augment.padding": 3', '"augment.padding": 5'))
-    assert "4 of 6 runs are finished already" in run(folder).stdout
-    assert trained(folder)["padded-more.1"][-2:] == "01"
+    (folder / "grid.py").write_text(GRID.replace('"augment.padding": 2', '"augment.padding": 5'))
+    changed = run(folder, "--config.data.num_threads=3")  # of which nothing depends
+    assert changed.returncode == 1 and changed.stderr.count("\n") == 1
+    assert (
+        "error: runs/padded_once/0: variant 'padded_once' was trained with another config: "
+        "augment.padding was 2, now 5. " in changed.stderr
+    )
+    assert {name: sorted(seeds) for name, seeds in trained(folder).items()} == runs
 
 
 WRONG = [

@@ -32,12 +32,12 @@ STRANGERS = {  # by hand: every place of a config that can name code
     "model.backbone": "strangers.parts:run",
     "model.guidance": "strangers.parts:run",
     "model.pooling": "strangers.parts:run",
+    "optim.optimizer": "strangers.parts:run",
+    "optim.schedule": "strangers.parts:run",
     "data.sampling": "strangers.parts:run",
     "eval.protocol": "strangers.parts:run",
     "augment.parts": ("normalize", "strangers.parts:run"),
     "losses.extra": (("strangers.parts:run", 1.0),),
-    "optim.optimizer": "strangers.parts:run",
-    "optim.schedule": "strangers.parts:run",
     "model.backbone_options": {"stage_sizes": [1, [{"norm": "strangers.parts:run"}]]},
 }
 

@@ -1,6 +1,7 @@
 """Reading files that may not be regular ones, and writing all of a file or nothing."""
 
 import concurrent.futures
+import errno
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import socket
 import stat
 
 import hitsz_files
+import limits
 import numpy as np
 import pytest
 import video_files
@@ -128,15 +130,44 @@ PAGE = "\n <!DOCTYPE html>\n<html>Sign in</html>"
 
 @pytest.mark.parametrize(("content", "what"), [(LFS, "LFS"), (PAGE, "web page"), ("", "empty")])
 def test_what_was_downloaded_in_place_of_a_file_is_named(tmp_path, content, what):
+    one_frame = schema.Tracklet(schema.VISIBLE, "alice", 1, ("walk/1.jpg",), 1)
+    (tmp_path / "walk").mkdir()
     for name, read in {
         "skeletons.h5": sources.open_keypoints,
         "skeletons.json": sources.open_keypoints,
         "pose.onnx": lambda path: onnx_runtime.open_image_model(path, "cpu", "images"),
         "embeddings.npz": embeddings.load,
+        "walk.mp4": lambda path: frames.count_frames(path.parent, path.name),
+        "walk/1.npy": lambda path: sources.open_keypoints(tmp_path).read(one_frame),
     }.items():
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=f"{name}: is .*{what}"):
             read(tmp_path / name)
+
+
+def test_too_many_open_files_are_no_fault_of_footage_or_skeletons(tmp_path):
+    for name in ("walk/1.jpg", "walk/1.png"):
+        video_files.write_image(tmp_path / name)
+    video_files.write_video(tmp_path / "walk.mp4", 2)
+    np.save(tmp_path / "walk/1.npy", np.ones((17, 3), np.float32))
+    (tmp_path / "skeletons.json").write_text("[]")
+    of = {
+        name: schema.Tracklet(schema.VISIBLE, "alice", 1, (name,), 1)
+        for name in ("walk/1.jpg", "walk/1.png", "walk.mp4#1")
+    }
+    skeletons = sources.open_keypoints(tmp_path)
+    for name, read in {
+        "walk/1.jpg": lambda: frames.read_frames(tmp_path, of["walk/1.jpg"]),
+        "walk/1.png": lambda: frames.read_frames(tmp_path, of["walk/1.png"]),
+        "walk.mp4": lambda: frames.read_frames(tmp_path, of["walk.mp4#1"]),
+        "walk/1.npy": lambda: skeletons.read(of["walk/1.jpg"]),
+        "skeletons.json": lambda: sources.open_keypoints(tmp_path / "skeletons.json"),
+    }.items():
+        read()
+        with limits.no_file_can_be_opened(), pytest.raises(OSError) as error:
+            read()
+        assert error.value.errno == errno.EMFILE, name
+        assert error.value.filename == str(tmp_path / name)
 
 
 def test_a_file_that_only_mentions_a_page_is_not_refused(tmp_path):

@@ -248,6 +248,10 @@ WRONG = {
     "keypoints of text": ({"keypoints": KEYPOINTS.astype(str)}, "keypoints are <U32"),
     "complex keypoints": ({"keypoints": KEYPOINTS + 1j}, "keypoints are complex"),
     "masked frames": ({"frames": np.ma.masked_array(FRAMES)}, "^frames is a masked array"),
+    "list of masked keypoints": (
+        {"keypoints": list(np.ma.masked_array(KEYPOINTS))},
+        "^keypoints is a masked",
+    ),
     "masked keypoints": ({"keypoints": np.ma.masked_array(KEYPOINTS)}, "^keypoints is a masked"),
     "nothing": ({"frames": None}, r"frames have the shape \[\]"),
     "batch size": ({"batch_size": 0}, "batch_size is 0: use 1 or more"),

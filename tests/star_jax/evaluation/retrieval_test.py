@@ -315,6 +315,7 @@ def test_any_identities_are_compared_as_they_are_or_refused(ids, seed):
 BAD_NUMBERS = {
     "complex": np.ones((2, 3)) * 1j,
     "masked": np.ma.masked_equal(np.arange(6.0).reshape(2, 3), 0),
+    "list of masked rows": list(np.ma.masked_equal(np.arange(6.0).reshape(2, 3), 0)),
     "objects": np.ones((2, 3), object),
     "ragged": [[0.1, 0.2, 0.3], [0.1]],
     "strings": [["a", "b", "c"]] * 2,
@@ -336,6 +337,8 @@ BAD_LABELS = {
     "complex": np.array([1, 2j]),
     "array with None": np.array([1, None]),
     "masked": np.ma.masked_equal([1, 2], 2),
+    "list with a masked value": list(np.ma.masked_equal([1, 2], 2)),
+    "objects with a masked value": np.array([1, np.ma.masked], object),
     "ragged": [[1, 2], [3]],
     "dates": np.zeros(2, "M8[s]"),
 }

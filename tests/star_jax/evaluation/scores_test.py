@@ -105,7 +105,9 @@ def test_tables():
     ]
     held_out = scores.format_table(report | {"split": "validation"}).split()
     assert held_out[:4] == ["hitsz_vcm/v1,", "validation,", "rerank,", "expansion"]
-    assert scores.format_table(report | {"split": "test"}) == whole
+    assert scores.format_table(report | {"split": "test", "clips": "first"}) == whole
+    dense = report | {"clips": "dense", "split": "validation"}
+    assert scores.title_of(dense) == "hitsz_vcm/v1, validation, dense clips, rerank, expansion 3"
     assert scores.format_table(report | {"dataset": {"synthetic": False}}) == whole
     drawn = scores.format_table(report | {"dataset": {"synthetic": True}}).split()
     assert drawn[:4] == ["hitsz_vcm/v1,", "synthetic", "people,", "rerank,"]

@@ -451,8 +451,10 @@ def test_a_run_that_resumes_keeps_the_origin_of_its_weights(tmp_path, caplog):
 @pytest.mark.slow
 def test_another_dataset_of_as_many_identities_is_refused(whole_run, tmp_path):
     other = tiny.packed_dataset(tmp_path, train=[11, 12, 13, 14, 15, 17])
+    trained_on = json.loads((whole_run / "run.json").read_text())["dataset"]
     with pytest.raises(ValueError, match="belongs to a different dataset: its fingerprint was"):
         loop.train(tiny.baseline(other), whole_run)
+    assert json.loads((whole_run / "run.json").read_text())["dataset"] == trained_on
 
 
 @pytest.mark.slow
