@@ -108,7 +108,7 @@ def methods_of(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]
             if first.seed == second.seed:
                 raise InputError(
                     f"{first.path} and {second.path} are of the same seed, config, initial "
-                    "weights, training dataset and step; give one"
+                    "weights, training dataset, revision and step; give one"
                 )
         own = [f"{key}={origin[key]}" for key in different if key in origin]
         methods[", ".join(own) or "all runs"] = group
@@ -119,7 +119,8 @@ def _origin(evaluation: Evaluation) -> dict[str, Any]:
     """Returns what decides about a network but for its seed and chance.
 
     That is the config without the keys that do not affect training, what training started from, the
-    training dataset and the evaluated step. Initial weights are told apart by their path.
+    training dataset, the revision of the code that trained, and the evaluated step. Initial weights
+    are told apart by their path.
     """
     config = run_files.flatten(evaluation.config)
     free = tuple(key for key in run_files.FREE_KEYS if key != "init.")
@@ -131,6 +132,7 @@ def _origin(evaluation: Evaluation) -> dict[str, Any]:
             if key != "seed" and not key.startswith(free)
         },
         "training dataset": trained_on[:8],
+        "trained by": run_files.short_revision(evaluation.record),
         "step": evaluation.report["step"],
     }
 

@@ -76,7 +76,12 @@ def test_several_revisions_of_the_code_are_named(tmp_path):
     note = comparison.revisions_note(evaluations)
     for what in ("trained", "evaluated"):
         assert f"{what} by 1111111111 (2), 2222222222-dirty (1)" in note
-    assert note in comparison.format_comparison(methods_of(evaluations))
+    methods = methods_of(evaluations)  # which are not averaged
+    assert {name: len(runs) for name, runs in methods.items()} == {
+        "trained by=1111111111": 2,
+        "trained by=2222222222-dirty": 1,
+    }
+    assert note in comparison.format_comparison(methods)
 
 
 def test_scores_and_paired_differences(tmp_path):
