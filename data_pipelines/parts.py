@@ -10,9 +10,11 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipelines.errors import InputError
+
+Part = TypeVar("Part")
 
 
 def is_path(name: Any) -> bool:
@@ -50,13 +52,13 @@ def _is_module_name(name: Any) -> bool:
 
 
 def find_part(
-    parts: Mapping[str, Any],
+    parts: Mapping[str, Part],
     name: str,
     where: str,
     *,
     kind: str,
     include: Callable[[Any], bool],
-) -> Any:
+) -> Part:
     """Returns the part of a name.
 
     Args:
@@ -83,7 +85,7 @@ def find_part(
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{where} is {name!r}: it cannot be imported ({reason})") from error
     try:
-        part = inspect.getattr_static(module, attribute)  # runs no `__getattr__` of the module
+        part: Part = inspect.getattr_static(module, attribute)  # runs no `__getattr__`
     except AttributeError as error:
         raise InputError(
             f"{where} is {name!r}: {module_name} has no attribute {attribute!r}; name the module "

@@ -96,7 +96,8 @@ def training_frames(
     _check_clip(num_frames, clip_length)
     chunk = -(-num_frames // clip_length)
     drawn = np.arange(clip_length) * chunk + rng.integers(chunk, size=clip_length)
-    return np.minimum(drawn, num_frames - 1)
+    frames: np.ndarray = np.minimum(drawn, num_frames - 1)
+    return frames
 
 
 def test_frames(num_frames: int, clip_length: int) -> Int64[np.ndarray, " {clip_length}"]:

@@ -582,7 +582,10 @@ def unknown(key: str) -> str:
     """Returns the error message for a key that does not exist, or is a section of keys."""
     if key in SECTIONS:
         return f"config.{key} is {keys_of(key)}"
-    close = lambda cutoff: difflib.get_close_matches(key, KEYS, n=1, cutoff=cutoff)  # noqa: E731
+
+    def close(cutoff: float) -> list[str]:
+        return difflib.get_close_matches(key, KEYS, n=1, cutoff=cutoff)
+
     name = key.rpartition(".")[2].replace("_", " ")
     described = [known for known, (_, meaning) in KEYS.items() if name in meaning.lower()]
     nearest = close(0.75) or (described if " " in name else []) or close(0.6)

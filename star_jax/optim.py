@@ -66,7 +66,7 @@ def steps(
     """Returns the factor that drops to a tenth at each decay epoch."""
     epoch = step // steps_per_epoch
     decays = sum((epoch >= start).astype(jnp.float32) for start in config.decay_epochs)
-    return 0.1 ** jnp.float32(decays)
+    return jnp.power(0.1, jnp.float32(decays))
 
 
 def cosine(
