@@ -1,5 +1,11 @@
 """Parts chosen by name: a key of a dictionary, or the path of an object outside the repository.
 
+What a part must be is a class of the module with the dictionary: `Dataset` of
+`data_pipelines.datasets`, `Sampler` of `data_pipelines.sampling`, `Augmentation` of
+`star_jax.augment`, `Loss` of `star_jax.losses`, `Optimizer` and `Schedule` of `star_jax.optim`, and
+`Rules`, of a protocol, of `star_jax.evaluation.protocols`. What a network is made of is a class of
+Flax modules, each a `Backbone`, `Guidance` or `Pooling` of `star_jax.models.interfaces`.
+
 Importing a module runs its code, and so does creating a part. Names that a user writes (in a config
 file, a flag or a call) are imported as they are. Names that a file holds (a config stored with a
 network) first pass `require_trusted`, which imports nothing.
