@@ -17,6 +17,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from unittest import mock
 
 import h5py
@@ -134,7 +135,7 @@ def main() -> None:
 
 
 def chosen(
-    stored: Sequence[schema.Record], plan: sampling.BatchPlan, step: int, clip: dict
+    stored: Sequence[schema.Record], plan: sampling.BatchPlan, step: int, clip: dict[str, Any]
 ) -> Iterator[bytes]:
     """Yields the JPEG files of the frames of a batch."""
     for modality, positions in enumerate((plan.visible, plan.infrared)):
@@ -182,8 +183,8 @@ def print_shares(work: Callable[[Split], None], split: Split) -> None:
     """Prints where the time of the loader goes, on one thread."""
     spent = {"decoding": 0.0, "reading records": 0.0}
 
-    def timed(name: str, function: Callable) -> Callable:
-        def call(*args, **kwargs):
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             try:
                 return function(*args, **kwargs)
@@ -192,14 +193,14 @@ def print_shares(work: Callable[[Split], None], split: Split) -> None:
 
         return call
 
-    class TimedRecords(Sequence):
-        def __init__(self, stored):
+    class TimedRecords(Sequence[schema.Record]):
+        def __init__(self, stored: Sequence[schema.Record]):
             self.read = timed("reading records", stored.__getitem__)
 
-        def __len__(self):
+        def __len__(self) -> int:
             return len(split)
 
-        def __getitem__(self, position):
+        def __getitem__(self, position: Any) -> Any:
             return self.read(position)
 
     decode = timed("decoding", simplejpeg.decode_jpeg)

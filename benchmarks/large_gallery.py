@@ -82,7 +82,8 @@ def write_embeddings(path: pathlib.Path, count: int, width: int, seed: int) -> n
         rows = rng.standard_normal((min(ROWS, count - start), width), np.float32)
         array[start : start + ROWS] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     array.flush()
-    return np.load(path, mmap_mode="r")
+    stored: np.ndarray = np.load(path, mmap_mode="r")
+    return stored
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     similarity = rng.standard_normal((args.queries, args.gallery), np.float32)
     ids, cameras = (
-        [rng.integers(0, n, size) for size in similarity.shape] for n in (args.identities, 12)
+        [np.array(rng.integers(0, n, size)) for size in similarity.shape]
+        for n in (args.identities, 12)
     )
     directions = [
         (similarity, *ids, *cameras),
@@ -56,7 +57,13 @@ def main() -> None:
         )
 
 
-def evaluate_all(similarity, query_ids, gallery_ids, query_cameras, gallery_cameras) -> np.ndarray:
+def evaluate_all(
+    similarity: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+) -> np.ndarray:
     """Returns mAP, mINP and the CMC."""
     result = evaluate_retrieval(
         similarity,
@@ -69,7 +76,11 @@ def evaluate_all(similarity, query_ids, gallery_ids, query_cameras, gallery_came
 
 
 def loop_with_numpy(
-    similarity, query_ids, gallery_ids, query_cameras, gallery_cameras
+    similarity: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
 ) -> np.ndarray:
     """The same, by sorting the whole gallery for each query."""
     cmc, precisions, penalties = np.zeros(len(gallery_ids)), [], []
@@ -87,7 +98,11 @@ def loop_with_numpy(
 
 
 def loop_with_lists(
-    similarity, query_ids, gallery_ids, query_cameras, gallery_cameras
+    similarity: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
 ) -> np.ndarray:
     """The same, with lists of Python for each query."""
     orders = np.argsort(-similarity, axis=1, kind="stable")

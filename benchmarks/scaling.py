@@ -80,7 +80,8 @@ def measure(part: str, devices: int, num_processes: int, *extra: str) -> dict[st
     if printed.returncode:
         raise RuntimeError(printed.stdout + printed.stderr)
     (line,) = [x for x in printed.stdout.splitlines() if x.startswith("[0] {")]
-    return json.loads(line.removeprefix("[0] "))
+    found: dict[str, Any] = json.loads(line.removeprefix("[0] "))
+    return found
 
 
 def prepare() -> tuple[Any, Any, Any, Any, int]:
@@ -143,7 +144,7 @@ def host() -> dict[str, float]:
     """Times what the host does in addition to the steps."""
     import jax
 
-    from data_pipelines import sampling
+    from data_pipelines import sampling, schema
     from star_jax.distributed import parallel
     from star_jax.runs import checkpoint
     from star_jax.runs.metrics import MetricsWriter
@@ -168,7 +169,7 @@ def host() -> dict[str, float]:
         lambda _: jax.block_until_ready(parallel.put(batch, shardings, pairs)),
     )
     labels = np.repeat(np.arange(500, dtype=np.int32), 20)
-    index = sampling.schema.Index(
+    index = schema.Index(
         identities=labels.astype(str),
         labels=labels,
         cameras=labels,

@@ -7,6 +7,8 @@ batch-hard triplets, with the config's batches, steps and optimizer, and its des
 embedding. Prints the report of the config's protocol, and the mAP of random embeddings.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,13 +54,15 @@ def main(argv: list[str]) -> None:
     variables = initial_variables(config, model)
     params, batch_stats = variables["params"], variables["batch_stats"]
 
-    def skeleton_of(variables, keypoints, **options):
+    def skeleton_of(variables: Any, keypoints: jax.Array, **options: Any) -> Any:
         # Nothing below uses the backbone's features, so XLA leaves the backbone out.
         frames = jnp.zeros((*keypoints.shape[:2], *config.data.frame_size, 3))
         return model.apply(variables, frames, keypoints, modality="visible", **options)
 
     @jax.jit
-    def train_step(params, batch_stats, opt_state, step, batch):
+    def train_step(
+        params: Any, batch_stats: Any, opt_state: Any, step: jax.Array, batch: Any
+    ) -> tuple[Any, Any, Any, jax.Array]:
         key = jax.random.fold_in(jax.random.key(config.seed), step)
         keypoints = jnp.concatenate([batch["keypoints"][:, :, i] for i in (VISIBLE, INFRARED)])
         blank = jnp.zeros((*keypoints.shape[:2], *config.data.frame_size, 3), jnp.uint8)
@@ -67,7 +71,7 @@ def main(argv: list[str]) -> None:
         )
         labels = jnp.tile(batch["labels"], 2)
 
-        def loss(params):
+        def loss(params: Any) -> tuple[jax.Array, Any]:
             output, updates = skeleton_of(
                 {"params": params, "batch_stats": batch_stats},
                 keypoints,
@@ -93,7 +97,7 @@ def main(argv: list[str]) -> None:
             progress.update(step + 1, {"loss": float(value)})
 
     @jax.jit
-    def embed(keypoints):
+    def embed(keypoints: jax.Array) -> jax.Array:
         output = skeleton_of({"params": params, "batch_stats": batch_stats}, keypoints)
         return l2_normalize(output.skeleton)
 

@@ -1,5 +1,11 @@
 """Parts chosen by name: a key of a dictionary, or the path of an object outside the repository.
 
+What a part must be is a class of the module with the dictionary: `Dataset` of
+`data_pipelines.datasets`, `Sampler` of `data_pipelines.sampling`, `Augmentation` of
+`star_jax.augment`, `Loss` of `star_jax.losses`, `Optimizer` and `Schedule` of `star_jax.optim`, and
+`Rules`, of a protocol, of `star_jax.evaluation.protocols`. What a network is made of is a class of
+Flax modules, each a `Backbone`, `Guidance` or `Pooling` of `star_jax.models.interfaces`.
+
 Importing a module runs its code, and so does creating a part. Names that a user writes (in a config
 file, a flag or a call) are imported as they are. Names that a file holds (a config stored with a
 network) first pass `require_trusted`, which imports nothing.
@@ -10,9 +16,11 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipelines.errors import InputError
+
+Part = TypeVar("Part")
 
 
 def is_path(name: Any) -> bool:
@@ -50,13 +58,13 @@ def _is_module_name(name: Any) -> bool:
 
 
 def find_part(
-    parts: Mapping[str, Any],
+    parts: Mapping[str, Part],
     name: str,
     where: str,
     *,
     kind: str,
     include: Callable[[Any], bool],
-) -> Any:
+) -> Part:
     """Returns the part of a name.
 
     Args:
@@ -83,7 +91,7 @@ def find_part(
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{where} is {name!r}: it cannot be imported ({reason})") from error
     try:
-        part = inspect.getattr_static(module, attribute)  # runs no `__getattr__` of the module
+        part: Part = inspect.getattr_static(module, attribute)  # runs no `__getattr__`
     except AttributeError as error:
         raise InputError(
             f"{where} is {name!r}: {module_name} has no attribute {attribute!r}; name the module "

@@ -73,4 +73,5 @@ def resize_points(
       float64[..., J, 2].
     """
     scale = (np.asarray(new_size) / np.asarray(old_size))[..., None, ::-1]  # of x and y
-    return points * scale + (scale - 1) / 2  # so that nothing is rounded where s is 1
+    moved: np.ndarray = points * scale + (scale - 1) / 2  # nothing is rounded where s is 1
+    return moved

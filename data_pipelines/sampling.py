@@ -5,7 +5,7 @@ Datasets are sampled in different ways in the literature: see `SAMPLERS`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -96,7 +96,8 @@ def training_frames(
     _check_clip(num_frames, clip_length)
     chunk = -(-num_frames // clip_length)
     drawn = np.arange(clip_length) * chunk + rng.integers(chunk, size=clip_length)
-    return np.minimum(drawn, num_frames - 1)
+    frames: np.ndarray = np.minimum(drawn, num_frames - 1)
+    return frames
 
 
 def test_frames(num_frames: int, clip_length: int) -> Int64[np.ndarray, " {clip_length}"]:
@@ -266,17 +267,32 @@ def sample_pairs(
     )
 
 
+class SampleBatch(Protocol):
+    """Draws the tracklets of a training batch."""
+
+    def __call__(
+        self,
+        index: schema.Index,
+        *,
+        seed: int,
+        step: int,
+        identities_per_batch: int,
+        tracklets_per_identity: int,
+    ) -> BatchPlan:
+        """Returns the rows of the batch number `step`, as `sample_batch` does."""
+
+
 class Sampler(NamedTuple):
     """How a dataset is sampled.
 
     Attributes:
-      sample_batch: index, seed, step, P and K to the `BatchPlan`, as `sample_batch`.
+      sample_batch: index, seed, step, P and K to the `BatchPlan`.
       training_frames: number of frames, T and random numbers to int64[T].
       test_frames: number of frames and T to int64[T].
       aligned: whether both modalities of a row draw their frames with the same random numbers.
     """
 
-    sample_batch: Callable[..., BatchPlan]
+    sample_batch: SampleBatch
     training_frames: Callable[[int, int, np.random.Generator], Int64[np.ndarray, " T"]]
     test_frames: Callable[[int, int], Int64[np.ndarray, " T"]]
     aligned: bool

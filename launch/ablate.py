@@ -95,7 +95,7 @@ class Active:
     run: Run
     environment: Mapping[str, str]
     waiting: list[Sequence[str]]
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
 
 
 def main() -> None:
@@ -210,7 +210,7 @@ def is_finished(run: Run) -> bool:
             f"{run.workdir}: finished with another dataset (fingerprint {found['dataset']!s:.8}, "
             f"now {run.dataset[:8]}); use another --output, or the dataset that it began with"
         )
-    return found == run.description()
+    return bool(found == run.description())
 
 
 def require_same_config(run: Run) -> None:
@@ -328,7 +328,9 @@ def begin(run: Run, environment: Mapping[str, str]) -> Active:
     return Active(run, environment, [evaluate], start(train, run, environment))
 
 
-def start(command: Sequence[str], run: Run, environment: Mapping[str, str]) -> subprocess.Popen:
+def start(
+    command: Sequence[str], run: Run, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     """Starts a command, which ends with this process even if that is killed, where Linux can."""
     tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     with open(run.workdir / "log.txt", "ab") as log:
@@ -341,7 +343,7 @@ def start(command: Sequence[str], run: Run, environment: Mapping[str, str]) -> s
         )
 
 
-def stop(processes: Sequence[subprocess.Popen], signals: Sequence[int]) -> None:
+def stop(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> None:
     """Ends processes and all that they have started: SIGTERM first, so that they save their state.
 
     Those that go on are killed after GRACE_SECONDS, or as soon as there is a second signal.

@@ -87,7 +87,7 @@ def define_required(name: str, description: str) -> flags.FlagHolder[str]:
     return flags.DEFINE_string(name, None, f"{description} Required.", required=True)
 
 
-class PathParser(flags.ArgumentParser):
+class PathParser(flags.ArgumentParser[str]):
     """A path of which `~` at its start is the home directory."""
 
     def __init__(self, addresses: bool):
@@ -106,7 +106,7 @@ def define_path(
     *,
     addresses: bool = False,
     required: bool = False,
-) -> flags.FlagHolder:
+) -> flags.FlagHolder[str]:
     """Defines a flag that takes a path.
 
     Args:
@@ -126,7 +126,7 @@ def define_path(
     )
 
 
-def either(first: flags.FlagHolder, second: flags.FlagHolder) -> Any:
+def either(first: flags.FlagHolder[str], second: flags.FlagHolder[str]) -> Any:
     """Returns the value of whichever of two flags is given.
 
     Raises:
@@ -140,7 +140,7 @@ def either(first: flags.FlagHolder, second: flags.FlagHolder) -> Any:
 
 def define_checkpoint(
     alternative: str = "",
-) -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder]:
+) -> tuple[flags.FlagHolder[str], flags.FlagHolder[str], flags.FlagHolder[list[str]]]:
     """Defines the flags `--workdir` and `--checkpoint`, for `either`, and `--trusted`.
 
     Args:
@@ -211,7 +211,7 @@ def define_config() -> flags.FlagHolder[ml_collections.ConfigDict]:
     )
 
 
-class ConfigFile(flags.ArgumentParser):
+class ConfigFile(flags.ArgumentParser[ml_collections.ConfigDict]):
     """Runs the file of `--config`; an error in it ends the command.
 
     Attributes:

@@ -55,7 +55,8 @@ def free_port() -> int:
     """Returns a free local port."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def start(

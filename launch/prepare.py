@@ -146,11 +146,11 @@ def options_of(dataset: str) -> dict[str, Any]:
 def draw(source: Path, picture: Path) -> None:
     """Draws the generated dataset, and a contact sheet of it unless it is videos."""
     from data_pipelines.datasets import bupt_lists, hitsz_vcm
-    from data_pipelines.synthetic import generate, videos
+    from data_pipelines.synthetic import generate, plan, videos
     from data_pipelines.synthetic.contact_sheet import contact_sheet
 
     if LAYOUT.value == "folder":
-        videos.write(source, generate.SIZES[SIZE.value], SEED.value)
+        videos.write(source, plan.SIZES[SIZE.value], SEED.value)
         return
     generate.generate(
         source,

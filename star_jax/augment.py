@@ -287,14 +287,13 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
 def find_augmentation(name: str) -> Augmentation:
     """Returns the augmentation of a name or path; raises an InputError if there is none."""
     arguments = ("key", "frames", "keypoints", "modality", "config")
-    found: Augmentation = find_part(
+    return find_part(
         AUGMENTATIONS,
         name,
         "config.augment.parts",
         kind=f"a function of ({', '.join(arguments)})",
         include=lambda part: is_function_of(part, *arguments),
     )
-    return found
 
 
 def random_style_sources(

@@ -6,6 +6,7 @@ docs/config.md is generated from the table `KEYS`; after changing it, regenerate
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,11 +17,6 @@ from ml_collections import config_dict
 from data_pipelines.errors import InputError
 from data_pipelines.parts import is_path
 
-# Those of `star_jax.models.backbones`, not imported, to check a config without importing JAX.
-BACKBONES = (
-    *("resnet18", "resnet34", "resnet50", "resnet101"),
-    *("resnet50_ibn_a", "vit_tiny", "vit_small", "vit_base"),
-)
 # Keys that were added after configs were first stored with networks, and the values with which
 # networks compute what they computed before.
 ADDED_KEYS: Mapping[str, Any] = {
@@ -128,11 +124,17 @@ def choice(*names: str) -> Values:
     )
 
 
-def part(*names: str) -> Values:
-    """Returns the set of part names and `package.module:object` paths, which resolve later."""
+def part() -> Values:
+    """Returns the set of texts that may name a part: a name, or `package.module:object`.
+
+    Which names there are, only the dictionaries of parts say, whose modules import JAX: `find_part`
+    raises an error that lists them.
+    """
     return Values(
-        f"{', '.join(map(repr, names))} or 'package.module:object'",
-        lambda value: is_path(value) or (isinstance(value, str) and value in names),
+        "the name of a part or 'package.module:object'",
+        lambda value: (
+            is_path(value) or (isinstance(value, str) and bool(re.fullmatch(r"[\w/-]+", value)))
+        ),
         name_parts=True,
     )
 
@@ -161,7 +163,7 @@ def weighted_parts() -> Values:
         return isinstance(value, list | tuple) and all(
             isinstance(pair, list | tuple)
             and len(pair) == 2
-            and part().include(pair[0])
+            and is_path(pair[0])
             and NOT_NEGATIVE.include(pair[1])
             for pair in value
         )
@@ -169,9 +171,9 @@ def weighted_parts() -> Values:
     return Values("a tuple of pairs ('package.module:object', weight)", include, name_parts=True)
 
 
-def sequence(*names: str, including: str) -> Values:
+def different_parts(*, including: str) -> Values:
     """Returns the set of tuples of different parts, one of which is `including`."""
-    one = part(*names)
+    one = part()
 
     def include(value: Any) -> bool:
         return (
@@ -181,7 +183,7 @@ def sequence(*names: str, including: str) -> Values:
             and including in value
         )
 
-    text = f"a tuple of different ones of {one.text}, including {including!r}"
+    text = f"a tuple of different names of parts or 'package.module:object', with {including!r}"
     return Values(text, include, name_parts=True)
 
 
@@ -210,7 +212,7 @@ KEYS: Mapping[str, Key] = {
         "The packed dataset: the folder that `launch/prepare.py` prints, or its `gs://` address.",
     ),
     "data.sampling": Key(
-        part("hitsz_vcm", "bupt_campus"),
+        part(),
         "How tracklets and frames are drawn. `hitsz_vcm`: tracklets of each modality "
         "separately, one frame from each of T equal chunks. `bupt_campus`: aligned pairs of "
         "tracklets, the same T frames in both.",
@@ -241,7 +243,7 @@ KEYS: Mapping[str, Key] = {
         integer(1, 256), "Batches that each process loads concurrently, one thread per batch."
     ),
     "augment.parts": Key(
-        sequence("crop_and_flip", "normalize", "erasing", "style", including="normalize"),
+        different_parts(including="normalize"),
         "What is done to the frames of a batch, in this order. Those before `normalize` see pixels "
         "from 0 to 255: `crop_and_flip`, which pads with black; those after it see normalized "
         "ones: `erasing` and `style`. The following keys are of these parts.",
@@ -278,8 +280,9 @@ KEYS: Mapping[str, Key] = {
         "split; a different number is an error.",
     ),
     "model.backbone": Key(
-        part(*BACKBONES),
-        "The network from frames to frame features.",
+        part(),
+        "The network from frames to frame features; the names are those of `BACKBONES` in "
+        "`star_jax/models/backbones.py`.",
     ),
     "model.backbone_options": Key(
         options(),
@@ -288,13 +291,13 @@ KEYS: Mapping[str, Key] = {
         "have `width`, `depth`, `num_heads`, `patch_size` and `pos_grid`.",
     ),
     "model.guidance": Key(
-        part("frame", "none"),
+        part(),
         "How the frame features are refined: `frame`, by the skeletons; `none`, not at all. "
         "Without it, and with a pooling other than `guided`, the network has no skeleton branch, "
         "and the losses `modality_consistency` and `skeleton_consistency` are left out.",
     ),
     "model.pooling": Key(
-        part("guided", "gem", "mean", "max"),
+        part(),
         "How frame features become a tracklet feature: `guided`, generalized means weighted by the "
         "skeletons; `gem`, one generalized mean; `mean`; `max`.",
     ),
@@ -375,7 +378,7 @@ KEYS: Mapping[str, Key] = {
         "Losses from other packages with their weights; see `star_jax/losses.py`.",
     ),
     "optim.optimizer": Key(
-        part("sgd", "adam", "adamw"),
+        part(),
         "How gradients become updates, as in PyTorch: `sgd`, with Nesterov momentum; `adam`; "
         "`adamw`.",
     ),
@@ -386,7 +389,7 @@ KEYS: Mapping[str, Key] = {
         "running statistics of their batch norms.",
     ),
     "optim.schedule": Key(
-        part("steps", "cosine"),
+        part(),
         "How both learning rates fall after the warm-up: `steps`, at `decay_epochs`; `cosine`, to "
         "0 at the end of `epochs`, so that another number of epochs is another schedule.",
     ),
@@ -424,11 +427,9 @@ KEYS: Mapping[str, Key] = {
         "number of device groups that share the pairs of a batch.",
     ),
     "eval.protocol": Key(
-        part(
-            *("hitsz_vcm/v1", "buptcampus/full", "buptcampus/official-bs64"),
-            *("cross-modality", "cross-modality/other-cameras", "any", "any/other-cameras"),
-        ),
-        "Which tracklets are queries and gallery, and which scores are reported. "
+        part(),
+        "Which tracklets are queries and gallery, and which scores are reported; the names are "
+        "those of `PROTOCOLS` in `star_jax/evaluation/protocols.py`. "
         "`cross-modality` is for footage of your own, and so is `any`, in which queries search "
         "both modalities; with `/other-cameras`, gallery entries of the query's identity and "
         "camera are removed.",
@@ -535,7 +536,8 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     computed = [name for name in config.losses if name != "extra"]
     if not config.augment.style:
         computed = [name for name in computed if name not in DISTURBED_LOSSES]
-    if config.model.guidance == "none" and config.model.pooling in ("gem", "mean", "max"):
+    pooling = config.model.pooling
+    if config.model.guidance == "none" and pooling != "guided" and not is_path(pooling):
         computed = [name for name in computed if name not in SKELETON_LOSSES]
     weights = [config.losses[name] for name in computed]
     if not any(weights + [weight for _, weight in config.losses.extra]):
@@ -582,7 +584,10 @@ def unknown(key: str) -> str:
     """Returns the error message for a key that does not exist, or is a section of keys."""
     if key in SECTIONS:
         return f"config.{key} is {keys_of(key)}"
-    close = lambda cutoff: difflib.get_close_matches(key, KEYS, n=1, cutoff=cutoff)  # noqa: E731
+
+    def close(cutoff: float) -> list[str]:
+        return difflib.get_close_matches(key, KEYS, n=1, cutoff=cutoff)
+
     name = key.rpartition(".")[2].replace("_", " ")
     described = [known for known, (_, meaning) in KEYS.items() if name in meaning.lower()]
     nearest = close(0.75) or (described if " " in name else []) or close(0.6)

@@ -292,7 +292,7 @@ def build_losses(config: ml_collections.ConfigDict) -> Losses:
       InputError: there is no such loss, it cannot be created, or two have the same name.
     """
     weights = {name: weight for name, weight in config.losses.items() if name != "extra"}
-    parts: list[tuple[str, float, Any]] = []
+    parts: list[tuple[str, float, Loss]] = []
     for path, weight in (*weights.items(), *config.losses.extra):
         where = "config.losses.extra" if path not in weights else f"config.losses.{path}"
         if not weight:

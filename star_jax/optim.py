@@ -66,7 +66,7 @@ def steps(
     """Returns the factor that drops to a tenth at each decay epoch."""
     epoch = step // steps_per_epoch
     decays = sum((epoch >= start).astype(jnp.float32) for start in config.decay_epochs)
-    return 0.1 ** jnp.float32(decays)
+    return jnp.power(0.1, jnp.float32(decays))
 
 
 def cosine(
@@ -106,14 +106,13 @@ def learning_rate_factor(
 
 def find_schedule(name: str) -> Schedule:
     """Returns the schedule of a name or path; raises an InputError if there is none."""
-    found: Schedule = find_part(
+    return find_part(
         SCHEDULES,
         name,
         "config.optim.schedule",
         kind="a function of (step, config, steps_per_epoch)",
         include=lambda part: is_function_of(part, "step", "config", "steps_per_epoch"),
     )
-    return found
 
 
 def moving_average(
@@ -150,7 +149,7 @@ def make_optimizer(
       InputError: there is no such optimizer or schedule.
     """
     find_schedule(config.schedule)  # raises here, before anything is compiled
-    optimizer: Optimizer = find_part(
+    optimizer = find_part(
         OPTIMIZERS,
         config.optimizer,
         "config.optim.optimizer",

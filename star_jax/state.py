@@ -66,7 +66,8 @@ def trained_of(params: dict[str, Any], of_losses: dict[str, Any]) -> dict[str, A
 
 def copied(variables: dict[str, Any]) -> dict[str, Any]:
     """Returns copies of variables, from which a moving average starts; a step donates both."""
-    return jax.tree.map(jnp.copy, variables)
+    copies: dict[str, Any] = jax.tree.map(jnp.copy, variables)
+    return copies
 
 
 def initial_variables(config: ml_collections.ConfigDict, model: Star) -> Any:
@@ -138,7 +139,8 @@ def abstract_state(
 ) -> TrainState:
     """Returns shapes, dtypes and shardings of the training state, without creating arrays."""
     init = lambda: _fresh_state(config, model, steps_per_epoch)  # noqa: E731
-    return _with_shardings(mesh, jax.eval_shape(init))
+    state: TrainState = _with_shardings(mesh, jax.eval_shape(init))
+    return state
 
 
 def initial_state(
@@ -147,7 +149,8 @@ def initial_state(
     """Returns the initial state; each device creates only its part of it."""
     init = lambda: _fresh_state(config, model, steps_per_epoch)  # noqa: E731
     shardings = jax.tree.map(lambda x: x.sharding, _with_shardings(mesh, jax.eval_shape(init)))
-    return jax.jit(init, out_shardings=shardings)()  # `init` has been traced
+    state: TrainState = jax.jit(init, out_shardings=shardings)()  # `init` has been traced
+    return state
 
 
 def _with_shardings(mesh: Mesh, shapes: Any) -> Any:

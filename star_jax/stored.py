@@ -18,7 +18,7 @@ from star_jax.config import ADDED_KEYS, KEYS, check_config, entries, shown
 
 def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a stored config as parsed from JSON, with the `ADDED_KEYS` that it lacks."""
-    config = json.loads(json.dumps(stored))  # a copy, in which tuples are lists
+    config: dict[str, Any] = json.loads(json.dumps(stored))  # a copy, in which tuples are lists
     for key, value in json.loads(json.dumps(dict(ADDED_KEYS))).items():
         section, _, name = key.rpartition(".")
         part = config.get(section) if section else config

@@ -167,23 +167,27 @@ def _find_lying(joints: np.ndarray, sizes: np.ndarray) -> _Fault | None:
 
 
 def _low(joints: np.ndarray) -> Float[np.ndarray, "n 2"]:
-    return np.nanmin(joints, axis=1)
+    low: np.ndarray = np.nanmin(joints, axis=1)
+    return low
 
 
 def _high(joints: np.ndarray) -> Float[np.ndarray, "n 2"]:
-    return np.nanmax(joints, axis=1)
+    high: np.ndarray = np.nanmax(joints, axis=1)
+    return high
 
 
 def _outside(joints: np.ndarray, sizes: np.ndarray) -> Bool[np.ndarray, "n 17"]:
     """Returns which joints lie outside their frames by more than a margin."""
     margin = np.maximum(_MARGIN * sizes, 1)
     low, high = -margin[:, None], (sizes + margin)[:, None]
-    return np.any((joints < low) | (joints > high), axis=2)
+    outside: np.ndarray = np.any((joints < low) | (joints > high), axis=2)
+    return outside
 
 
 def _from_head_to_feet(joints: np.ndarray) -> Float[np.ndarray, "n 2"]:
     """Returns vectors from the joints of the head to ankles and knees, NaN where either lack."""
-    return _mean(joints[:, _FEET]) - _mean(joints[:, _HEAD])
+    vectors: np.ndarray = _mean(joints[:, _FEET]) - _mean(joints[:, _HEAD])
+    return vectors
 
 
 def _bone_lengths(joints: np.ndarray) -> Float[np.ndarray, " n"]:
@@ -192,9 +196,11 @@ def _bone_lengths(joints: np.ndarray) -> Float[np.ndarray, " n"]:
     known = np.isfinite(bones).sum(axis=1)
     diagonal = np.linalg.norm(_high(joints) - _low(joints), axis=-1)
     usable = (known >= _FEWEST_BONES) & (diagonal > 0)
-    return np.nansum(bones, axis=1) / np.where(usable, known * diagonal, np.nan)
+    lengths: np.ndarray = np.nansum(bones, axis=1) / np.where(usable, known * diagonal, np.nan)
+    return lengths
 
 
 def _mean(points: np.ndarray) -> Float[np.ndarray, "n 2"]:
     known = np.isfinite(points).sum(axis=1)
-    return np.nansum(points, axis=1) / np.where(known > 0, known, np.nan)
+    means: np.ndarray = np.nansum(points, axis=1) / np.where(known > 0, known, np.nan)
+    return means

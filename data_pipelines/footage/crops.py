@@ -13,6 +13,7 @@ from data_pipelines.footage.tracking import Sighting
 from data_pipelines.io.frames import encode
 
 COLUMNS = ("track", "frame", "x", "y", "width", "height", "score")
+_Row = tuple[int | float, ...]  # all columns but the first
 
 
 def name_of(track: int) -> str:
@@ -36,7 +37,7 @@ class CropWriter:
     def __init__(self, folder: pathlib.Path, table: pathlib.Path, min_frames: int, margin: float):
         self._folder, self._min_frames, self._margin = folder, min_frames, margin
         self._tracks: dict[int, int] = {}  # tracklets that are long enough, to their numbers
-        self._waiting: dict[int, list[tuple[tuple, bytes]]] = {}  # rows and crops of the others
+        self._waiting: dict[int, list[tuple[_Row, bytes]]] = {}  # rows and crops of the others
         self.tracks = self.frames = 0  # that were written
         self._table = open(table, "w", encoding="utf-8", newline="")  # noqa: SIM115
         self._rows = csv.writer(self._table, lineterminator="\n")
@@ -75,7 +76,7 @@ class CropWriter:
             self._tracks.pop(ended, None)
             self._waiting.pop(ended, None)
 
-    def _write(self, track: int, row: tuple, jpeg: bytes) -> None:
+    def _write(self, track: int, row: _Row, jpeg: bytes) -> None:
         (self._folder / name_of(track) / f"{row[0]}.jpg").write_bytes(jpeg)
         self._rows.writerow((name_of(track), *row))
         self.frames += 1

@@ -204,7 +204,9 @@ def _read_ahead(
     decoded once and never in memory as a whole.
     """
 
-    def read_on(reader: Iterator[_Crop]) -> tuple[Iterator[_Crop], concurrent.futures.Future]:
+    def read_on(
+        reader: Iterator[_Crop],
+    ) -> tuple[Iterator[_Crop], concurrent.futures.Future[list[_Crop]]]:
         return reader, pool.submit(lambda: list(itertools.islice(reader, _FRAMES_AT_ONCE)))
 
     waiting = iter(readers)

@@ -57,7 +57,8 @@ class _Track:
         """Returns the box where the person should be now."""
         if self.velocity is None:
             return self.box
-        return self.box + np.append(self.frames_since * self.velocity, [0, 0])
+        predicted: np.ndarray = self.box + np.append(self.frames_since * self.velocity, [0, 0])
+        return predicted
 
     def follow(self, box: np.ndarray, score: float) -> None:
         """Moves to a detection; ends the tracklet if the person should be elsewhere."""
@@ -144,7 +145,8 @@ def _centre(box: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "2"]:
 
 
 def _areas(boxes: Float64[np.ndarray, "n 4"]) -> Float64[np.ndarray, " n"]:
-    return boxes[:, 2:].prod(axis=1)
+    areas: np.ndarray = boxes[:, 2:].prod(axis=1)
+    return areas
 
 
 def _intersections(
@@ -153,7 +155,8 @@ def _intersections(
     """Returns float64[n, m], the areas that each two boxes share."""
     start = np.maximum(first[:, None, :2], second[:, :2])
     end = np.minimum(first[:, None, :2] + first[:, None, 2:], second[:, :2] + second[:, 2:])
-    return np.maximum(end - start, 0).prod(axis=-1)
+    areas: np.ndarray = np.maximum(end - start, 0).prod(axis=-1)
+    return areas
 
 
 def _overlapping(boxes: Float64[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
@@ -161,4 +164,5 @@ def _overlapping(boxes: Float64[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
     areas = _areas(boxes)
     shares = _intersections(boxes, boxes) / np.minimum(areas[:, None], areas)
     np.fill_diagonal(shares, 0)
-    return (shares > _MAX_SHARED).any(axis=1)
+    overlapping: np.ndarray = (shares > _MAX_SHARED).any(axis=1)
+    return overlapping

@@ -71,7 +71,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         require_regular(path)
         return pathlib.Path(path).read_bytes()
     with remote.naming_failures(path):
-        return remote.locate(path).read_bytes()
+        content: bytes = remote.locate(path).read_bytes()
+    return content
 
 
 # How files begin that stand in for one that was not downloaded: what they are, and what to do.

@@ -107,7 +107,8 @@ def iterate_images(
 
 def encode(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """Returns a JPEG file of uint8[H, W, 3], RGB, with hardly any loss."""
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _QUALITY, "RGB", "444")
+    content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _QUALITY, "RGB", "444")
+    return content
 
 
 def frame_errors(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> list[str]:

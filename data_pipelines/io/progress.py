@@ -12,6 +12,7 @@ from tqdm import tqdm
 from data_pipelines.io.terminal import printable
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Progress:
@@ -120,10 +121,13 @@ def with_progress(
 
 
 def map_ahead(
-    pool: concurrent.futures.Executor, function: Callable, items: Iterable, ahead: int
-) -> Generator:
+    pool: concurrent.futures.Executor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int,
+) -> Generator[Result, None, None]:
     """Yields function(item) in order, computing at most `ahead` results in advance."""
-    futures: collections.deque[concurrent.futures.Future] = collections.deque()
+    futures: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     try:
         for item in items:
             futures.append(pool.submit(function, item))

@@ -117,7 +117,8 @@ def decode_jpeg(
     if colors in ("CMYK", "YCCK"):
         raise InputError(f"{name}: its colors are {colors}, for printing; convert it to RGB")
     with _intact_jpeg(name, remedy):
-        return simplejpeg.decode_jpeg(content, buffer=buffer)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(content, buffer=buffer)
+    return pixels
 
 
 @contextlib.contextmanager

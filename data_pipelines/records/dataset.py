@@ -258,7 +258,7 @@ def _column(values: Any, dtype: type, size: int) -> np.ndarray:
     return column
 
 
-class _Part(Sequence):
+class _Part(Sequence[schema.Record]):
     """The records of a part of a split, with their labels in it."""
 
     def __init__(

@@ -110,7 +110,7 @@ def decode_clip(
         )
         if buffer is None:
             resize_frame(pixels, frame)
-    keypoints = record["keypoints"][chosen]
+    keypoints: np.ndarray = record["keypoints"][chosen]
     match joints:
         case "relative":
             return resize_keypoints(keypoints, np.stack([heights, widths], axis=-1), size)

@@ -74,7 +74,8 @@ def make_record(
 def serialized(record: schema.Record) -> bytes:
     """Returns a record as TFDS stores it, the same bytes each time, so that checksums agree."""
     example = _serializer().get_tf_example(reading.features().encode_example(record))
-    return example.SerializeToString(deterministic=True)
+    content: bytes = example.SerializeToString(deterministic=True)
+    return content
 
 
 @functools.cache
@@ -99,12 +100,12 @@ def columns_of(tracklet: schema.Tracklet, record: schema.Record) -> dict[str, An
     }
 
 
-def joined(parts: Sequence[Mapping[str, list]]) -> dict[str, list]:
+def joined(parts: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
     """Returns the columns of one or more shards as those of their split."""
     return {name: [value for part in parts for value in part[name]] for name in parts[0]}
 
 
-def counts_of(columns: Mapping[str, list]) -> dict[str, int]:
+def counts_of(columns: Mapping[str, list[Any]]) -> dict[str, int]:
     """Returns what the columns of a split hold, by names for `origin.json`."""
     infrared = columns["modalities"].count(schema.INFRARED)
     return {

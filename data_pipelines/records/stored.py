@@ -19,15 +19,21 @@ from data_pipelines.pixels import MAX_PIXELS
 from data_pipelines.records import origin
 
 
-class _KeepJpegs(tfds.decode.SkipDecoding):
-    """Returns a sequence of images as JPEG files, not decoded."""
+class _KeepJpegs:
+    """Decoder of TFDS that returns a sequence of images as JPEG files, not decoded."""
+
+    def setup(self, *, feature: Any) -> None:
+        pass
 
     def decode_batch_example_np(self, batch: Iterable[bytes]) -> list[bytes]:
         return list(batch)
 
 
-class _DecodeText(tfds.decode.SkipDecoding):
-    """Returns str where TFDS would return bytes."""
+class _DecodeText:
+    """Decoder of TFDS that returns str where its own returns bytes."""
+
+    def setup(self, *, feature: Any) -> None:
+        pass
 
     def decode_example_np(self, text: bytes) -> str:
         return text.decode()
@@ -49,7 +55,7 @@ class _Shard:
         return self.take
 
 
-class StoredRecords(Sequence):
+class StoredRecords(Sequence[schema.Record]):
     """The records of a packed split, each checked when it is read.
 
     The many errors of ArrayRecord and TFDS become one, which says that a file is damaged only if

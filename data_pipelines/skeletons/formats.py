@@ -171,9 +171,10 @@ class Hdf5Skeletons(SkeletonFile):
             return f"{name}, of shape {node.shape}" if isinstance(node, h5py.Dataset) else None
 
         try:
-            return self._file.visititems(describe)
+            found: str | None = self._file.visititems(describe)
         except (OSError, RuntimeError, KeyError) as error:
             raise InputError(f"{self._path}: cannot be read ({error})") from error
+        return found
 
     def _group(self, folders: tuple[str, ...]) -> h5py.h5g.GroupID | None:
         group = self._file.id
@@ -269,7 +270,8 @@ def _read_npy(path: pathlib.Path) -> np.ndarray:
     content.seek(0)
     skeleton = np.load(content, allow_pickle=False)
     with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused
-        return skeleton.astype(np.float32)
+        numbers: np.ndarray = skeleton.astype(np.float32)
+    return numbers
 
 
 class JsonSkeletons(SkeletonFile):
@@ -369,7 +371,7 @@ def _parse(path: pathlib.Path) -> Any:
             open(path, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
-            text = str(content, "utf-8-sig")  # type: ignore[arg-type]  # a mapped file is a buffer
+            text = str(content, "utf-8-sig")
         return json.loads(text, object_hook=_slim)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error})") from error

@@ -179,4 +179,5 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
 
 def without_skeleton(keypoints: Float32[np.ndarray, "n 17 3"]) -> Bool[np.ndarray, " n"]:
     """Returns bool[n]: in which frames of float32[n, 17, 3] no joint was detected."""
-    return ~is_detected(keypoints).any(axis=-1)
+    without: np.ndarray = ~is_detected(keypoints).any(axis=-1)
+    return without

@@ -262,7 +262,8 @@ def draw_figure(
         paint(canvas, *shape, textures[texture])
 
     def joint(name: str, number: int) -> np.ndarray:
-        return xy[JOINT[f"{people.SIDES[number]}_{name}"]]
+        point: np.ndarray = xy[JOINT[f"{people.SIDES[number]}_{name}"]]
+        return point
 
     def leg(number: int) -> None:
         hip, knee, ankle = (joint(name, number) for name in ("hip", "knee", "ankle"))

@@ -124,7 +124,8 @@ def draw_scene(
     if modality == INFRARED:  # the camera's lamp has a short range
         picture *= 0.5
     middle = picture.mean(axis=(0, 1))
-    return np.clip(middle + clutter * (picture - middle), 0, 255).astype(np.uint8)
+    cluttered: np.ndarray = np.clip(middle + clutter * (picture - middle), 0, 255)
+    return cluttered.astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +151,8 @@ class Occluder:
         x = np.round(xy[..., 0] - round(centre - width / 2)).astype(int)
         y = np.round(xy[..., 1]).astype(int)
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        return inside & (self.mask[y.clip(0, height - 1), x.clip(0, width - 1)] > 0)
+        hidden: np.ndarray = inside & (self.mask[y.clip(0, height - 1), x.clip(0, width - 1)] > 0)
+        return hidden
 
 
 def draw_occluder(

@@ -201,11 +201,12 @@ def abstract_batch(config: Any, mesh: Any) -> dict[str, Any]:
     from star_jax.state import batch_shapes
 
     pairs = config.data.identities_per_batch * config.data.tracklets_per_identity
-    return jax.tree.map(
+    batch: dict[str, Any] = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         batch_shapes(config, pairs),
         batch_shardings(mesh),
     )
+    return batch
 
 
 def forward_flops(config: Any, model: Any, pairs: int) -> float:

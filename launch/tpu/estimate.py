@@ -91,7 +91,8 @@ class Collective:
             chip.torus * self.group ** (1 / chip.torus) / 2
         )  # in all dimensions, in both directions
         rounds = 2 if self.kind == "all-reduce" else 1
-        return self.sent_bytes() / chip.link_bandwidth + rounds * hops * HOP_SECONDS
+        seconds: float = self.sent_bytes() / chip.link_bandwidth + rounds * hops * HOP_SECONDS
+        return seconds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ def main(*paths: str) -> None:
 
 def generation(report: Report) -> str:
     """Returns the TPU generation, such as `v5e`."""
-    return report["topology"].partition(":")[0]
+    return str(report["topology"]).partition(":")[0]
 
 
 def table(reports: list[Report]) -> list[str]:

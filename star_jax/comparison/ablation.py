@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -81,7 +81,7 @@ def compare_variants(
 
 def csv(ablation: Ablation) -> bytes:
     """Returns all scores as a CSV file, one row per direction, condition, variant and metric."""
-    rows: list[tuple] = [_HEADER]
+    rows: list[tuple[Any, ...]] = [_HEADER]
     for result in ablation.results:
         facts = (result.direction, result.condition, result.num_queries)
         for variant, scores in result.scores.items():

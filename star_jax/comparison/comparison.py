@@ -94,7 +94,7 @@ def methods_of(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]
     Raises:
       InputError: two evaluations are of the same method and seed.
     """
-    groups: dict[tuple, list[Evaluation]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[Evaluation]] = {}
     for evaluation in evaluations:
         key = tuple(sorted((key, repr(value)) for key, value in _origin(evaluation).items()))
         groups.setdefault(key, []).append(evaluation)

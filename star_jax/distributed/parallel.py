@@ -164,7 +164,7 @@ def to_numpy(array: Any) -> np.ndarray:
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
     ):
-        return multihost_utils.process_allgather(array, tiled=True)
+        array = multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
 
 

@@ -123,7 +123,8 @@ def embed_once(
 
 
 def _place_of(dataset: Dataset) -> str:
-    return os.fspath(absolute(dataset.address))
+    place: str = os.fspath(absolute(dataset.address))
+    return place
 
 
 def require_skeletons(network: Network, split: Split) -> None:
@@ -272,4 +273,5 @@ def embed_clips(
             f"{wrong} of {num_tracklets} embeddings are not finite or of length 0: the network "
             "computes with numbers that are too large; use other weights"
         )
-    return sums / lengths
+    sums /= lengths
+    return sums

@@ -110,7 +110,7 @@ class Embedder:
         def read(position: int, chosen: np.ndarray, clip: np.ndarray) -> np.ndarray:
             for place, number in enumerate(chosen):
                 resize_frame(frames[position, number], clip[place])
-            joints = keypoints[position, chosen]
+            joints: np.ndarray = keypoints[position, chosen]
             if config.model.keypoints == "pixels":
                 return joints
             return resize_keypoints(joints, frames.shape[2:4], clip.shape[1:3])

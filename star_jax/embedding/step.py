@@ -10,7 +10,7 @@ from jaxtyping import Array, Float32, UInt8
 
 from star_jax import augment
 from star_jax.distributed.parallel import split_rows
-from star_jax.models import Star
+from star_jax.models import Star, StarOutput
 
 
 @functools.cache  # evaluations during training share one compiled program
@@ -33,7 +33,8 @@ def make_embed_step(
 
     def embed(variables: Any, frames: jax.Array, keypoints: jax.Array) -> jax.Array:
         frames = augment.normalize(frames)
-        output: Any = model.apply(variables, frames, keypoints, modality=modality, train=False)
+        output = model.apply(variables, frames, keypoints, modality=modality, train=False)
+        assert isinstance(output, StarOutput)
         return output.embedding
 
     @functools.partial(

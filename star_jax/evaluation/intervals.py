@@ -55,7 +55,8 @@ def score_interval(
     shrink = quantile**2 / queries
     center = (mean + shrink / 2) / (1 + shrink)
     half = np.sqrt(shrink * of_a_query + shrink**2 / 4) / (1 + shrink)
-    return 100 * np.clip([center - half, center + half], 0, 1)
+    ends: np.ndarray = 100 * np.clip([center - half, center + half], 0, 1)
+    return ends
 
 
 def difference_interval(
@@ -81,7 +82,8 @@ def difference_interval(
     mean = np.sum([runs.mean(axis=(0, 1)) for runs in groups], axis=0)
     variance, quantile = _variance([_pseudo_values(runs, identities) for runs in groups])
     half = quantile * np.sqrt(variance)
-    return np.clip([mean - half, mean + half], *ends)
+    clipped: np.ndarray = np.clip([mean - half, mean + half], *ends)
+    return clipped
 
 
 def _pseudo_values(
@@ -95,7 +97,8 @@ def _pseudo_values(
         np.add.at(own, numbers, run)
     everything = sums.sum(axis=1, keepdims=True)
     without = (everything - sums) / (total - sizes)[:, None]
-    return count * everything / total - (count - 1) * without
+    values: np.ndarray = count * everything / total - (count - 1) * without
+    return values
 
 
 def _variance(

@@ -49,8 +49,9 @@ class Ranking:
           int64[n], columns of `similarity`.
         """
         _, removed = self.labels.of_queries(slice(row, row + 1)).removed()
-        kept = np.delete(np.arange(len(self.gallery)), removed)
-        return kept[most_similar(self.similarity[row, kept][None], count)[0]]
+        kept: np.ndarray = np.delete(np.arange(len(self.gallery)), removed)
+        best: np.ndarray = kept[most_similar(self.similarity[row, kept][None], count)[0]]
+        return best
 
     def among(self, rows: Int[np.ndarray, " q"], columns: Int[np.ndarray, " g"]) -> "Ranking":
         """Returns the ranking of some gallery entries for some queries, by the same rules."""
@@ -93,7 +94,8 @@ class Result(NamedTuple):
 
 def is_known(identities: Shaped[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
     """Returns which people are known: no others are scored, nor compared with each other."""
-    return identities != UNKNOWN
+    known: np.ndarray = identities != UNKNOWN
+    return known
 
 
 def own_entries(
@@ -102,7 +104,8 @@ def own_entries(
     """Returns the gallery entry that is the query itself, -1 if there is none, by positions."""
     entries = np.full(max(queries.max(), gallery.max()) + 1, -1)
     entries[gallery] = np.arange(len(gallery))
-    return entries[queries]
+    own: np.ndarray = entries[queries]
+    return own
 
 
 def most_similar(similarity: Float[np.ndarray, "n G"], count: int) -> Int64[np.ndarray, "n k"]:

@@ -110,7 +110,8 @@ def read_report(path: epath.Path) -> Report:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such evaluation; run launch/eval.py first")
-    return run_files.read_json(path, Report, f"remove it, and {_AGAIN}")
+    report: Report = run_files.read_json(path, Report, f"remove it, and {_AGAIN}")
+    return report
 
 
 def read_evaluation(path: str | os.PathLike[str], dataset: str | None = None) -> Evaluation:
@@ -200,16 +201,16 @@ def _read_queries(path: epath.Path, report: Report) -> dict[str, np.ndarray]:
             f"{path}: the scores of the queries cannot be read ({error}); {_AGAIN}"
         ) from error
     for direction in DIRECTIONS:
-        own: Any = report[direction]  # type: ignore[literal-required]
-        _check_queries(path, direction, arrays, own)
+        _check_queries(path, direction, arrays, report)
     return arrays
 
 
 def _check_queries(
-    path: epath.Path, direction: str, arrays: Mapping[str, np.ndarray], report: OfDirection
+    path: epath.Path, direction: str, arrays: Mapping[str, np.ndarray], report: Mapping[str, Any]
 ) -> None:
-    """Raises an InputError unless the arrays of a direction are those that its report is about."""
-    count = report["queries"]
+    """Raises an InputError unless the arrays of a direction are those that a report is about."""
+    means = report[direction]
+    count = means["queries"]
     kinds = {"positions": "iu", "identities": "U", "conditions": "U", "scores": "f"}
     for name, kind in kinds.items():
         key, shape = f"{direction}_{name}", (count, len(METRICS)) if name == "scores" else (count,)
@@ -227,7 +228,7 @@ def _check_queries(
         problem = f"holds {wrong[0]}, not percentages" if count else "is empty"
         raise InputError(f"{path}: {direction}_scores {problem}; {_AGAIN}")
     for metric, mean in zip(METRICS, scores.mean(axis=0, dtype=np.float64), strict=True):
-        reported: float = report[metric]  # type: ignore[literal-required]
+        reported = means[metric]
         if abs(mean - reported) > 1e-4:
             raise InputError(
                 f"{path}: {direction}_scores have a {metric} of {mean:.4f}, and the report beside "

@@ -187,10 +187,11 @@ class Labels(NamedTuple):
         self, query: Int[np.ndarray, " n"], entry: Int[np.ndarray, " n"]
     ) -> Bool[np.ndarray, " n"]:
         """Returns which entries take no part, of pairs of a query and an entry of its identity."""
-        is_own = entry == self.own[query]
+        without: np.ndarray = entry == self.own[query]
         if self.query_cameras is None or self.gallery_cameras is None:
-            return is_own
-        return is_own | (self.query_cameras[query] == self.gallery_cameras[entry])
+            return without
+        without |= self.query_cameras[query] == self.gallery_cameras[entry]
+        return without
 
     def removed(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Returns all pairs of a query and an entry that takes no part, in order of the queries."""
@@ -315,7 +316,8 @@ def _score_chunk(similarity: np.ndarray, labels: Labels, first_query: int) -> Re
 
 def _numbers_within(counts: np.ndarray) -> np.ndarray:
     """Returns 0, 1, ..., count - 1 for each of the counts, one after the other."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    numbers: np.ndarray = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return numbers
 
 
 def _ranks(
@@ -340,7 +342,7 @@ def _ranks(
         more = not_larger + (1 << bit)
         found = increasing.take(row + np.minimum(more, num_gallery) - 1)
         not_larger = np.where((more <= num_gallery) & (found <= values), more, not_larger)
-    ranks = num_gallery - not_larger + 1
+    ranks: np.ndarray = num_gallery - not_larger + 1
     tied = np.flatnonzero(
         (not_larger > 1) & (increasing.take(row + np.maximum(not_larger, 2) - 2) == values)
     )
@@ -361,7 +363,8 @@ def _count_within(marked: np.ndarray, query: np.ndarray) -> np.ndarray:
     """
     counts = np.cumsum(marked)
     before = np.concatenate([[0], counts])[np.searchsorted(query, query, side="left")]
-    return counts - before
+    within: np.ndarray = counts - before
+    return within
 
 
 def real_numbers(name: str, values: Any) -> Any:

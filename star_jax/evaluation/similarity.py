@@ -25,7 +25,8 @@ def dot_product(
     queries: Float32[np.ndarray, "Q C"], gallery: Float32[np.ndarray, "G C"]
 ) -> Float32[np.ndarray, "Q G"]:
     """Returns the dot products, in float32."""
-    return queries @ gallery.T
+    products: np.ndarray = queries @ gallery.T
+    return products
 
 
 def make_similarity(*, expansion: int = 0, rerank: bool = False) -> Similarity:
@@ -76,7 +77,8 @@ def expand_queries(
         entries[nearest == own[rows, None]] = 0
         expanded[rows] += entries.sum(axis=1)
     lengths = np.linalg.norm(expanded, axis=1, keepdims=True)
-    return expanded / np.maximum(lengths, np.finfo(np.float32).tiny)  # opposite vectors cancel
+    expanded /= np.maximum(lengths, np.finfo(np.float32).tiny)  # opposite vectors cancel
+    return expanded
 
 
 def k_reciprocal(
@@ -194,7 +196,8 @@ def _sparse(indices: np.ndarray, values: np.ndarray) -> scipy.sparse.csr_array:
 
 def _squared_distance(similarity: np.ndarray) -> np.ndarray:
     """Returns the squared Euclidean distances of vectors of length 1 from their dot products."""
-    return np.maximum(2 - 2 * similarity, 0)
+    distances: np.ndarray = np.maximum(2 - 2 * similarity, 0)
+    return distances
 
 
 def _blocks(rows: int, columns: int) -> list[slice]:

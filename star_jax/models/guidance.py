@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
 from star_jax.models.interfaces import FrameFeatures, Guidance, Skeletons
@@ -86,7 +87,7 @@ def attend(
         jnp.float32
     )
     if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(mask, logits, np.finfo(np.float32).min)
     weights = nn.softmax(logits)
     if module is not None:
         module.sow("intermediates", "attention_weights", weights)

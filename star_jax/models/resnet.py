@@ -70,7 +70,8 @@ def convolve(
 
     if min(x.shape[1:3]) > (size - 1) * stride:
         return convolved()
-    return jax.lax.platform_dependent(cpu=product_of_copies, default=convolved)
+    chosen: jax.Array = jax.lax.platform_dependent(cpu=product_of_copies, default=convolved)
+    return chosen
 
 
 class Projection(nn.Module):
@@ -173,7 +174,8 @@ class Stem(nn.Module):
         """Maps float[N, H, W, 3] to float[N, H / 4, W / 4, width]."""
         x = convolution(self.width, 7, 2, self.dtype, "conv")(x)
         x = nn.relu(BatchNorm(name="bn")(x, train=train))
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return x
 
 
 class Stage(nn.Module):
@@ -196,7 +198,10 @@ class Stage(nn.Module):
         for i in range(self.num_blocks):
             stride = self.stride if i == 0 else 1
             block = BLOCKS[self.block](self.width, stride, self.dtype, self.ibn, name=f"block{i}")
-            run = lambda block, x: block(x, train=train)  # noqa: E731
+
+            def run(block: BottleneckBlock | BasicBlock, x: Array) -> Array:
+                return block(x, train=train)
+
             x = (nn.remat(run) if self.remat else run)(block, x)
         return x
 

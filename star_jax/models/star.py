@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import flax
 import flax.linen as nn
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float32
 
 from data_pipelines.coco17 import is_detected
 from data_pipelines.errors import InputError
-from data_pipelines.parts import find_part
+from data_pipelines.parts import Part, find_part
 from star_jax.config import check_section, shown
 from star_jax.models.backbones import BACKBONES
 from star_jax.models.guidance import GUIDANCE
@@ -282,15 +282,15 @@ def build_model(config: ml_collections.ConfigDict) -> Star:
     return build_part(Star, values, {}, "config.model")
 
 
-def is_module_class(part: Any) -> bool:
+def is_module_class(part: Any) -> TypeGuard[Callable[..., Any]]:
     """Returns whether an object is a `MODULE_CLASS`."""
     created = part.func if isinstance(part, functools.partial) else part
     return isinstance(created, type) and issubclass(created, nn.Module)
 
 
 def build_part(
-    part: Callable[..., Any], values: Mapping[str, Any], options: Mapping[str, Any], where: str
-) -> Any:
+    part: Callable[..., Part], values: Mapping[str, Any], options: Mapping[str, Any], where: str
+) -> Part:
     """Returns a part, created with its options and with the values that it has as arguments.
 
     Raises:

@@ -37,7 +37,9 @@ def apply_stems(
             f"frames of modality {modality!r} have shape {frames.shape}: use {expected}"
         )
 
-    flat = lambda x: x.reshape(-1, *x.shape[-3:])  # noqa: E731
+    def flat(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[-3:])
+
     if modality:
         return stems[modality](flat(frames))
     outputs = [stem(flat(frames[:, :, i])) for i, stem in enumerate(stems.values())]

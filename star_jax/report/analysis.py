@@ -189,7 +189,8 @@ def densities(
 def _density(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     if not len(values):
         return np.zeros(len(edges) - 1)
-    return np.histogram(np.clip(values, edges[0], edges[-1]), edges, density=True)[0]
+    density, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges, density=True)
+    return np.asarray(density)
 
 
 def embedding_map(embeddings: Float32[np.ndarray, "n C"]) -> Float[np.ndarray, "n 2"]:
@@ -202,10 +203,10 @@ def embedding_map(embeddings: Float32[np.ndarray, "n C"]) -> Float[np.ndarray, "
       embeddings: float32[n, C], n of 2 or more.
     """
     if len(embeddings) < 8:  # too few for neighborhoods
-        return PCA(2, random_state=0).fit_transform(embeddings)
+        return np.asarray(PCA(2, random_state=0).fit_transform(embeddings))
     perplexity = min(30.0, (len(embeddings) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init="pca", random_state=0, n_jobs=1)
-    return tsne.fit_transform(embeddings)
+    return np.asarray(tsne.fit_transform(embeddings))
 
 
 def whole_identities(identities: Shaped[np.ndarray, " N"], limit: int) -> Int[np.ndarray, " n"]:
@@ -252,8 +253,11 @@ def make_details_step(
         found = {"embeddings": output.embedding}
         found |= _intermediates(model, sown.get("intermediates", {}), is_detected(keypoints))
         if model.uses_skeletons:
+
+            def hide(joint: Array) -> Any:
+                return embed(keypoints.at[:, :, joint].set(0.0)).embedding
+
             # Frames are the same for all joints, so the backbone runs once.
-            hide = lambda joint: embed(keypoints.at[:, :, joint].set(0.0)).embedding  # noqa: E731
             found["hidden"] = jax.vmap(hide, out_axes=1)(jnp.arange(len(JOINTS)))
         return found
 
@@ -367,4 +371,5 @@ def joint_sensitivity(
 def _precision_lost(before: Ranking, after: Ranking) -> np.ndarray:
     matched = before.result.matched
     lost = before.result.average_precision - after.result.average_precision
-    return lost[matched]
+    lost_by_query: np.ndarray = lost[matched]
+    return lost_by_query

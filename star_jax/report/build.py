@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from etils import epath
 
@@ -12,7 +12,7 @@ from star_jax.embedding.embed import embed_once
 from star_jax.evaluation.protocols import rank
 from star_jax.evaluation.scores import title_of
 from star_jax.report import analysis, sections
-from star_jax.report.page import Panels, make_page
+from star_jax.report.page import Panels, Section, make_page
 from star_jax.report.pictures import open_frames
 from star_jax.report.run import Run, name_of_dataset, name_of_run, read_run
 from star_jax.runs import run_files
@@ -69,7 +69,7 @@ def write_report(
     return path, folder
 
 
-def _write_sections(run: Run, folder: epath.Path, command: str) -> list[sections.Section]:
+def _write_sections(run: Run, folder: epath.Path, command: str) -> list[Section]:
     """Returns the sections, and writes their figures to a folder."""
     network, report = run.network, run.report
     index = run.split.index
@@ -80,7 +80,7 @@ def _write_sections(run: Run, folder: epath.Path, command: str) -> list[sections
     details = analysis.read_details(network, run.split, looked_into)
     few = index.of(looked_into)
     frames = open_frames(network.config, run.split)
-    makers = [
+    makers: list[Callable[[], Section]] = [
         lambda: sections.scores(report, run.others, rankings, index),
         lambda: sections.training(run.metrics, network.config),
         lambda: sections.ranked_lists(rankings, index, frames),

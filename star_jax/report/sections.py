@@ -26,7 +26,7 @@ from star_jax.report.page import (
     kind_of,
 )
 from star_jax.report.pictures import DrawnFrames, data_address, sheet
-from star_jax.report.theme import Rendered, render
+from star_jax.report.theme import VISIBLE, Rendered, render
 
 MATCHES = 5  # shown of a ranked list
 QUERIES = 2  # of the best, median and worst ones each
@@ -132,7 +132,7 @@ def _curve(
     if not rows:
         return None
     series = {shown: np.array([row[key] for row in rows]) for key, shown in columns.items()}
-    colors = list(figures.OF_DIRECTION.values()) if len(columns) > 1 else [figures.VISIBLE]
+    colors = list(figures.OF_DIRECTION.values()) if len(columns) > 1 else [VISIBLE]
     steps = np.array([row["step"] for row in rows])
     file_name = "training_" + re.sub(r"\W", "_", name)
     return render(file_name, figures.curves(title, steps, series, unit=unit, colors=colors))

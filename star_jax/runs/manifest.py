@@ -136,7 +136,10 @@ def check_fit(folder: epath.Path, manifest: Manifest, items: Mapping[str, Any]) 
 
 def structure_of(tree: Any) -> dict[str, str]:
     """Returns dtype and shape of each array by path, "empty" for nodes without arrays."""
-    empty = lambda node: isinstance(node, (tuple, dict, list)) and not node  # noqa: E731
+
+    def empty(node: Any) -> bool:
+        return isinstance(node, (tuple, dict, list)) and not node
+
     return {
         name: "empty" if empty(leaf) else f"{leaf.dtype}{list(leaf.shape)}"
         for name, leaf in named_leaves(tree, is_leaf=empty)

@@ -307,7 +307,8 @@ def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Returns the config as parsed from JSON (tuples become lists)."""
-    return json.loads(config.to_json())
+    parsed: dict[str, Any] = json.loads(config.to_json())
+    return parsed
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from data_pipelines.io.progress import with_progress
 from data_pipelines.io.terminal import printable
 from star_jax.embedding.embeddings import Embeddings
+from star_jax.evaluation.ranking import Match, Result
 from star_jax.evaluation.scores import METRIC_NAMES
 from star_jax.report import analysis, figures
 from star_jax.report.page import (
@@ -36,8 +37,6 @@ from star_jax.runs.run_files import git_revision, short_revision
 from star_jax.search.search import (
     METRICS,
     Found,
-    Match,
-    Result,
     facts_of,
     first_match_as_text,
     format_counts,

@@ -177,7 +177,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 def matches_csv(found: Found) -> bytes:
     """Returns the matches of all queries as a CSV file, one row per match."""
-    rows: list[tuple] = [_HEADER]
+    rows: list[tuple[Any, ...]] = [_HEADER]
     for result in found.results:
         own = (result.query, *facts_of(found.query, result.query), first_match_as_text(result))
         for rank, match in enumerate(result.matches, start=1):

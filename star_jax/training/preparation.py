@@ -32,6 +32,7 @@ from star_jax.losses import build_losses
 from star_jax.models import Star, build_model
 from star_jax.optim import learning_rate_factor, make_optimizer
 from star_jax.runs import checkpoint, run_files
+from star_jax.runs.manifest import Manifest
 from star_jax.state import TrainState, abstract_state
 from star_jax.stored import parse_config
 from star_jax.training.initialization import starting_state
@@ -81,7 +82,7 @@ class Run(NamedTuple):
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
-        return self.config.optim.epochs * self.steps_per_epoch
+        return int(self.config.optim.epochs) * self.steps_per_epoch
 
     def is_evaluated(self, step: int) -> bool:
         """Returns whether there is an evaluation after a step."""
@@ -210,7 +211,7 @@ def start_or_resume(
 
 def continued(
     config: ml_collections.ConfigDict,
-    manifest: checkpoint.Manifest,
+    manifest: Manifest,
     where: epath.Path,
     dataset: str,
 ) -> ml_collections.ConfigDict:
@@ -243,7 +244,7 @@ def continued(
 
 def log_resumption(
     config: ml_collections.ConfigDict,
-    manifest: checkpoint.Manifest,
+    manifest: Manifest,
     step: int,
     steps_per_epoch: int,
 ) -> None:

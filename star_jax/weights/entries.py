@@ -70,7 +70,9 @@ def abstract_variables(model: Star) -> dict[str, jax.ShapeDtypeStruct]:
     frames = jax.ShapeDtypeStruct((1, 2, 2, 64, 32, 3), jnp.float32)
     keypoints = jax.ShapeDtypeStruct((1, 2, 2, 17, 3), jnp.float32)
     init = lambda *inputs: model.init(jax.random.key(0), *inputs)  # noqa: E731
-    return flax.traverse_util.flatten_dict(jax.eval_shape(init, frames, keypoints), sep="/")
+    variables = jax.eval_shape(init, frames, keypoints)
+    flat: dict[str, jax.ShapeDtypeStruct] = flax.traverse_util.flatten_dict(variables, sep="/")
+    return flat
 
 
 def convert(
@@ -107,7 +109,8 @@ def convert(
         flat[path] = jnp.asarray(flat[path], jnp.float32)
     if absent := sorted(set(expected) - set(flat)):
         raise InputError(f"nothing in the state dict gives {_some(absent)}")
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+    variables: Variables = flax.traverse_util.unflatten_dict(flat, sep="/")
+    return variables
 
 
 def _some(names: list[str]) -> str:

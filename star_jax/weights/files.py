@@ -109,7 +109,9 @@ def parse_safetensors(stored: bytes, path: str | os.PathLike[str]) -> dict[str, 
 def parse_metadata(stored: bytes) -> dict[str, str]:
     """Returns the metadata in the content of a `.safetensors` file that has been parsed."""
     length = int.from_bytes(stored[:8], "little")
-    return json.loads(stored[8 : 8 + length]).get("__metadata__", {})
+    header: dict[str, Any] = json.loads(stored[8 : 8 + length])
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata
 
 
 def save_arrays(

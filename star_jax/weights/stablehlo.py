@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from data_pipelines.schema import NUM_JOINTS
 from star_jax import augment
-from star_jax.models import Star
+from star_jax.models import Star, StarOutput
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -46,7 +46,8 @@ def to_stablehlo(
 
     def embed(frames: jax.Array, keypoints: jax.Array | None = None) -> jax.Array:
         frames = augment.normalize(frames)
-        output: Any = model.apply(constants, frames, keypoints, modality=modality, train=False)
+        output = model.apply(constants, frames, keypoints, modality=modality, train=False)
+        assert isinstance(output, StarOutput)
         return output.embedding
 
     (batch,) = jax.export.symbolic_shape("b")

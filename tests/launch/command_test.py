@@ -391,7 +391,7 @@ def test_a_file_of_flags_has_overrides(tmp_path):
         ("--config.augment.style=1", "config.augment.style"),
         ("--config.data.dir=", "config.data.dir"),
         ("--config.data.frame_size=64", "config.data.frame_size"),
-        ("--config.model.guidance=all", "config.model.guidance"),
+        ("--config.model.guidance=all joints", "config.model.guidance"),
         ("--config.model.backbone_options=8", "config.model.backbone_options"),
         ("--config.optim={}", "config.optim"),
         ("--config.optim.rate=1", "config.optim.rate"),
