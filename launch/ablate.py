@@ -219,7 +219,7 @@ def require_same_config(run: Run) -> None:
     Its training would refuse that, too, but after other runs have been trained for nothing.
     """
     from data_pipelines.io.remote import locate
-    from star_jax.training import run_files
+    from star_jax.runs import run_files
 
     workdir, config = locate(run.workdir), with_changes(run.changes)
     if not (workdir / "config.json").exists() or not run_files.has_saved(workdir):
