@@ -11,6 +11,7 @@ from star_jax.compiler import set_xla_flags
 
 if TYPE_CHECKING:
     from star_jax import losses
+    from star_jax.config import default_config
     from star_jax.embedding.embedder import Embedder
     from star_jax.evaluation.retrieval import evaluate_retrieval
     from star_jax.evaluation.streaming import evaluate_embeddings
@@ -25,6 +26,7 @@ __all__ = [
     "Embedder",
     "Network",
     "build_model",
+    "default_config",
     "evaluate_embeddings",
     "evaluate_retrieval",
     "initial_state",
@@ -37,6 +39,7 @@ _HOMES = {
     "Embedder": "star_jax.embedding.embedder",
     "Network": "star_jax.network",
     "build_model": "star_jax.models",
+    "default_config": "star_jax.config",
     "evaluate_embeddings": "star_jax.evaluation.streaming",
     "evaluate_retrieval": "star_jax.evaluation.retrieval",
     "initial_state": "star_jax.state",

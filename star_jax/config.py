@@ -194,10 +194,11 @@ PROBABILITY = number("a number from 0 to 1", lambda x: 0 <= x <= 1)
 
 
 class Key(NamedTuple):
-    """The allowed values of a key, and its meaning in Markdown."""
+    """The allowed values of a key, its meaning in Markdown, and its value in `default_config`."""
 
     values: Values
     meaning: str
+    default: Any
 
 
 KEYS: Mapping[str, Key] = {
@@ -205,130 +206,165 @@ KEYS: Mapping[str, Key] = {
         # JAX takes a seed modulo 2^32: larger seeds would repeat the networks of smaller ones.
         integer(0, 2**32 - 1),
         "Seed of everything random: initial parameters, batches, augmentation and dropout.",
+        default=0,
     ),
-    "log_every_steps": Key(integer(1), "Steps from one row of `metrics.jsonl` to the next."),
+    "log_every_steps": Key(
+        integer(1), "Steps from one row of `metrics.jsonl` to the next.", default=10
+    ),
     "data.dir": Key(
         text(1),
         "The packed dataset: the folder that `launch/prepare.py` prints, or its `gs://` address.",
+        default="data/hitsz_vcm/2.1.0",
     ),
     "data.sampling": Key(
         part(),
         "How tracklets and frames are drawn. `hitsz_vcm`: tracklets of each modality "
         "separately, one frame from each of T equal chunks. `bupt_campus`: aligned pairs of "
         "tracklets, the same T frames in both.",
+        default="hitsz_vcm",
     ),
     "data.frame_size": Key(
         # Stage 3 has one value per 16 pixels. Instance normalization makes a map of a single value
         # 0, so that nothing but its style would reach stage 4.
         integers(17, 4096, count=2),
         "Height and width in pixels to which frames are resized.",
+        default=(288, 144),
     ),
-    "data.clip_length": Key(integer(1, 1024), "Frames per clip, T."),
+    "data.clip_length": Key(integer(1, 1024), "Frames per clip, T.", default=12),
     "data.identities_per_batch": Key(
         integer(2, 2**16),
         "Identities per batch over all devices, P; at least two, since the triplet loss compares "
         "them, and at most the number of training identities.",
+        default=8,
     ),
     "data.tracklets_per_identity": Key(
         integer(1, 2**16),
         "Tracklets per identity and modality in a batch, K; a batch has P * K pairs.",
+        default=2,
     ),
     "data.validation_identities": Key(
         integer(0),
         "Training identities that are held out for choosing anything by: training never sees "
         "them, and evaluations during training are of them (split `validation`) instead of the "
         "test split. They are the same for every run on a dataset.",
+        default=0,
     ),
     "data.num_threads": Key(
-        integer(1, 256), "Batches that each process loads concurrently, one thread per batch."
+        integer(1, 256),
+        "Batches that each process loads concurrently, one thread per batch.",
+        default=16,
     ),
     "augment.parts": Key(
         different_parts(including="normalize"),
         "What is done to the frames of a batch, in this order. Those before `normalize` see pixels "
         "from 0 to 255: `crop_and_flip`, which pads with black; those after it see normalized "
         "ones: `erasing` and `style`. The following keys are of these parts.",
+        default=("crop_and_flip", "normalize", "erasing", "style"),
     ),
     "augment.per_frame": Key(
-        flag(), "Draw crop, flip and erasing for every frame instead of once per tracklet."
+        flag(),
+        "Draw crop, flip and erasing for every frame instead of once per tracklet.",
+        default=False,
     ),
     "augment.move_keypoints": Key(
         flag(),
         "Move the skeletons with the pixels in crop and flip; needs `model.keypoints` `relative`.",
+        default=True,
     ),
     "augment.padding": Key(
         integer(0, 4095),
         "Black pixels added on each side before the crop, the largest shift; less than the frame's "
         "height and width.",
+        default=10,
     ),
-    "augment.flip_probability": Key(PROBABILITY, "Share of tracklets that are mirrored."),
+    "augment.flip_probability": Key(
+        PROBABILITY, "Share of tracklets that are mirrored.", default=0.5
+    ),
     "augment.erasing_probability": Key(
-        PROBABILITY, "Share of tracklets in which a rectangle is erased."
+        PROBABILITY, "Share of tracklets in which a rectangle is erased.", default=0.5
     ),
     "augment.style": Key(
         flag(),
         "Apply style gains to the frames (the part `style`), and run the second pass with "
         "disturbed style that the losses `disturbed_identity` and `defense` need.",
+        default=True,
     ),
     "augment.style_stages": Key(
         integers(1, 100, count=2, ascending=True),
         "Backbone stages after which style is disturbed: after the first by a frame of the same "
         "modality, after the second by a frame of the other.",
+        default=(2, 3),
     ),
     "model.num_identities": Key(
         optional(integer(2, 10**7)),
         "Number of identities that the classifiers distinguish. None takes that of the training "
         "split; a different number is an error.",
+        default=None,
     ),
     "model.backbone": Key(
         part(),
         "The network from frames to frame features; the names are those of `BACKBONES` in "
         "`star_jax/models/backbones.py`.",
+        default="resnet50",
     ),
     "model.backbone_options": Key(
         options(),
         "Values of the backbone's attributes. ResNets have `stage_sizes` (blocks in each of four "
         "stages) and `width` (channels of the stems), ResNet-50 and ResNet-101 also `ibn`; ViTs "
         "have `width`, `depth`, `num_heads`, `patch_size` and `pos_grid`.",
+        default={},
     ),
     "model.guidance": Key(
         part(),
         "How the frame features are refined: `frame`, by the skeletons; `none`, not at all. "
         "Without it, and with a pooling other than `guided`, the network has no skeleton branch, "
         "and the losses `modality_consistency` and `skeleton_consistency` are left out.",
+        default="frame",
     ),
     "model.pooling": Key(
         part(),
         "How frame features become a tracklet feature: `guided`, generalized means weighted by the "
         "skeletons; `gem`, one generalized mean; `mean`; `max`.",
+        default="guided",
     ),
     "model.gem_power": Key(
-        number("a number of 1 or more", lambda x: x >= 1), "Power of the pooling `gem`."
+        number("a number of 1 or more", lambda x: x >= 1),
+        "Power of the pooling `gem`.",
+        default=3.0,
     ),
     "model.keypoints": Key(
         choice("relative", "pixels"),
         "`relative`: divided by the frame's width and height, undetected joints masked. `pixels`: "
         "those of the stored frame, unchanged, as in the authors' code; needs "
         "`augment.move_keypoints` False.",
+        default="relative",
     ),
     "model.graph_edges": Key(
         choice("every_frame", "first_frame"),
         "Frames with skeleton edges in the keypoint graph; `first_frame` as in the authors' code.",
+        default="every_frame",
     ),
-    "model.dropout_rate": Key(BELOW_ONE, "Dropout after the keypoint graph's first layer."),
+    "model.dropout_rate": Key(
+        BELOW_ONE, "Dropout after the keypoint graph's first layer.", default=0.3
+    ),
     "model.attention_dropout_rate": Key(
-        BELOW_ONE, "Dropout on the attention weights of the keypoint graph."
+        BELOW_ONE, "Dropout on the attention weights of the keypoint graph.", default=0.6
     ),
     "model.dtype": Key(
         choice("float32", "bfloat16"),
         "Dtype of convolutions and large matrix products; parameters are float32.",
+        default="bfloat16",
     ),
     "model.remat": Key(
-        flag(), "Recompute blocks in the backward pass, which takes more time and less memory."
+        flag(),
+        "Recompute blocks in the backward pass, which takes more time and less memory.",
+        default=False,
     ),
     "init.backbone": Key(
         text(0),
         "ImageNet weights that the backbone starts from, a `.safetensors` or `.pth` file; empty: "
         "random weights.",
+        default="",
     ),
     "init.checkpoint": Key(
         text(0),
@@ -336,95 +372,116 @@ KEYS: Mapping[str, Key] = {
         "`<run>/checkpoints/<step>`, or a `.safetensors` file of `launch/export.py`. Its arrays "
         "are taken where name and shape agree; the others, the optimizer and the step start "
         "afresh. Empty: random weights, or those of `init.backbone`.",
+        default="",
     ),
     "init.other_backbone": Key(
         flag(),
         "Allow a network at `init.checkpoint` that fits less than half of the backbone's weights; "
         "its other arrays are taken.",
+        default=False,
     ),
     "losses.identity": Key(
         NOT_NEGATIVE,
         "Weight of the cross entropy of the tracklets' identities; a loss of weight 0 is not "
         "computed.",
+        default=1.0,
     ),
     "losses.triplet": Key(
-        NOT_NEGATIVE, "Weight of the batch-hard triplet loss of the tracklets' features."
+        NOT_NEGATIVE,
+        "Weight of the batch-hard triplet loss of the tracklets' features.",
+        default=1.0,
     ),
     "losses.frame_identity": Key(
-        NOT_NEGATIVE, "Weight of the cross entropy of the frames' identities."
+        NOT_NEGATIVE, "Weight of the cross entropy of the frames' identities.", default=1.0
     ),
     "losses.disturbed_identity": Key(
         NOT_NEGATIVE,
         "Weight of the cross entropy of the frames' identities with disturbed style; needs "
         "`augment.style`.",
+        default=1.0,
     ),
     "losses.defense": Key(
         NOT_NEGATIVE,
         "Weight of the distance between frame features with and without disturbed style; needs "
         "`augment.style`.",
+        default=1.0,
     ),
     "losses.modality_consistency": Key(
         NOT_NEGATIVE,
         "Weight of the divergence of the skeletons' identities between modalities; needs skeletons "
         "(guidance `frame` or pooling `guided`).",
+        default=1.0,
     ),
     "losses.skeleton_consistency": Key(
         NOT_NEGATIVE,
         "Weight of the divergence of the joints' features from the edges'; needs skeletons "
         "(guidance `frame` or pooling `guided`).",
+        default=1.0,
     ),
     "losses.extra": Key(
         weighted_parts(),
         "Losses from other packages with their weights; see `star_jax/losses.py`.",
+        default=(),
     ),
     "optim.optimizer": Key(
         part(),
         "How gradients become updates, as in PyTorch: `sgd`, with Nesterov momentum; `adam`; "
         "`adamw`.",
+        default="sgd",
     ),
-    "optim.lr": Key(POSITIVE, "Learning rate of all layers but the backbone, after warm-up."),
+    "optim.lr": Key(
+        POSITIVE, "Learning rate of all layers but the backbone, after warm-up.", default=0.1
+    ),
     "optim.backbone_lr": Key(
         NOT_NEGATIVE,
         "Learning rate of the stems and the four stages; 0 freezes their parameters, but not the "
         "running statistics of their batch norms.",
+        default=0.01,
     ),
     "optim.schedule": Key(
         part(),
         "How both learning rates fall after the warm-up: `steps`, at `decay_epochs`; `cosine`, to "
         "0 at the end of `epochs`, so that another number of epochs is another schedule.",
+        default="steps",
     ),
     "optim.momentum": Key(
         BELOW_ONE,
         "Nesterov momentum of `sgd`; the first beta of `adam` and `adamw`, whose second is 0.999.",
+        default=0.9,
     ),
     "optim.weight_decay": Key(
         NOT_NEGATIVE,
         "Weight decay: this multiple of the parameters is added to their gradients; by `adamw`, to "
         "the update, before it is multiplied by the learning rate.",
+        default=5e-4,
     ),
     "optim.clip_norm": Key(
         NOT_NEGATIVE,
         "Largest norm of the gradient of all parameters, which is clipped to it; 0 disables "
         "clipping.",
+        default=0.0,
     ),
     "optim.warmup_epochs": Key(
-        integer(0), "Epochs in which both learning rates rise linearly to their values."
+        integer(0), "Epochs in which both learning rates rise linearly to their values.", default=10
     ),
     "optim.decay_epochs": Key(
         integers(0, ascending=True),
         "Epochs at which both learning rates drop to a tenth; of the schedule `steps`.",
+        default=(60, 120),
     ),
     "optim.ema_decay": Key(
         BELOW_ONE,
         "Decay of an exponential moving average of the parameters and the running statistics, "
         "which is kept and evaluated beside them; 0 keeps none. After n steps the decay is at most "
         "(1 + n) / (10 + n), so that the initial parameters are soon forgotten.",
+        default=0.0,
     ),
-    "optim.epochs": Key(integer(1, 10**6), "Epochs of training."),
+    "optim.epochs": Key(integer(1, 10**6), "Epochs of training.", default=130),
     "parallel.fsdp": Key(
         integer(1),
         "Number of devices over which parameters and optimizer state are split; must divide the "
         "number of device groups that share the pairs of a batch.",
+        default=1,
     ),
     "eval.protocol": Key(
         part(),
@@ -433,38 +490,63 @@ KEYS: Mapping[str, Key] = {
         "`cross-modality` is for footage of your own, and so is `any`, in which queries search "
         "both modalities; with `/other-cameras`, gallery entries of the query's identity and "
         "camera are removed.",
+        default="hitsz_vcm/v1",
     ),
-    "eval.batch_size": Key(integer(1, 2**16), "Clips that are embedded at once, over all devices."),
+    "eval.batch_size": Key(
+        integer(1, 2**16), "Clips that are embedded at once, over all devices.", default=64
+    ),
     "eval.clips": Key(
         choice("first", "chunk_first", "linspace", "dense"),
         "Frames of a tracklet that are embedded. `first`: one clip by the rule of `data.sampling`, "
         "which is `chunk_first` for `hitsz_vcm` and `linspace` for `bupt_campus`. `chunk_first`: "
         "one clip, the first frame of each of T equal chunks. `linspace`: one clip, T frames at "
         "equal distances. `dense`: all frames in consecutive clips, averaged.",
+        default="first",
     ),
     "eval.flip": Key(
         flag(),
         "Average the embeddings of each clip and its mirror image; needs `model.keypoints` "
         "`relative`.",
+        default=False,
     ),
     "eval.save_embeddings": Key(
         flag(),
         "Whether evaluations during training leave their embeddings beside the scores, to report "
         "and search with; launch/eval.py always does.",
+        default=False,
     ),
     "eval.every_epochs": Key(
-        integer(0), "Epochs from one evaluation during training to the next; 0 never evaluates."
+        integer(0),
+        "Epochs from one evaluation during training to the next; 0 never evaluates.",
+        default=10,
     ),
-    "checkpoint.every_steps": Key(integer(1), "Steps from one checkpoint to the next."),
-    "checkpoint.keep": Key(integer(1), "Number of most recent checkpoints to keep."),
+    "checkpoint.every_steps": Key(
+        integer(1), "Steps from one checkpoint to the next.", default=500
+    ),
+    "checkpoint.keep": Key(integer(1), "Number of most recent checkpoints to keep.", default=3),
 }
 
-OPTIONS = tuple(key for key, (values, _) in KEYS.items() if values.text == options().text)
+OPTIONS = tuple(key for key, (values, *_) in KEYS.items() if values.text == options().text)
 OPTION = Values("a value that the part accepts", lambda value: True)
 SECTIONS = tuple(dict.fromkeys(key.rpartition(".")[0] for key in KEYS if "." in key))
 
 DISTURBED_LOSSES = ("disturbed_identity", "defense")
 SKELETON_LOSSES = ("modality_consistency", "skeleton_consistency")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns the config of all keys at their defaults: STAR on HITSZ-VCM, the published recipe."""
+    config = ml_collections.ConfigDict()
+    for key, (values, _, default) in KEYS.items():
+        section, _, name = key.rpartition(".")
+        if section and section not in config:
+            config[section] = ml_collections.ConfigDict()
+        if default is None:
+            default = config_dict.placeholder(int)
+        (config[section] if section else config)[name] = (
+            ml_collections.ConfigDict(default) if values.text == options().text else default
+        )
+    return config
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -496,7 +578,7 @@ def check_names(config: ml_collections.ConfigDict, section: str = "") -> None:
             raise InputError(f"config.{key} is {shown(value)}: use {keys_of(key)}")
         if key not in KEYS:
             raise InputError(unknown(key))
-    for key, (values, _) in KEYS.items():
+    for key, (values, *_) in KEYS.items():
         if key.startswith(f"{section}." if section else "") and key not in found:
             raise InputError(f"config.{key} is missing: use {values.text}")
 
@@ -589,7 +671,7 @@ def unknown(key: str) -> str:
         return difflib.get_close_matches(key, KEYS, n=1, cutoff=cutoff)
 
     name = key.rpartition(".")[2].replace("_", " ")
-    described = [known for known, (_, meaning) in KEYS.items() if name in meaning.lower()]
+    described = [known for known, (_, meaning, _) in KEYS.items() if name in meaning.lower()]
     nearest = close(0.75) or (described if " " in name else []) or close(0.6)
     hint = f"did you mean config.{nearest[0]}? " if nearest else ""
     return f"config.{key} does not exist: {hint}docs/config.md lists all keys"
@@ -620,8 +702,8 @@ def markdown() -> str:
         "from the table in `star_jax/config.py`. A run checks its config against this table before "
         "anything else.",
         "",
-        "`configs/star_hitsz_vcm.py` is the published recipe. Override any value on the command "
-        "line:",
+        "The defaults, `star_jax.default_config()`, are the published recipe, "
+        "`configs/star_hitsz_vcm.py`. Override any value on the command line:",
         "",
         "| | |",
         "| --- | --- |",
@@ -636,10 +718,11 @@ def markdown() -> str:
     ]
     for section in ("", *SECTIONS):
         name = f"config.{section}" if section else "config"
-        lines += ["", f"## `{name}`", "", "| key | values | meaning |", "| --- | --- | --- |"]
-        for key, (values, meaning) in KEYS.items():
+        lines += ["", f"## `{name}`", ""]
+        lines += ["| key | values | default | meaning |", "| --- | --- | --- | --- |"]
+        for key, (values, meaning, default) in KEYS.items():
             if key.rpartition(".")[0] == section:
-                lines.append(f"| `{key}` | {values.text} | {meaning} |")
+                lines.append(f"| `{key}` | {values.text} | `{default!r}` | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

@@ -181,7 +181,7 @@ def test_a_config_of_any_depth_is_read_or_named():
 
 
 def test_every_key_that_can_name_code_is_tested():
-    assert {key for key, (values, _) in KEYS.items() if values.name_parts} == STRANGERS.keys()
+    assert {key for key, (values, *_) in KEYS.items() if values.name_parts} == STRANGERS.keys()
 
 
 def test_completing_a_config_leaves_the_stored_one(monkeypatch):
