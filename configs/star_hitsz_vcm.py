@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.clip_length = 12  # T
     config.data.identities_per_batch = 8  # P
     config.data.tracklets_per_identity = 2  # K
-    config.data.validation_identities = 0  # held out of training, to choose anything by
+    config.data.validation_identities = 0  # held out for model selection
     config.data.num_threads = 16
 
     config.augment = ml_collections.ConfigDict()

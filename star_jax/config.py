@@ -207,7 +207,7 @@ KEYS: Mapping[str, Key] = {
     "log_every_steps": Key(integer(1), "Steps from one row of `metrics.jsonl` to the next."),
     "data.dir": Key(
         text(1),
-        "The packed dataset: the folder that `launch/prepare.py` prints, or its `gs://` address.",
+        "The packed dataset: the folder that `launch/prepare.py` prints, or its `gs://` URL.",
     ),
     "data.sampling": Key(
         part("hitsz_vcm", "bupt_campus"),
@@ -233,7 +233,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "data.validation_identities": Key(
         integer(0),
-        "Training identities that are held out for choosing anything by: training never sees "
+        "Training identities that are held out for model selection: training never sees "
         "them, and evaluations during training are of them (split `validation`) instead of the "
         "test split. They are the same for every run on a dataset.",
     ),
