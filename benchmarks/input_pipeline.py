@@ -5,7 +5,7 @@
 SOURCE has the layout of HITSZ-VCM, with skeletons.h5, and DATASET_DIR is what packing it returned.
 The plain loader does what PyTorch code for this task does in a worker: for every tracklet it opens
 the HDF5 file of the skeletons, and for every frame the JPEG file with Pillow, which it converts to
-normalised float32. The loaders read the same batches on one thread each, interleaved, so that a
+normalized float32. The loaders read the same batches on one thread each, interleaved, so that a
 busy machine slows all of them alike; the fastest round of each counts, in seconds of processor
 time. Bare decoding decodes the same JPEG bytes, held in memory, into one buffer.
 """

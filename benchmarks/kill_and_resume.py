@@ -2,7 +2,7 @@
 
     python -m benchmarks.kill_and_resume --config=CONFIG --folder=FOLDER -- --config.optim.epochs=60
 
-Both runs are launch/train.py with this config; what follows the two dashes is passed on. The
+Both runs are launch/train.py with this config; what follows `--` is passed on. The
 process is killed (SIGKILL) after random times, some of them during its start; the kill in the
 middle waits until a checkpoint is being written. Then the same command is started again. At the end
 every row of metrics, except for the speed, must equal that of the uninterrupted run, bit for bit.

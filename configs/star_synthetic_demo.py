@@ -3,7 +3,7 @@
 Command:
   python launch/train.py --config=configs/star_synthetic_demo.py --workdir=runs/demo
 
-`make demo` draws and packs the dataset first and evaluates afterwards.
+`make demo` renders and packs the dataset first and evaluates afterwards.
 """
 
 import ml_collections

@@ -62,7 +62,7 @@ def resize_points(
 ) -> Float64[np.ndarray, "*batch J 2"]:
     """Returns where points are after resizing: a factor s takes x to `(x + 0.5) * s - 0.5`.
 
-    So do the pixels themselves, in OpenCV, Pillow and every resize with half-pixel centres.
+    So do the pixels themselves, in OpenCV, Pillow and every resize with half-pixel centers.
 
     Args:
       points: float[..., J, 2]: x, y in pixels of the old frame.

@@ -6,9 +6,9 @@ r"""Trains and evaluates the variants of a grid over several seeds, and compares
 The grid is a Python file whose get_grid() returns the variants: a dictionary from names to the
 config keys that each variant changes, as {"no_style": {"augment.style": False}}. The first is the
 baseline. Each variant is trained with the seeds 0, 1, ... in <output>/<variant>/<seed>, where
-log.txt has what the commands print. When interrupted (SIGTERM or Ctrl-C), it stops its runs, which
-save their state; the same command resumes. A dataset that was replaced under its name is refused,
-and so is a variant whose runs have been trained with other values.
+log.txt contains the output of the commands. When interrupted (SIGTERM or Ctrl-C), it stops its
+runs, which save their state; the same command resumes. It refuses a dataset whose content has
+changed, and a variant whose runs were trained with other values.
 
 At the end it writes <output>/table.md, table.csv and plot.svg: means and standard deviations over
 seeds, and the differences to the baseline, paired, with 95 % intervals over identities and seeds,
@@ -48,9 +48,12 @@ GRID = command.define_path(
     "grid", None, "File of the variants, such as configs/ablations/star.py.", required=True
 )
 SEEDS = flags.DEFINE_integer("seeds", 5, "Training seeds of each variant: 0, 1, ...", lower_bound=1)
-OUTPUT = command.define_path("output", None, "Folder of the runs and of the result.", required=True)
+OUTPUT = command.define_path("output", None, "Folder for runs and results.", required=True)
 JOBS = flags.DEFINE_integer(
-    "jobs", None, "Runs at a time; default: one on each GPU, one without GPUs.", lower_bound=1
+    "jobs",
+    None,
+    "Number of runs in parallel; default: one per GPU, or one without GPUs.",
+    lower_bound=1,
 )
 TRUSTED = command.define_trusted()
 

@@ -39,7 +39,7 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
       main: what the command does; takes the positional arguments, if there may be any.
       takes_arguments: whether there may be positional arguments.
     """
-    if sys.getfilesystemencoding() != "utf-8":  # other people's file names could not be read
+    if sys.getfilesystemencoding() != "utf-8":  # non-ASCII file names could not be read
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
     def guarded(arguments: Sequence[str]) -> None:
@@ -91,7 +91,7 @@ class PathParser(flags.ArgumentParser[str]):
     """A path of which `~` at its start is the home directory."""
 
     def __init__(self, addresses: bool):
-        """Stores whether the path may be an address."""
+        """Stores whether the path may be a URL."""
         self._addresses = addresses
 
     def parse(self, path: str) -> str:
@@ -113,7 +113,7 @@ def define_path(
       name: of the flag.
       default: its value if it is not given.
       description: for its help.
-      addresses: whether the path may be an address, gs://bucket/folder.
+      addresses: whether the path may be a URL, gs://bucket/folder.
       required: whether the flag must be given, which its help then says.
     """
     return flags.DEFINE(

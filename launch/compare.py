@@ -3,11 +3,11 @@
   python launch/compare.py runs/star_seed* runs/baseline_seed*
   python launch/compare.py runs/star/eval/34840-hitsz_vcm-v1-first-0b1c2d3e.json runs/other
 
-An argument is one of the reports of a run, or its folder, which stands for what launch/eval.py
-without other flags wrote for the last evaluated step. Runs that differ in nothing but the seed are
-one method: in config, initial weights, training dataset and step. Intervals are 95 % intervals over
-the identities of the queries and over the training seeds. Runs that were evaluated on different
-test sets or in different ways are refused.
+Each argument is an evaluation report or the folder of a run, which stands for the report that
+launch/eval.py writes without other flags for the last evaluated step. Runs form one method if they
+differ only in the seed: config, initial weights, training dataset, code revision and step are the
+same. Intervals are 95 % intervals over the identities of the queries and over the training seeds.
+Runs that were evaluated on different test sets or in different ways are refused.
 """
 
 from data_pipelines.errors import InputError

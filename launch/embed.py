@@ -5,7 +5,7 @@ r"""Embeds a packed dataset with a trained STAR, for launch/search.py.
     --clips=dense --output=mine
   python launch/embed.py --checkpoint=star.safetensors --source=data/folder/1.1.0 --output=mine
 
-Writes <output>.npz, the embeddings and what is known of each tracklet, and <output>.csv, the same
+Writes <output>.npz, embeddings and metadata of each tracklet, and <output>.csv, the same
 without the embeddings. Frame size and clip length are those of the checkpoint's config. In a
 multi-process job (Cloud TPU, SLURM, Open MPI), run this command in every process.
 """
@@ -19,7 +19,7 @@ WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint(
 )
 WEIGHTS = command.define_weights()
 SOURCE = command.define_path("source", None, "The packed dataset.", addresses=True, required=True)
-SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
+SPLIT = flags.DEFINE_string("split", "test", "Split to embed.")
 CLIPS = command.define_clips()
 OUTPUT = command.define_path("output", None, "Path to write, without an extension.", required=True)
 

@@ -3,11 +3,11 @@
   python launch/eval.py --workdir=runs/star
   python launch/eval.py --checkpoint=runs/star/checkpoints/34840 --dataset_dir=data/hitsz_vcm/2.1.0
 
-Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, whose name says
-what was evaluated and how, so that no kind of evaluation overwrites another; the scores of each
-query, which launch/compare.py reads, are beside it. Uses the last checkpoint unless one is named;
-what no flag changes is that of the run's config. In a multi-process job (Cloud TPU, SLURM, Open
-MPI), run this command in every process.
+Prints a table and writes <workdir>/eval/<step>-<protocol>-<clips>-<dataset>.json, named after
+what was evaluated and how, so that different kinds of evaluations do not overwrite each other. The
+scores of each query, which launch/compare.py reads, are saved beside it. Uses the last checkpoint
+unless one is named; settings without a flag are those of the run's config. In a multi-process job
+(Cloud TPU, SLURM, Open MPI), run this command in every process.
 """
 
 from absl import flags
@@ -33,16 +33,16 @@ FLIP = flags.DEFINE_bool(
 CORRUPT = flags.DEFINE_string(
     "corrupt",
     "none",
-    "What is done to the skeletons: drop:P makes joints undetected with probability P; jitter:S "
+    "How to corrupt the skeletons: drop:P makes joints undetected with probability P; jitter:S "
     "moves them, with a standard deviation of S times the frame's height; swap_people gives each "
     "tracklet those of another person.",
 )
 PROTOCOL = flags.DEFINE_string(
     "protocol",
     None,
-    "hitsz_vcm/v1, buptcampus/full, buptcampus/official-bs64, cross-modality, any (modality is "
-    "searched), either of the two with /other-cameras (without gallery entries of the query's "
-    "identity and camera), or package.module:object; default: the config's.",
+    "hitsz_vcm/v1, buptcampus/full, buptcampus/official-bs64, cross-modality, any (queries "
+    "search both modalities), either of the two with /other-cameras (without gallery entries of "
+    "the query's identity and camera), or package.module:object; default: the config's.",
 )
 EXPANSION = flags.DEFINE_integer(
     "query_expansion",

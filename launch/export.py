@@ -1,9 +1,9 @@
-"""Writes the network of a checkpoint as files that do without the run, and without this library.
+"""Exports a checkpoint's network for archiving, for the authors' PyTorch code or for deployment.
 
   python launch/export.py --workdir=runs/star
 
---format=safetensors, the default: weights and config in one file, for keeping and for sharing. It
-depends on no version of JAX or Orbax; `star_jax.load_weights` reads it.
+--format=safetensors, the default: a self-contained, versioned archive of weights and config. It
+does not depend on a version of JAX or Orbax; `star_jax.load_weights` reads it.
 
   python launch/export.py --workdir=runs/star --format=pytorch --output=star_pytorch
 
@@ -18,7 +18,7 @@ architecture (ResNet-50, guidance `frame`, pooling `guided`). It is a safetensor
 
 --format=stablehlo: for each modality a function from clips to embeddings that needs JAX alone, on
 CPUs, NVIDIA GPUs and TPUs. JAX guarantees that it runs with versions of JAX up to 6 months newer
-and 3 weeks older than the one that writes it: use it to deploy a network, not to keep it.
+and 3 weeks older than the one that writes it: use it for deployment, not for archiving.
 
 Writes <output>.safetensors, or <output>-visible.stablehlo and <output>-infrared.stablehlo; files of
 these names are replaced. Runs as a single process, on any device, wherever the network was trained.

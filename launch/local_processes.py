@@ -2,9 +2,9 @@
 
   python launch/local_processes.py -n 2 --devices=2 -- launch/train.py --config=... --workdir=...
 
-The command is a Python file and its flags, after two dashes. Each process gets its own
-virtual CPU devices, unless --devices=0. If one exits with an error, the others are stopped. Each
-line of output begins with the number of its process.
+Put the command, a Python file and its flags, after `--`. Each process gets its own virtual CPU
+devices, unless --devices=0. If one exits with an error, the others are stopped. Each line of output
+begins with the number of its process.
 """
 
 import os
@@ -28,14 +28,14 @@ DEVICES = flags.DEFINE_integer(
     "devices", 1, "Virtual CPU devices of each process; 0 for the real ones.", lower_bound=0
 )
 STOP_SECONDS = flags.DEFINE_integer(
-    "stop_seconds", 60, "Time for the others to stop by themselves when one has failed."
+    "stop_seconds", 60, "Seconds that the others have to stop by themselves when one has failed."
 )
 
 
 def main(*arguments: str) -> None:
     """Runs the command in all processes and exits with the first code that is not 0."""
     if not arguments:
-        raise InputError("name the command after two dashes, for instance -- launch/train.py ...")
+        raise InputError("put the command after `--`, for instance -- launch/train.py ...")
     coordinator = f"localhost:{free_port()}"
     started = [start(number, coordinator, list(arguments)) for number in range(NUM_PROCESSES.value)]
 

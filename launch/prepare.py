@@ -1,4 +1,4 @@
-"""Packs a dataset into records for training, or checks it; draws the generated one first.
+"""Packs a dataset into records for training, or checks it; the generated one is rendered first.
 
   python launch/prepare.py --dataset=hitsz_vcm --source=/datasets/HITSZ-VCM --check
   python launch/prepare.py --dataset=hitsz_vcm --source=/datasets/HITSZ-VCM
@@ -12,10 +12,10 @@
 The records go to <data_dir>/<dataset>/<version>. Of a folder of your own footage, images or videos
 are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>, as launch/footage/tracklets.py writes
 them; to train on it, split its people with --test_share or --split_file. The generated dataset is
-drawn to <data_dir>/synthetic_vcm_<size>/source, with a contact sheet to look at, and packed beside
-it; --layout gives it the files of another dataset. docs/how_to/dataset.md describes what a dataset
-of your own package needs. What is already rendered or packed is not done again, and interrupted
-packing resumes. --check reads everything, packs nothing, lists the problems, and exits with code 1
+rendered to <data_dir>/synthetic_vcm_<size>/source, with a contact sheet, and packed beside it;
+--layout selects another dataset's file layout. docs/how_to/dataset.md describes what a dataset of
+your own package needs. What is already rendered or packed is kept, and interrupted packing
+resumes. --check reads everything, packs nothing, lists the problems, and exits with code 1
 if there are any.
 """
 
@@ -42,12 +42,12 @@ KEYPOINTS = command.define_path(
     "Skeletons: HDF5, COCO JSON or a folder of .npy; looked for in the source if not given.",
 )
 CHECK = flags.DEFINE_bool("check", False, "Check the dataset instead of packing it.")
-DATA_DIR = command.define_path("data_dir", "data", "Where packed datasets go.")
+DATA_DIR = command.define_path("data_dir", "data", "Folder for packed datasets.")
 AUXILIARY = flags.DEFINE_bool("auxiliary", False, "bupt_campus: pack the auxiliary split, too.")
 FAKE_INFRARED = flags.DEFINE_bool(
     "fake_infrared", False, "bupt_campus: FakeIR frames in place of the visible ones."
 )
-EVERY = flags.DEFINE_integer("every", 1, "folder: N takes every N-th frame.", lower_bound=1)
+EVERY = flags.DEFINE_integer("every", 1, "folder: take every N-th frame.", lower_bound=1)
 WITHOUT_SKELETONS = flags.DEFINE_bool(
     "without_skeletons", False, "folder: pack no skeletons, for a network without guidance."
 )
@@ -55,7 +55,9 @@ SPLIT_FILE = command.define_path(
     "split_file", None, "folder: CSV file of identity,split: who is in train and who in test."
 )
 TEST_SHARE = flags.DEFINE_float(
-    "test_share", None, "folder: share of the people in test, for instance 0.3; the others train."
+    "test_share",
+    None,
+    "folder: share of the people in test, such as 0.3; the rest are for training.",
 )
 ALLOW_WHOLE_VIDEOS = flags.DEFINE_bool(
     "allow_whole_videos", False, "folder: also pack videos that are wider than high."
@@ -66,17 +68,15 @@ UPDATE = flags.DEFINE_bool(
     "folder: add to what is packed already, reading only what is new or changed: files that have "
     "another size or modification time, and another content.",
 )
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "folder: replace what is packed already.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "folder: replace the packed dataset.")
 SPLIT_SEED = flags.DEFINE_integer("split_seed", 0, "folder: seed of --test_share.", lower_bound=0)
 SIZE = flags.DEFINE_enum("size", "demo", ["tiny", "demo", "full"], "Size of synthetic_vcm.")
-LAYOUT = flags.DEFINE_enum(
-    "layout", "hitsz_vcm", list(DATASETS), "The dataset whose files synthetic_vcm is drawn as."
-)
+LAYOUT = flags.DEFINE_enum("layout", "hitsz_vcm", list(DATASETS), "File layout of synthetic_vcm.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of synthetic_vcm.", lower_bound=0)
 NUM_WORKERS = flags.DEFINE_integer(
     "num_workers",
     None,
-    "Processes that draw and threads that pack; one per core if not given.",
+    "Processes that render and threads that pack; default: one per core.",
     lower_bound=1,
 )
 
@@ -109,7 +109,7 @@ def main() -> None:
     if drawn:
         if SOURCE.value is not None or KEYPOINTS.value is not None:
             raise InputError(
-                "--dataset=synthetic_vcm is drawn here: leave out --source, --keypoints"
+                "--dataset=synthetic_vcm is rendered here: leave out --source, --keypoints"
             )
         data_dir = data_dir / f"synthetic_vcm_{SIZE.value}"
         if name != "hitsz_vcm":

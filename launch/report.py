@@ -18,7 +18,7 @@ WORKDIR, CHECKPOINT, TRUSTED = command.define_checkpoint()
 DATASET_DIR = command.define_path(
     "dataset_dir",
     None,
-    "Where the evaluated dataset is; default: where it was evaluated.",
+    "Location of the evaluated dataset; default: where it was evaluated.",
     addresses=True,
 )
 OUTPUT = command.define_path(

@@ -29,20 +29,22 @@ WEIGHTS = command.define_weights()
 SOURCE = command.define_path(
     "source", None, "The packed dataset to embed and search.", addresses=True
 )
-SPLIT = flags.DEFINE_string("split", "test", "Which of its splits.")
+SPLIT = flags.DEFINE_string("split", "test", "Split to search.")
 CLIPS = command.define_clips()
-QUERY = command.define_path("query", None, "Instead: embeddings to search with, .npz.")
-GALLERY = command.define_path("gallery", None, "Embeddings to search in, .npz.")
+QUERY = command.define_path("query", None, "Query embeddings, .npz, instead of --source.")
+GALLERY = command.define_path("gallery", None, "Gallery embeddings, .npz, for --query.")
 MODALITIES = ["infrared", "visible", "any"]
-QUERY_MODALITY = flags.DEFINE_enum("query_modality", "infrared", MODALITIES, "Which queries.")
+QUERY_MODALITY = flags.DEFINE_enum(
+    "query_modality", "infrared", MODALITIES, "Modality of the queries."
+)
 GALLERY_MODALITY = flags.DEFINE_enum(
-    "gallery_modality", "visible", MODALITIES, "Which of the gallery."
+    "gallery_modality", "visible", MODALITIES, "Modality of the gallery."
 )
 TOP = flags.DEFINE_integer("top", 10, "Number of matches per query.", lower_bound=1)
 MAX_QUERIES = flags.DEFINE_integer(
     "max_queries",
     20,
-    "Number of queries that are printed and shown, spread evenly; scores are of all.",
+    "Number of queries to print and show, evenly spaced; scores use all queries.",
     lower_bound=1,
 )
 OUTPUT = command.define_path("output", None, "Folder for page and table.", required=True)

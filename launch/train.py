@@ -11,10 +11,10 @@ checkpoints/<step> and eval/. The same command resumes from the last checkpoint,
 finished run longer if config.optim.epochs is larger. Without a checkpoint, a run may start again
 with another config. When interrupted (SIGTERM or Ctrl-C), it stops after the current step, saves
 its state and exits with code 143; a second Ctrl-C ends it at once. The workdir and the packed
-dataset may be addresses, gs://bucket/folder.
+dataset may each be a URL or path, such as gs://bucket/folder.
 
-Several processes train together if each of them runs this command with the same workdir, which all
-of them must be able to read and write. On Cloud TPU, under SLURM and under Open MPI they find each
+In a multi-process job, run this command in every process with the same workdir, which all of them
+must be able to read and write. On Cloud TPU, under SLURM and under Open MPI they find each
 other; elsewhere pass --coordinator, --num_processes and --process_id, or set
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """

@@ -13,7 +13,7 @@ On the devices that JAX finds, it compares
 On a CPU this takes three minutes of processor time, spread over two cores. Prints the device, the
 versions, and a table of the largest differences and their tolerances, relative to the tensor's
 largest magnitude, or to the value itself for losses and gradient norms. Exits with code 1 if a
-difference exceeds its tolerance. In a run of several processes, each checks its own devices. The
+difference exceeds its tolerance. In a multi-process job, each process checks its own devices. The
 environment variable STAR_PARITY_FIXTURES names a folder of additional recorded outputs,
 eval_seed*.npz and train_seed*.npz.
 """

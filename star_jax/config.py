@@ -213,7 +213,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "data.dir": Key(
         text(1),
-        "The packed dataset: the folder that `launch/prepare.py` prints, or its `gs://` address.",
+        "The packed dataset: the folder that `launch/prepare.py` prints, or its `gs://` URL.",
         default="data/hitsz_vcm/2.1.0",
     ),
     "data.sampling": Key(
@@ -244,7 +244,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "data.validation_identities": Key(
         integer(0),
-        "Training identities that are held out for choosing anything by: training never sees "
+        "Training identities that are held out for model selection: training never sees "
         "them, and evaluations during training are of them (split `validation`) instead of the "
         "test split. They are the same for every run on a dataset.",
         default=0,

@@ -24,7 +24,7 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> lis
 
 
 def find_unusable(tree: Any) -> str | None:
-    """Returns which array contains NaN, infinity or a negative running variance, the first one.
+    """Returns which array contains NaN, Inf or a negative running variance, the first one.
 
     Arrays are reduced on their devices, and only flags are copied to the host. In a run of several
     processes, all must call this.
@@ -35,7 +35,7 @@ def find_unusable(tree: Any) -> str | None:
 
     Returns:
       The beginning of a sentence, such as "params/backbone/stem_visible/bn/scale contains NaN or
-      infinity", or None.
+      Inf", or None.
     """
     leaves = [
         (name, leaf)
@@ -47,7 +47,7 @@ def find_unusable(tree: Any) -> str | None:
     )
     for (name, _), (finite, not_negative) in zip(leaves, facts, strict=True):
         if not finite:
-            return f"{name} contains NaN or infinity"
+            return f"{name} contains NaN or Inf"
         if not not_negative and _VARIANCE.search(name):
             return f"{name} contains a negative variance"
     return None

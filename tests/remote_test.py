@@ -111,13 +111,13 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
 def test_where_only_a_local_path_will_do_an_address_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for address in ("gs://bucket/x", Path("gs://bucket/x"), "s3://bucket/x"):
-        with pytest.raises(ValueError, match="is an address"):
+        with pytest.raises(ValueError, match="is a URL"):
             remote.local(address)
     with pytest.raises(ValueError, match="gs:/bucket/x"):  # what pathlib makes of an address
         files.write_file(Path("gs://bucket/x"), b"")
     video_files.write_image(tmp_path / "people/alice/visible/door/walk/1.jpg")
     for option in ({}, {"update": True}, {"overwrite": True}):
-        with pytest.raises(ValueError, match="is an address"):
+        with pytest.raises(ValueError, match="is a URL"):
             folder.prepare("people", "gs://bucket/x", without_skeletons=True, **option)
     assert [path.name for path in tmp_path.iterdir()] == ["people"]
 

@@ -32,7 +32,7 @@ class Findings:
 
     @property
     def wrong(self) -> list[str]:
-        """One line for each error and warning, kind by kind; empty if nothing is wrong."""
+        """One line for each error and warning, kind by kind; empty if there are no problems."""
         return [message for messages in self._messages.values() for message in messages]
 
     def report(self, message: str, kind: str | None = None) -> None:
@@ -86,7 +86,8 @@ class Findings:
 
     def __str__(self) -> str:
         tables = [aligned([[str(cell) for cell in row] for row in table]) for table in self.tables]
-        lines = [f"wrong ({len(self.wrong)}):" if self.wrong else "nothing is wrong"]
+        count = len(self.wrong)
+        lines = [f"{count} problem{'s' * (count > 1)}:" if count else "No problems found."]
         for kind, messages in self._messages.items():
             lines += [f"- {message}" for message in itertools.islice(messages, _SHOWN)]
             if len(messages) > _SHOWN:

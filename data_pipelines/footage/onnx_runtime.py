@@ -1,4 +1,4 @@
-"""Opens ONNX models of other people."""
+"""Opens untrusted ONNX models."""
 
 import hashlib
 import os

@@ -3,7 +3,7 @@
 The conventions are MMPose's (https://github.com/open-mmlab/mmpose), which RTMPose, HRNet,
 SimpleBaseline and ViTPose follow:
 
-- The box is the whole crop, enlarged by 1.25 about its centre (width / 2, height / 2), and then in
+- The box is the whole crop, enlarged by 1.25 about its center (width / 2, height / 2), and then in
   one direction to the aspect ratio of the model's input; what lies outside the crop is black.
 - Pixels are RGB, minus the mean and divided by the standard deviation of ImageNet; a model with
   uint8 input gets them unchanged.
@@ -14,7 +14,7 @@ SimpleBaseline and ViTPose follow:
 - SimCC models (RTMPose) return a score for every position along x and along y, several to a pixel.
   The joint is at the two maxima; its confidence is the smaller of the two.
 - Heatmap models return a map for each joint. The joint is at the maximum, moved a quarter of a
-  pixel towards the higher neighbour in x and in y; its confidence is the maximum.
+  pixel toward the higher neighbor in x and in y; its confidence is the maximum.
 
 Every joint gets a position. Its confidence is 0 where the model's score is 0 or less; such a joint
 counts as not detected.
@@ -233,7 +233,7 @@ def decode_heatmaps(
 ) -> Float32[np.ndarray, "B 17 3"]:
     """Returns float32[B, 17, 3], joints in pixels of the input.
 
-    A maximum at the border, which has one neighbour, or between equal ones is not moved.
+    A maximum at the border, which has one neighbor, or between equal ones is not moved.
 
     Args:
       heatmaps: float32[B, 17, h, w].

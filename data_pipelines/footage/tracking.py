@@ -20,7 +20,7 @@ _MIN_IOU_UNSURE = 0.5  # of a detection of low score
 _MAX_GAP = 3  # frames without a detection within a tracklet
 _MAX_LOST = 10  # frames for which others must stay away from where a lost person should be
 _MAX_SHARED = 0.3  # area that two boxes share, by that of the smaller one
-_MAX_JUMP = 0.25  # of the centre from where it is predicted, as a share of the height
+_MAX_JUMP = 0.25  # of the center from where it is predicted, as a share of the height
 _MAX_RESIZING = 1.5  # of the height, from one detection to the next
 _GAIN = 0.5  # of the last motion in the velocity
 

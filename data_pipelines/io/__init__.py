@@ -1,1 +1,1 @@
-"""Files, addresses, frames and videos, and what a terminal shows; knows no dataset."""
+"""Files, URLs, frames and videos, and what a terminal shows; knows no dataset."""

@@ -1,6 +1,6 @@
-"""Reads other people's files, never outside their root; writes whole files; locks files.
+"""Reads untrusted files without leaving the dataset root; writes whole files; locks files.
 
-Files are also written to addresses (`remote`); other people's files are read from local paths only.
+Files are also written to URLs (`remote`); untrusted files are read from local paths only.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def require_regular(path: str | os.PathLike[str], name: str | None = None) -> No
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Returns the content of a local file or of an address.
+    """Returns the content of a local file or of a URL.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -83,7 +83,7 @@ _STAND_INS = (
     ),
     (
         (b"<!doctype html", b"<html", b"<head", b"<?xml"),
-        "a web page, not the file itself; download it again, from the address of the file",
+        "a web page, not the file itself; download it again, from the URL of the file",
     ),
 )
 
@@ -164,7 +164,7 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     If several processes write the same file, the last one wins.
 
     Raises:
-      InputError: an address begins with another scheme than `remote.SCHEME`.
+      InputError: a URL begins with another scheme than `remote.SCHEME`.
       OSError: it cannot be written, for instance because the disk is full; the old file is kept.
     """
     if remote.is_remote(path):

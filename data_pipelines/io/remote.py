@@ -1,4 +1,4 @@
-"""Paths as users write them: addresses in an object store, `gs://bucket/folder`, and `~`."""
+"""Paths as users write them: URLs in an object store, `gs://bucket/folder`, and `~`."""
 
 import contextlib
 import os
@@ -12,23 +12,23 @@ from data_pipelines.errors import InputError, MissingPackageError
 SCHEME = "gs://"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # also as pathlib writes it, with one slash
 
-# Otherwise epath would import TensorFlow wherever it is installed, and read addresses with it.
+# Otherwise epath would import TensorFlow wherever it is installed, and read URLs with it.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Returns whether a path is an address in an object store."""
+    """Returns whether a path is a URL in an object store."""
     return os.fspath(path).startswith(SCHEME)
 
 
 def expand(path: str | os.PathLike[str]) -> str:
-    """Returns a local path with the user's home directory for `~` at its start, or an address.
+    """Returns a local path with the user's home directory for `~` at its start, or a URL.
 
     Raises:
-      InputError: there is no such user, or the address does not begin with `SCHEME`.
+      InputError: there is no such user, or the URL does not begin with `SCHEME`.
     """
     if _ADDRESS.match(os.fspath(path)) and not is_remote(path):
-        raise InputError(f"{path}: give a local path or an address that begins with {SCHEME}")
+        raise InputError(f"{path}: give a local path or a URL that begins with {SCHEME}")
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise InputError(f"{path}: there is no such user; write a local path in full")
@@ -39,19 +39,19 @@ def local(path: str | os.PathLike[str]) -> str:
     """Returns a local path with the user's home directory for `~` at its start.
 
     Raises:
-      InputError: it is an address, or there is no such user.
+      InputError: it is a URL, or there is no such user.
     """
     if _ADDRESS.match(os.fspath(path)):
-        raise InputError(f"{path}: is an address; only a local path can be used here")
+        raise InputError(f"{path}: is a URL; only a local path can be used here")
     return expand(path)
 
 
 def locate(path: str | os.PathLike[str]) -> epath.Path:
-    """Returns a local path or an address as a path object, which `pathlib` could not represent.
+    """Returns a local path or a URL as a path object, which `pathlib` could not represent.
 
     Raises:
       InputError: as `expand` does.
-      ImportError: the package that addresses need is missing.
+      ImportError: the package that URLs need is missing.
     """
     expanded = expand(path)
     if is_remote(expanded):
@@ -61,7 +61,7 @@ def locate(path: str | os.PathLike[str]) -> epath.Path:
             fsspec.get_filesystem_class("gs")
         except ImportError as error:
             raise MissingPackageError(
-                f'{path}: addresses need the package gcsfs; pip install -e ".[gcs]"'
+                f'{path}: gs:// URLs need the package gcsfs; pip install -e ".[gcs]"'
             ) from error
         # Listings are not cached, since other processes write there, too.
         fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
@@ -69,7 +69,7 @@ def locate(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """Returns an address, or a local path made absolute, as `locate` does."""
+    """Returns a URL, or a local path made absolute, as `locate` does."""
     located = locate(path)
     return located if is_remote(located) else epath.Path(os.path.abspath(located))
 

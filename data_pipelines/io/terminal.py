@@ -1,4 +1,4 @@
-"""Shows text of other people's files without letting it control the terminal."""
+"""Shows text of untrusted files without letting it control the terminal."""
 
 import sys
 

@@ -10,7 +10,7 @@ are ignored, and every packed tracklet needs a row.
 | `occluder` | what passes in front of the person, or `none` in any case |
 | `light` | brightness relative to good light, 1 |
 | `resolution` | relative to a sharp picture of this size, 1 |
-| `motion_blur` | 0 if nothing is smeared |
+| `motion_blur` | 0 if it is not motion-blurred |
 """
 
 import dataclasses

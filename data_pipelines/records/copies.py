@@ -1,4 +1,4 @@
-"""Makes local copies of packed datasets at an address, since ArrayRecord reads local files only."""
+"""Makes local copies of packed datasets at a URL, since ArrayRecord reads local files only."""
 
 import concurrent.futures
 import fcntl
@@ -19,7 +19,7 @@ from data_pipelines.records import origin
 NUM_THREADS = 8  # files copied at a time
 
 
-@functools.cache  # a run sees one dataset, even if another one is put at its address
+@functools.cache  # a run sees one dataset, even if another one is put at its URL
 def local_copy(address: str) -> pathlib.Path:
     """Returns a local copy of a packed dataset; the first caller makes it.
 
@@ -28,9 +28,9 @@ def local_copy(address: str) -> pathlib.Path:
     machine wait for the first one. An interrupted copy resumes after its last finished file.
 
     Raises:
-      FileNotFoundError: there is no packed dataset at the address.
+      FileNotFoundError: there is no packed dataset at the URL.
       ValueError: its files are not those that origin.json lists, or that file is damaged.
-      ImportError: the package that addresses need is missing.
+      ImportError: the package that URLs need is missing.
       OSError: it cannot be read, or there is too little space for the copy.
     """
     source = locate(address)
@@ -84,6 +84,6 @@ def _copy_file(source: epath.Path, sha256: str, folder: pathlib.Path) -> None:
     if digest.hexdigest() != sha256:
         raise InputError(
             f"{source}: {partial.stat().st_size} bytes that do not have the checksum of "
-            "origin.json; copy the packed dataset to its address again"
+            "origin.json; copy the packed dataset to its URL again"
         )
     partial.rename(folder / source.name)

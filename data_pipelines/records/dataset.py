@@ -32,7 +32,7 @@ class Dataset:
 
     Attributes:
       address: the directory or the address of the packed dataset; for errors and reports.
-      directory: where its files are; of a dataset at an address, its local copy.
+      directory: where its files are; of a dataset at a URL, its local copy.
       files: of the directory, by name.
       metadata: what packing wrote about splits and source.
     """
@@ -139,7 +139,7 @@ def open_dataset(dataset_dir: str | os.PathLike[str]) -> Dataset:
     of all files would take a minute, and each record has its own, which is checked on reading.
 
     Args:
-      dataset_dir: what `prepare` returned, or an address to which it was copied, see `resolve`.
+      dataset_dir: what `prepare` returned, or a URL to which it was copied, see `resolve`.
 
     Raises:
       FileNotFoundError: the directory is not a packed dataset.

@@ -60,8 +60,8 @@ def prepare(
 
     Raises:
       ValueError: the directory holds another source or is damaged, another process packs it, a
-        frame or a skeleton is broken, `dataset` is no name and version, or `data_dir` is an
-        address.
+        frame or a skeleton is broken, `dataset` is no name and version, or `data_dir` is a
+        URL.
       OSError: the disk is full.
       FileNotFoundError: an index file, a frame or the skeletons are missing.
     """

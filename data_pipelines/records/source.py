@@ -55,7 +55,7 @@ class Source:
           num_workers: threads that read and check frames; None takes one a core.
 
         Raises:
-          InputError: `root` is an address.
+          InputError: `root` is a URL.
         """
         self.root = pathlib.Path(remote.local(root))
         self.splits = splits

@@ -1,7 +1,7 @@
 """Skeletons of a dataset: every source behind one interface, `read(tracklet)`.
 
 The joints are those of COCO-17 (`data_pipelines.coco17`); x and y are pixels of the frame, (0, 0)
-is the centre of its upper left pixel. A frame without a skeleton is legal and reads as zeros, so
+is the center of its upper left pixel. A frame without a skeleton is legal and reads as zeros, so
 that its confidence is zero. Confidences may exceed 1, as maxima of heatmaps do.
 """
 

@@ -1,7 +1,7 @@
-"""Generates a stand-in for the public datasets: drawn people who walk, in exactly their layouts.
+"""Generates a stand-in for the public datasets: rendered walking people, in exactly their layouts.
 
-Neither HITSZ-VCM nor BUPTCampus may be redistributed, so the tests and the demo draw their own. The
-parameters are the fields of `SyntheticConfig` and the presets `SIZES`, both in `plan`; the file
+Neither HITSZ-VCM nor BUPTCampus may be redistributed, so the tests and the demo render their own.
+The parameters are the fields of `SyntheticConfig` and the presets `SIZES`, both in `plan`; the file
 layouts are in `layouts`.
 """
 
@@ -239,7 +239,7 @@ def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.P
 
     Args:
       root: the folder to make.
-      facts: describe what is drawn; written beside it, to recognise it later.
+      facts: describe what is drawn; written beside it, to recognize it later.
 
     Raises:
       FileExistsError: the root holds anything else.
@@ -248,7 +248,7 @@ def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.P
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         found = root / origin.GENERATOR
         if found.is_file() and found.read_text("utf-8") == marker:
-            print(f"{root}: already drawn, with the same config and seed")
+            print(f"{root}: already rendered, with the same config and seed")
             yield None
             return
         raise FileExistsError(
@@ -287,7 +287,7 @@ def _write_tracklets(
         table = None
         path = root / "attributes.csv"
         file = stack.enter_context(open(path, "w", encoding="utf-8", newline=""))
-        shown = with_progress(results, len(planned), "drawing")
+        shown = with_progress(results, len(planned), "rendering")
         for (keypoints, attributes), (identity, row) in zip(shown, listed, strict=True):
             attributes |= {"identity": identity, "row": row}
             for key, skeleton in keypoints.items():

@@ -122,7 +122,7 @@ class Person:
 def draw_material(
     rng: np.random.Generator, luminance: float | None = None, saturation: float | None = None
 ) -> Material:
-    """Draws a colour of the given luminance, which decides on half of its infrared reflectance."""
+    """Draws a color of the given luminance, which decides on half of its infrared reflectance."""
     if luminance is None:
         luminance = rng.uniform(0.05, 0.95)
     if saturation is None:

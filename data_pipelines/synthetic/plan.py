@@ -49,7 +49,7 @@ class SyntheticConfig:
       occluded_share: share of the tracklets that something passes in front of, at difficulty 1.
       low_light_share: share of the dark tracklets, at difficulty 1.
       low_resolution_share: share of the coarse tracklets, at difficulty 1.
-      motion_blur_share: share of the smeared tracklets, at difficulty 1.
+      motion_blur_share: share of the motion-blurred tracklets, at difficulty 1.
       box_jitter: how far the detector's box strays, as a share of the frame, at difficulty 1.
       keypoint_error: standard deviation of a visible joint, as a share of the height.
       swapped_share: share of the frames in which the pose estimator swaps left and right legs

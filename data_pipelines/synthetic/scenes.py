@@ -19,13 +19,13 @@ class Camera:
     """The constants of a camera; lengths are shares of the frame's height.
 
     Attributes:
-      yaw: where people usually walk, degrees; 0 is towards the camera, 90 to the right.
+      yaw: where people usually walk, degrees; 0 is toward the camera, 90 to the right.
       pitch: how far the camera looks down, degrees.
       exposure: factor on the brightness, for each modality.
-      contrast: factor on the differences from the middle grey, for each modality.
+      contrast: factor on the differences from the middle gray, for each modality.
       tint: factors on red, green and blue in visible light.
       blur: standard deviation of the lens' blur, for each modality.
-      noise: standard deviation of the sensor's noise in grey levels, for each modality.
+      noise: standard deviation of the sensor's noise in gray levels, for each modality.
     """
 
     yaw: float
@@ -67,7 +67,7 @@ def draw_scene(
       modality: VISIBLE or INFRARED.
       height: of a stored frame; the scene is drawn for frames SUPERSAMPLING times as large.
       width: of a stored frame.
-      clutter: contrast of the scene; 1 is as drawn, 0 a uniform grey.
+      clutter: contrast of the scene; 1 is as drawn, 0 a uniform gray.
 
     Returns:
       uint8[SUPERSAMPLING * height * 1.25, SUPERSAMPLING * width * SCENE_WIDTHS, 3].
@@ -130,13 +130,13 @@ def draw_scene(
 
 @dataclasses.dataclass(frozen=True)
 class Occluder:
-    """Something that passes in front: colours uint8[H, w, 3] and where it is solid, uint8[H, w]."""
+    """Something that passes in front: colors uint8[H, w, 3] and where it is solid, uint8[H, w]."""
 
     picture: UInt8[np.ndarray, "H w 3"]
     mask: UInt8[np.ndarray, "H w"]
 
     def cover(self, canvas: UInt8[np.ndarray, "H W 3"], centre: float) -> None:
-        """Draws it over a canvas of its height, in place, centred at a column."""
+        """Draws it over a canvas of its height, in place, centered at a column."""
         left = round(centre - self.mask.shape[1] / 2)
         first, last = max(left, 0), min(left + self.mask.shape[1], canvas.shape[1])
         if first < last:
@@ -205,7 +205,7 @@ def develop(
       modality: VISIBLE or INFRARED.
       light: factor on the brightness of the scene.
       resolution: the frame is stored as if seen at this share of its size.
-      motion_blur: length of the smear across, as a share of the frame's width.
+      motion_blur: length of the motion blur across, as a share of the frame's width.
 
     Returns:
       uint8[H, W, 3].

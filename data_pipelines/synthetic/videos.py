@@ -49,7 +49,7 @@ def write(root: str | os.PathLike[str], config: SyntheticConfig, seed: int) -> N
         chosen = sorted({tracklet.identity for tracklet in tracklets})[:MAX_IDENTITIES]
         tracklets = [tracklet for tracklet in tracklets if tracklet.identity in chosen]
         with new_hdf5(drawn / "skeletons.h5") as skeletons:
-            for tracklet in with_progress(tracklets, len(tracklets), "drawing"):
+            for tracklet in with_progress(tracklets, len(tracklets), "rendering"):
                 _write_tracklet(drawn, config, seed, tracklet, skeletons)
 
 

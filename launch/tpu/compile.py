@@ -5,7 +5,7 @@ r"""Compiles the training step for a TPU topology, on any machine, and estimates
 
 No TPU is needed, only its compiler: `pip install -e ".[tpu]"` in an environment of its own. It
 takes some minutes on two cores. It prints the bytes a chip must hold, the collectives, flops, and
-estimates of time, speed and model flops utilisation (MFU). MFU is the flops that the network
+estimates of time, speed and model flops utilization (MFU). MFU is the flops that the network
 itself needs (convolutions and matrix products of one training forward pass, times three for the
 backward pass) over what all chips could do in the estimated time of a step.
 """

@@ -109,7 +109,7 @@ class Program:
 
 
 def read_program(text: str, num_devices: int) -> Program:
-    """Reads the optimised HLO of a TPU program, `compiled.as_text()`.
+    """Reads the optimized HLO of a TPU program, `compiled.as_text()`.
 
     Raises:
       ValueError: it has no entry computation.

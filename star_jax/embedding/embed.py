@@ -226,7 +226,7 @@ def embed_clips(
         `local_rows`; at least one.
       batch_size: clips in a batch over all processes, a multiple of the devices.
       num_tracklets: number of tracklets, n; all positions from 0 to n - 1 occur.
-      show_progress: whether the first process shows how many tracklets are embedded.
+      show_progress: whether process 0 shows how many tracklets are embedded.
       stop_requested: called after each batch, equally often by each process.
 
     Returns:

@@ -261,9 +261,9 @@ class Embedder:
         if keypoints is None:
             if self.network.model.uses_skeletons:
                 raise InputError(
-                    f"the network is guided by skeletons: give keypoints, float32{list(expected)}, "
-                    "or use a network trained with --config.model.guidance=none "
-                    "--config.model.pooling=gem"
+                    f"keypoints are required: pass keypoints=..., float32{list(expected)}, "
+                    "since skeletons guide the network, or use a network "
+                    "trained with --config.model.guidance=none --config.model.pooling=gem"
                 )
             return frames, np.zeros(expected, np.float32)
         keypoints = _array("keypoints", keypoints)

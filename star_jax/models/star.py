@@ -165,7 +165,9 @@ class Star(nn.Module):
             network uses skeletons and there are none.
         """
         if self.uses_skeletons and keypoints is None:
-            raise InputError("the network is guided by skeletons, and keypoints is None: give them")
+            raise InputError(
+                "keypoints are required: pass keypoints=..., since skeletons guide the network"
+            )
         features = self.backbone(frames, modality=modality, train=train, style=style)
         skeletons = edges_last = skeleton_logits = None
         if self.uses_skeletons and keypoints is not None:

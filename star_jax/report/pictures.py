@@ -63,14 +63,14 @@ def open_spread_frames(
     Args:
       embeddings: of a packed split, whose `dataset_dir` is read.
       warn: takes a message.
-      follow: whether a dataset at an address is accessed. Embeddings may come from an untrusted
-        source, so only addresses that the user has given are.
+      follow: whether a dataset at a URL is accessed. Embeddings may come from an untrusted
+        source, so only URLs that the user has given are.
     """
     dataset_dir = embeddings.dataset_dir
     try:
         if remote.is_remote(dataset_dir) and not follow:
             raise InputError(
-                f"{dataset_dir}: an address in embeddings is not followed; embed a local copy "
+                f"{dataset_dir}: a URL in embeddings is not followed; embed a local copy "
                 "of the dataset"
             )
         dataset, made = open_dataset(dataset_dir), embeddings.provenance

@@ -235,7 +235,7 @@ def embedding_map(embeddings: np.ndarray, index: Index) -> Section:
     caption = (
         f"t-SNE of {len(embeddings):,} test tracklets, started at their principal components, with "
         "a fixed seed. The eight identities of the most tracklets are colored and named; lines "
-        "lead to the mean of an identity. Others are grey. What is near each other in the map is "
+        "lead to the mean of an identity. Others are gray. What is near each other in the map is "
         "alike; sizes of and distances between groups mean nothing."
     )
     return Section("map", "Map of the embeddings", "", [Panels([render("map", drawn)], caption)])
@@ -289,8 +289,8 @@ def attention(
             "How much other nodes of the keypoint graph attend to a joint in the graph's last "
             "layer: the sum of the weights of the edges that leave the joint, without the one to "
             "itself, averaged over the frames in which it is detected. A node's incoming weights "
-            "sum to 1. Left and right are the person's, who faces you; areas are proportional to "
-            "the number."
+            "sum to 1. Left and right are from the person's point of view; areas are proportional "
+            "to the number."
         )
         blocks.append(Panels([render("attention_joints", figure)], caption))
     else:
@@ -355,7 +355,7 @@ def joints(protocol: str, details: analysis.Details, index: Index, total: int) -
         "undetected (confidence 0) in all frames of all tracklets, with 95 % intervals over "
         "identities. Bold: the interval excludes 0. Filled circles: hiding the joint costs; "
         f"hollow ones: it helps. Computed on {some} test tracklets, one clip of each. Left and "
-        "right are the person's, who faces you."
+        "right are from the person's point of view."
     )
     return section._replace(blocks=[Panels([render("joints", figure)], caption)])
 

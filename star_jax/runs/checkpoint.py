@@ -121,8 +121,8 @@ def save(
     items = _items(state)
     if found := find_unusable(items):
         raise DivergedError(
-            f"step {step}: {found}, so that step is not saved; the last checkpoint is "
-            "good. Lower config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
+            f"{found}; step {step} was not saved, the previous checkpoint is "
+            "intact. Lower config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
         )
     _require_space(manager, sum(array.nbytes for array in jax.tree.leaves(items)))
     manifest = Manifest(dict(config), dataset, structure_of(items), checksums(items), step=step)

@@ -32,11 +32,11 @@ class MetricsWriter:
     `<workdir>/tensorboard` has the same values as TensorBoard scalars, and the pictures. Use as a
     context manager.
 
-    Files at an address cannot be appended to. They are written to a temporary folder instead, and
+    Files at a URL cannot be appended to. They are written to a temporary folder instead, and
     `upload` and `close` copy them.
 
     Args:
-      workdir: folder of the run, created if missing, or its address.
+      workdir: folder of the run, created if missing, or its URL.
       enabled: False writes nothing, for all processes but the first.
       resume_step: the step that the run resumes from. Rows of later steps, left behind by an
         interrupted run, are dropped, and those of this step are not written again. None keeps all
@@ -112,7 +112,7 @@ class MetricsWriter:
             self._tensorboard.flush()
 
     def upload(self) -> None:
-        """Copies the files to the workdir if that is at an address.
+        """Copies the files to the workdir if that is at a URL.
 
         Calling it before each checkpoint suffices: resuming drops later rows anyway.
         """
@@ -122,7 +122,7 @@ class MetricsWriter:
                     write_file(self._address / path.relative_to(self._folder), path.read_bytes())
 
     def close(self) -> None:
-        """Closes the files, and uploads them to an address."""
+        """Closes the files, and uploads them to a URL."""
         if self._enabled:
             with naming_full_disk(self._path):
                 self._file.close()

@@ -74,7 +74,7 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
 
     Raises:
       InputError: the workdir belongs to a different config; names the keys that differ.
-      OSError: the address of the workdir cannot be reached.
+      OSError: the URL of the workdir cannot be reached.
     """
     path = workdir / "config.json"
     with remote.naming_failures(workdir):
@@ -146,7 +146,7 @@ def require_shared(path: epath.Path, seconds: float = 60) -> None:
     if not processes.all_agree(seen):
         raise InputError(
             f"{path.parent}: not all processes see the same folder here; use a --workdir that "
-            "they share, or an address such as gs://bucket/star"
+            "they share, or a URL such as gs://bucket/star"
         )
 
 

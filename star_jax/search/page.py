@@ -63,7 +63,7 @@ def search_page(
       shown: those of its results that are shown with their matches.
       run: name of the run or file that the network comes from; "" if it is not known.
       command: the command line, which the page shows.
-      follow: whether datasets at an address are accessed, see `pictures.open_spread_frames`.
+      follow: whether datasets at a URL are accessed, see `pictures.open_spread_frames`.
       warn: takes the reason why there are no pictures.
     """
     query, gallery = found.query, found.gallery

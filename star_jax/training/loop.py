@@ -48,7 +48,7 @@ def train(
 
     Args:
       config: an experiment, as in `configs/`.
-      workdir: receives config, checkpoints, metrics and evaluations; a folder or an address.
+      workdir: receives config, checkpoints, metrics and evaluations; a folder or a URL.
       started: start time of the command by `time.monotonic`; now if None. The time from then to the
         end of the first step is logged and written to run.json.
       trusted: packages of which the config stored with `config.init.checkpoint` may name parts; see
@@ -174,8 +174,9 @@ class StepLog:
         wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
         if wrong:
             raise DivergedError(
-                f"step {step}: {', '.join(wrong)} not finite; the last checkpoint is good. Lower "
-                "config.optim.lr and backbone_lr, or lengthen config.optim.warmup_epochs"
+                f"step {step}: {', '.join(wrong)} not finite; that step was not saved, the "
+                "previous checkpoint is intact. Lower config.optim.lr and backbone_lr, or lengthen "
+                "config.optim.warmup_epochs"
             )
         now = time.monotonic()
         shown = {"loss": metrics["loss/total"]}

@@ -227,7 +227,7 @@ def continued(
     if manifest.dataset != dataset:
         raise InputError(
             f"{where} belongs to a different dataset: its fingerprint was {manifest.dataset[:12]}, "
-            f"{config.data.dir} has {dataset[:12]}. The classifiers' rows stand for its "
+            f"{config.data.dir} has {dataset[:12]}. Classifier rows correspond to "
             "identities; use the dataset that the run was started with, or another --workdir"
         )
     for key, value in config.init.items():

@@ -1,4 +1,4 @@
-"""Weights from elsewhere and for elsewhere: conversions, and files that last."""
+"""Importing and exporting weights."""
 
 from star_jax.weights.archive import (
     Archive,

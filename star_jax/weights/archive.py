@@ -1,4 +1,4 @@
-"""A network in one file that lasts: a `.safetensors` file with its weights and its config.
+"""A self-contained, versioned archive: a `.safetensors` file with weights and config.
 
 The file depends on no version of JAX, Flax or Orbax. Its arrays are the network's variables, named
 by their paths ("params/backbone/stem_visible/conv/kernel"). Its metadata, all of it text:
@@ -63,7 +63,7 @@ def save_archive(
     """Writes a network to a `.safetensors` file, all of it or nothing, and creates its folder.
 
     Args:
-      path: of the file, which is replaced if it exists; may be an address.
+      path: of the file, which is replaced if it exists; may be a URL.
       config: the experiment that trained the network.
       variables: {"params": ..., "batch_stats": ...}, nested dictionaries of arrays, JAX's or
         NumPy's.
@@ -95,7 +95,7 @@ def load_archive(path: str | os.PathLike[str], *, trusted: Collection[str] = ())
     """Reads a network that `save_archive` wrote; runs none of its code.
 
     Args:
-      path: of the file; may be an address.
+      path: of the file; may be a URL.
       trusted: packages of which the config may name parts; see `star_jax.load_weights`.
 
     Raises:

@@ -30,7 +30,7 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a state dict from a `.safetensors` or (with PyTorch 2.6 or newer) a `.pth` file.
 
-    The path may be an address, `gs://bucket/file`. Floating-point arrays become float32. What all
+    The path may be a URL, `gs://bucket/file`. Floating-point arrays become float32. What all
     names begin with, as far as it is of `PREFIXES`, is removed from them.
 
     Raises:
@@ -66,7 +66,7 @@ def _without_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read_weights(path: str | os.PathLike[str]) -> bytes:
-    """Returns the content of a file of weights, which may be at an address.
+    """Returns the content of a file of weights, which may be at a URL.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -119,7 +119,7 @@ def save_arrays(
 ) -> None:
     """Writes arrays, JAX's or NumPy's, to a `.safetensors` file, all of it or nothing.
 
-    The folder is created, and a file of that name is replaced. The path may be an address.
+    The folder is created, and a file of that name is replaced. The path may be a URL.
 
     Raises:
       OSError: it cannot be written.

@@ -24,13 +24,13 @@ RESIZED = [  # height and width, before and after
 
 
 def blob(size, at, sigma) -> np.ndarray:
-    """A bright spot centred at (x, y) on black, float64[H, W], 0 to 255."""
+    """A bright spot centered at (x, y) on black, float64[H, W], 0 to 255."""
     y, x = np.mgrid[: size[0], : size[1]]
     return 255 * np.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / (2 * sigma**2))
 
 
 def centroid(image) -> np.ndarray:
-    """The spot's centre of mass in float[H, W]: x, y; what is faint does not count."""
+    """The spot's center of mass in float[H, W]: x, y; what is faint does not count."""
     weights = np.maximum(image.astype(float) - 0.15 * image.max(), 0)
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
     return np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
@@ -118,7 +118,7 @@ def test_drawn_joints_are_on_drawn_pixels(monkeypatch, share, modality):
         swapped_share=0.0,
         **shares,
     )
-    for row in range(1, 7):  # smears are of several lengths
+    for row in range(1, 7):  # motion blurs are of several lengths
         tracklet = PlannedTracklet("train", row, 1, modality, 1, 1, 1, 4)
         drawn = generate.draw_tracklet(config, 0, tracklet)
         for frame, joints, keypoints in zip(

@@ -114,7 +114,7 @@ def test_a_step_takes_integers_where_floats_belong():
 
 def test_an_address_of_another_kind_is_refused(workdir):
     message = refused(changed(data__dir="s3://bucket/dataset"), workdir)
-    assert message == "s3://bucket/dataset: give a local path or an address that begins with gs://"
+    assert message == "s3://bucket/dataset: give a local path or a URL that begins with gs://"
 
 
 NAN, INFINITY = float("nan"), float("inf")

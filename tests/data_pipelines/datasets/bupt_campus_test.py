@@ -596,5 +596,5 @@ def test_fake_infrared_is_packed_with_the_skeletons_of_the_visible_frames(source
                 assert plain["frames"] == other["frames"]
             else:
                 frame = simplejpeg.decode_jpeg(other["frames"][0]).astype(int)
-                assert np.ptp(frame, axis=-1).max() <= 2  # grey, except for JPEG's rounding
+                assert np.ptp(frame, axis=-1).max() <= 2  # gray, except for JPEG's rounding
                 assert plain["frames"][0] != other["frames"][0]

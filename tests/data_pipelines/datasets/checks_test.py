@@ -31,7 +31,7 @@ def test_nothing_is_wrong_with_a_good_dataset(root, capsys):
     before = sorted(root.rglob("*"))
     findings = hitsz_vcm.check(root, published=False)
     assert findings.wrong == []
-    assert str(findings).endswith("nothing is wrong")
+    assert str(findings).endswith("No problems found.")
     frames = [sum(row.num_frames for row in rows) for rows in SPLITS.values()]
     assert cell(findings, "frames") == frames
     assert cell(findings, "tracklets that are packed") == [12, 8]
@@ -232,7 +232,7 @@ def test_the_command_exits_with_code_1_if_anything_is_wrong(root, tmp_path):
         check=False,
     )
     assert result.returncode == 1, result.stderr
-    assert "wrong (1):" in result.stdout
+    assert "1 problem:" in result.stdout
     assert "are not those of HITSZ-VCM" in result.stdout
     assert not (tmp_path / "data").exists()
     with pytest.raises(FileNotFoundError):

@@ -19,7 +19,7 @@ def test_a_long_list_is_cut_but_every_kind_is_shown():
     assert lines == [
         "",
         "",
-        "wrong (3001):",
+        "3001 problems:",
         *(f"- frame {number}" for number in range(10)),
         "- ... and 990 more of the frames of train",
         *(f"- train_name.txt:{number}: bad" for number in range(10)),

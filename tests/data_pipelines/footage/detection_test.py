@@ -91,11 +91,11 @@ def test_grids_by_hand(tmp_path, classes):
     """Each box is that of one cell: of 8 pixels, of 16 pixels, of 32 pixels."""
     outputs = raw_outputs(
         classes,
-        # Row 2, column 5 of the first grid: centre (5.5, 2.25) * 8, size (2, 4) * 8.
+        # Row 2, column 5 of the first grid: center (5.5, 2.25) * 8, size (2, 4) * 8.
         (2 * 12 + 5, (0.5, 0.25, np.log(2), np.log(4), 0.9, 0.8)),
-        # Row 1, column 3 of the second one: centre (3, 1.5) * 16, size (1, 2) * 16.
+        # Row 1, column 3 of the second one: center (3, 1.5) * 16, size (1, 2) * 16.
         (96 + 1 * 6 + 3, (0.0, 0.5, np.log(1), np.log(2), 0.5, 0.5)),
-        # Row 1, column 2 of the third one: centre (2.75, 1) * 32, size (0.5, 1.5) * 32.
+        # Row 1, column 2 of the third one: center (2.75, 1) * 32, size (0.5, 1.5) * 32.
         (120 + 1 * 3 + 2, (0.75, 0.0, np.log(0.5), np.log(1.5), 1.0, 1.0)),
         (7, (0.5, 0.5, 1.0, 1.0, 0.9, 0.1)),  # a score of 0.09
     )

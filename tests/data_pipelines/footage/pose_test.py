@@ -50,7 +50,7 @@ def test_to_crop_inverts_the_matrix(crop, size, udp, at):
     extent = np.array(size[::-1]) - udp
     shares = np.diag(matrix) * crop[::-1] / extent
     assert shares.max() == pytest.approx(0.8)
-    # Centre of the box to the centre of the input; both directions scaled alike without UDP.
+    # Center of the box to the center of the input; both directions scaled alike without UDP.
     centre = matrix @ [crop[1] / 2, crop[0] / 2, 1]
     np.testing.assert_allclose(centre, extent / 2, atol=1e-6)
     if not udp:
@@ -60,7 +60,7 @@ def test_to_crop_inverts_the_matrix(crop, size, udp, at):
 @pytest.mark.parametrize("udp", [False, True])
 @pytest.mark.parametrize("crop", [(288, 144), (60, 90), (31, 17)])
 def test_warp_there_and_back_to_a_tenth_of_a_pixel(crop, udp):
-    """A blob's centre of mass in the warped image, taken back, is where the blob was."""
+    """A blob's center of mass in the warped image, taken back, is where the blob was."""
     y, x = np.mgrid[: crop[0], : crop[1]]
     for share in (0.4, 0.5, 0.62):
         centre = np.array([share * crop[1], share * crop[0]])
@@ -110,7 +110,7 @@ def heatmap_of(values: dict[tuple[int, int], float]) -> np.ndarray:
 
 CASES = {
     "alone": ({(3, 4): 0.8}, (3, 4, 0.8)),
-    "towards the right and up": ({(3, 4): 0.8, (4, 4): 0.3, (3, 3): 0.2}, (3.25, 3.75, 0.8)),
+    "toward the right and up": ({(3, 4): 0.8, (4, 4): 0.3, (3, 3): 0.2}, (3.25, 3.75, 0.8)),
     "between equals": ({(3, 4): 0.8, (2, 4): 0.3, (4, 4): 0.3}, (3, 4, 0.8)),
     "the left one of two maxima": ({(1, 4): 0.8, (4, 4): 0.8}, (1, 4, 0.8)),
     "in the corner": ({(0, 0): 0.8, (1, 0): 0.3, (0, 1): 0.4}, (0, 0, 0.8)),
@@ -245,7 +245,7 @@ def test_a_missing_onnxruntime_or_device_is_one_line(tmp_path, monkeypatch):
         pose.load_model(path)
 
 
-# Extraction. The frames are grey with one bright square, whose place differs from frame to frame.
+# Extraction. The frames are gray with one bright square, whose place differs from frame to frame.
 
 FRAME = (80, 40)  # wider boxes than the crop, so that both borders come into play
 

@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 40, 100
 
 
 def box(x, y=100.0, width=WIDTH, height=HEIGHT):
-    """Returns the box with this centre."""
+    """Returns the box with this center."""
     return (x - width / 2, y - height / 2, width, height)
 
 
@@ -48,7 +48,7 @@ def test_a_fast_walker_is_found_where_constant_velocity_says():
 
 
 def crossing(frames=60, speed=5.0, start=300.0):
-    """Returns the centres of two people who walk past each other, float[frames, 2]."""
+    """Returns the centers of two people who walk past each other, float[frames, 2]."""
     time = np.arange(frames)
     return np.stack([speed * time, start - speed * time], axis=1)
 

@@ -218,7 +218,7 @@ def segment(marker, body):
 def progressive_jpeg(side, scans):
     """A black picture, side by side, in many small scans, all of which a decoder has to follow."""
     blocks = (side // 8) ** 2
-    start = segment(0xDB, bytes([0] + 64 * [1]))  # the quantisation
+    start = segment(0xDB, bytes([0] + 64 * [1]))  # the quantization
     start += segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + bytes([1, 0x11, 0]))
     # Huffman codes of one bit: DC differences of 0, and the end of 2^14 blocks and more.
     for table, symbol in ((0x00, 0), (0x10, 0xE0)):

@@ -1,4 +1,4 @@
-"""Names from other people's files neither control the terminal nor flood it."""
+"""Names from untrusted files neither control the terminal nor flood it."""
 
 import re
 import subprocess

@@ -7,7 +7,7 @@ import pytest
 from data_pipelines import schema
 from data_pipelines.skeletons import sheets
 
-COLORS = ((40, 60, 210), (200, 100, 20))  # of frames; neither yellow, green nor grey
+COLORS = ((40, 60, 210), (200, 100, 20))  # of frames; neither yellow, green nor gray
 TILE_HEIGHT, TILE_WIDTH = 240, 120
 
 

@@ -282,7 +282,7 @@ def test_packed_records_say_that_the_people_are_drawn(root, tmp_path):
 def test_a_finished_dataset_is_left_unchanged(root, capsys):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     generate.generate(root, "tiny", seed=3)
-    assert "already drawn" in capsys.readouterr().out
+    assert "already rendered" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
 
@@ -434,7 +434,7 @@ def test_the_people_are_the_same_in_both_layouts():
     studio = dataclasses.replace(TINY, difficulty=0.0, skeleton_variation=0.0)
 
     def colours(planned):
-        """The colours of each training identity's torso."""
+        """The colors of each training identity's torso."""
         means = {}
         for tracklet in planned:
             if tracklet.split == "train" and tracklet.modality == VISIBLE:
@@ -466,7 +466,7 @@ def test_the_pixels_of_the_hitsz_vcm_layout_have_not_changed(root):
     """If a change is intended, raise VERSION and update this list."""
     assert generate.VERSION == 2
     content = (root / "generator.json").read_text()
-    assert "layout" not in content  # datasets drawn before there were layouts are still recognised
+    assert "layout" not in content  # datasets drawn before there were layouts are still recognized
     names = ["Train/0001/rgb", "Test/0007/ir"]
     frames = [min((root / name).rglob("*.jpg")) for name in names]
     means = [decode(root, frame.relative_to(root)).mean() for frame in frames]

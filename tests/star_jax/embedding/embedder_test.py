@@ -194,7 +194,7 @@ def test_eight_devices_embed_as_one():
 FRAMES, KEYPOINTS = tracklets(2)
 WRONG = {
     "modality": ({"modality": "thermal"}, "modality is 'thermal': use 'visible' or 'infrared'"),
-    "no skeletons": ({"keypoints": None}, r"guided by skeletons: give keypoints, float32\[2, 3, "),
+    "no skeletons": ({"keypoints": None}, r"keypoints=\.\.\., float32\[2, 3, "),
     "one frame": ({"frames": FRAMES[0]}, r"frames have the shape \[3, 50, 30, 3\]: give uint8\[B"),
     "channels": ({"frames": FRAMES[..., :1]}, r"frames have the shape \[2, 3, 50, 30, 1\]: give"),
     "normalized": ({"frames": FRAMES / np.float32(255)}, "frames are float32: give uint8"),

@@ -247,6 +247,6 @@ def test_only_an_address_that_the_user_gives_is_followed(hostile, monkeypatch):
     elsewhere = dataclasses.replace(hostile, dataset_dir="gs://bucket/\x1b[2J/data")
     assert pictures.open_spread_frames(elsewhere, warnings.append) is None
     assert not asked
-    assert warnings[0].startswith(r"no pictures: gs://bucket/\x1b[2J/data: an address")
+    assert warnings[0].startswith(r"no pictures: gs://bucket/\x1b[2J/data: a URL")
     frames = pictures.open_spread_frames(elsewhere, warnings.append, follow=True)
     assert set(asked) == {elsewhere.dataset_dir} and len(frames(0, 1, 40)) == 1

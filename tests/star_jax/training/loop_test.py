@@ -539,7 +539,7 @@ def test_an_update_that_is_not_finite_is_not_saved(dataset, tmp_path, monkeypatc
 
     make_train_step = preparation.make_train_step
     monkeypatch.setattr(preparation, "make_train_step", spoiled)
-    message = "step 6: variables/params/classifier/kernel contains"
+    message = "variables/params/classifier/kernel contains .*; step 6 was not saved"
     with pytest.raises(FloatingPointError, match=message):
         loop.train(tiny.baseline(dataset), tmp_path)
     assert saved_steps(tmp_path) == [3]

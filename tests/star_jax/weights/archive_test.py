@@ -104,7 +104,7 @@ def test_jax_arrays_and_other_dtypes_survive(tmp_path, config):
 def test_an_archive_is_replaced_as_a_whole(path, config, variables, monkeypatch):
     before = path.read_bytes()
     wrong = {**variables, "batch_stats": {"mean": np.array([1, np.nan], np.float32)}}
-    with pytest.raises(InputError, match=rf"^{path}: batch_stats/mean contains NaN or infinity"):
+    with pytest.raises(InputError, match=rf"^{path}: batch_stats/mean contains NaN or Inf"):
         save_archive(path, config=config, variables=wrong, step=8)
 
     def full(*_):
