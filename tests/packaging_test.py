@@ -72,7 +72,7 @@ import data_pipelines, star_jax
 from star_jax.distributed import parallel
 from star_jax.evaluation.retrieval import evaluate_retrieval
 from star_jax.models import build_model
-from star_jax import state
+from star_jax.state import initial_state, random_batch
 from star_jax.training import steps
 from star_jax.weights import save_archive
 
@@ -84,10 +84,10 @@ for package in (star_jax, data_pipelines):
 config = ml_collections.ConfigDict(CONFIG)
 mesh = parallel.make_mesh(config, jax.devices()[:1])
 model = build_model(config.model)
-state = state.initial_state(config, model, 3, mesh)
+state = initial_state(config, model, 3, mesh)
 train_step = steps.make_train_step(config, model, 3, mesh)
 for _ in range(3):
-    state, metrics = train_step(state, state.random_batch(config, 8))
+    state, metrics = train_step(state, random_batch(config, 8))
     assert np.isfinite(metrics["loss/total"])
 assert int(state.step) == 3
 

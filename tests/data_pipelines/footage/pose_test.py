@@ -484,7 +484,7 @@ def test_the_command_survives_a_kill(tmp_path):
     partial = root / "skeletons.h5.partial"
     slow = (
         "import sys, time, runpy\n"
-        "from data_pipelines.skeletons import pose\n"
+        "from data_pipelines.footage import pose\n"
         "predict = pose.PoseModel.predict\n"
         "pose.PoseModel.predict = lambda *a: (time.sleep(0.05), predict(*a))[1]\n"
         "del sys.argv[0]\n"
