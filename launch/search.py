@@ -59,7 +59,7 @@ def main() -> None:
     from data_pipelines.skeletons.sheets import evenly_spaced
     from star_jax.distributed import processes
     from star_jax.embedding import embeddings
-    from star_jax.embedding.embed import embed_once, open_to_embed
+    from star_jax.embedding.embed import embed_once, open_to_embed, require_skeletons
     from star_jax.network import load_weights, locate_checkpoint
     from star_jax.report.run import name_of_run
     from star_jax.runs import run_files
@@ -83,6 +83,7 @@ def main() -> None:
         split = open_to_embed(SOURCE.value).split(SPLIT.value)
         evaluations = run_files.reports_folder(locate_checkpoint(named)[0])
         network = network.with_config(**{"eval.clips": CLIPS.value})
+        require_skeletons(network, split)
         query = gallery = embed_once(network, split, output, also_in=[evaluations])
         if not processes.is_first():
             return

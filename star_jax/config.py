@@ -537,14 +537,14 @@ SKELETON_LOSSES = ("modality_consistency", "skeleton_consistency")
 def default_config() -> ml_collections.ConfigDict:
     """Returns the config of all keys at their defaults: STAR on HITSZ-VCM, the published recipe."""
     config = ml_collections.ConfigDict()
-    for key, (values, _, default) in KEYS.items():
+    for key, (_, _, default) in KEYS.items():
         section, _, name = key.rpartition(".")
         if section and section not in config:
             config[section] = ml_collections.ConfigDict()
         if default is None:
             default = config_dict.placeholder(int)
         (config[section] if section else config)[name] = (
-            ml_collections.ConfigDict(default) if values.text == options().text else default
+            ml_collections.ConfigDict(default) if key in OPTIONS else default
         )
     return config
 

@@ -25,7 +25,7 @@ from data_pipelines.skeletons.corruption import Corruption
 from star_jax.distributed import memory, processes
 from star_jax.distributed.parallel import gather, local_part, local_rows, put, split_rows
 from star_jax.embedding import embeddings as files
-from star_jax.embedding.embeddings import Embeddings, provenance_of
+from star_jax.embedding.embeddings import Embeddings, Provenance, provenance_of
 from star_jax.embedding.step import make_embed_step
 from star_jax.network import Network, clip_spec
 
@@ -68,13 +68,25 @@ def embed(
       DivergedError, OutOfMemoryError, Preempted: as `embed_clips` does.
     """
     require_skeletons(network, split)
+    provenance = provenance_of(network, split, corruption)
+    return _embed(network, split, provenance, corruption, stop_requested)
+
+
+def _embed(
+    network: Network,
+    split: Split,
+    provenance: Provenance,
+    corruption: Corruption | None,
+    stop_requested: Callable[[], bool],
+) -> Embeddings:
+    """Embeds as `embed` does; the provenance is known, and takes a checksum of all weights."""
     vectors = embed_split(network, split, corruption=corruption, stop_requested=stop_requested)
     return Embeddings(
         vectors=vectors,
         index=split.index,
         first_frames=np.array([record["frame_ids"][0] for record in split.records]),
         dataset_dir=_place_of(split.dataset),
-        provenance=provenance_of(network, split, corruption),
+        provenance=provenance,
     )
 
 
@@ -87,7 +99,9 @@ def embed_once(
     corruption: Corruption | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Embeddings:
-    """Returns the embeddings of `embed`, read from a folder if they are there from before.
+    """Returns embeddings as `embed` does, read from a folder if they are there from before.
+
+    A split without skeletons is embedded, too, as one in which no joint is detected.
 
     Otherwise process 0 writes them to `<folder>/embeddings-<digits>.npz`. The file's name is a
     digest of its provenance, and the file holds it: a change of weights, config, dataset, split,
@@ -103,20 +117,22 @@ def embed_once(
       stop_requested: likewise.
 
     Raises:
-      InputError: as `embed` does.
+      InputError: the split is empty.
+      DivergedError, OutOfMemoryError, Preempted: as `embed_clips` does.
     """
     provenance = provenance_of(network, split, corruption)
     facts = json.dumps(dataclasses.asdict(provenance))
     digest = hashlib.sha256(facts.encode()).hexdigest()
     name, content = f"embeddings-{digest[:16]}.npz", b""
     for path in (locate(place) / name for place in (*also_in, folder)):
-        if processes.is_first() and not content and files.holds(path, provenance):
-            log(f"reusing the embeddings in {path}: same weights, dataset, split and clips")
-            content = path.read_bytes()
+        if processes.is_first() and not content:
+            content = files.read_if_of(path, provenance)
+            if content:
+                log(f"reusing the embeddings in {path}: same weights, dataset, split and clips")
     if content := processes.broadcast_from_process_0(content):
         stored = files.parse(content, path)
         return dataclasses.replace(stored, dataset_dir=_place_of(split.dataset))
-    found = embed(network, split, corruption=corruption, stop_requested=stop_requested)
+    found = _embed(network, split, provenance, corruption, stop_requested)
     if processes.is_first():
         write_file(path, files.as_npz(found, path))
     return found

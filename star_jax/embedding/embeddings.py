@@ -191,8 +191,13 @@ def load(path: str | os.PathLike[str]) -> Embeddings:
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file; make it with launch/embed.py")
+    return parse(_read(path), path)
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
     require_regular(path)
-    return parse(locate(path).read_bytes(), path)
+    content: bytes = locate(path).read_bytes()
+    return content
 
 
 def parse(content: bytes, path: str | os.PathLike[str]) -> Embeddings:
@@ -234,18 +239,24 @@ def parse(content: bytes, path: str | os.PathLike[str]) -> Embeddings:
     )
 
 
-def holds(path: epath.Path, provenance: Provenance) -> bool:
-    """Returns whether a file holds embeddings of a provenance; logs why not if there is a file."""
+def read_if_of(path: epath.Path, provenance: Provenance) -> bytes:
+    """Returns the content of a file with embeddings of a provenance; logs why it is of no use.
+
+    Returns:
+      What `parse` reads; empty if there is no file, or it cannot be used.
+    """
     if not path.exists():
-        return False
+        return b""
     try:
-        found = load(path).provenance
+        content = _read(path)
+        found = parse(content, path).provenance
     except InputError as error:
         log(f"embedding again: {error}")
-        return False
+        return b""
     if found != provenance:
         log(f"embedding again: {path} holds embeddings of another network, dataset, split or clips")
-    return found == provenance
+        return b""
+    return content
 
 
 def _check(path: str | os.PathLike[str], fields: dict[str, np.ndarray]) -> None:

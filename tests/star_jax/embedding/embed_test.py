@@ -152,6 +152,22 @@ def test_skeletons_are_needed_by_a_guided_network_only(workdir, footage, tmp_pat
         embed.embed(guided, split)
 
 
+@pytest.mark.slow
+def test_a_guided_network_is_evaluated_without_any_skeleton(footage, tmp_path):
+    """As where no joint is detected; a search refuses it."""
+    packed = folder.prepare(footage, tmp_path, without_skeletons=True)
+    config = tiny.config(packed)
+    config.eval.protocol = "cross-modality"
+    workdir = epath.Path(tiny.saved_run(tmp_path / "run", config))
+    report, path = evaluate_checkpoint(workdir, None)
+    assert path.exists() and report["i2v"]["queries"] > 0
+    arguments = [f"--workdir={workdir}", f"--source={packed}", f"--output={tmp_path / 'found'}"]
+    result = subprocess.run(
+        [sys.executable, "launch/search.py", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 1 and "no frame of test has a skeleton" in result.stderr
+
+
 def test_what_is_not_packed_says_how_to_pack_it(footage):
     with pytest.raises(FileNotFoundError, match=r"launch/prepare.py --dataset=folder --source="):
         embed.open_to_embed(footage)
