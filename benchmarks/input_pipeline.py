@@ -116,7 +116,7 @@ def main() -> None:
         for name, work in works.items():
             seconds[name] = min(seconds[name], core_seconds(work))
     for name, fastest in seconds.items():
-        print(f"{name}: {len(jpegs) / fastest:.0f} frames/s a core")
+        print(f"{name}: {len(jpegs) / fastest:.0f} frames/s per core")
     for name in ("plain loader", "plain loader, left as uint8"):
         print(f"star_jax / {name}: {seconds[name] / seconds['star_jax']:.2f}")
     print(f"star_jax / bare decoding: {seconds['bare decoding'] / seconds['star_jax']:.2f}")
@@ -227,7 +227,7 @@ def print_packing(source: pathlib.Path, num_tracklets: int) -> None:
         size = sum(path.stat().st_size for path in packed.iterdir()) / 1e6
     print(
         f"packing: {frames} frames, {size:.0f} MB: {frames / core:.0f} frames/s and "
-        f"{size / core:.0f} MB/s a core ({seconds:.1f} s, {core:.1f} s on cores)"
+        f"{size / core:.0f} MB/s per core ({seconds:.1f} s, {core:.1f} s on cores)"
     )
 
 

@@ -77,7 +77,7 @@ def kill(
             process.wait()
             return time.monotonic() - begun, saving
         time.sleep(0.001 if in_a_save else 0.02)
-    raise RuntimeError("the run was over before it could be killed: give it more epochs")
+    raise RuntimeError("the run ended before it could be killed: use more epochs")
 
 
 def last_step(workdir: pathlib.Path) -> int:

@@ -6,8 +6,8 @@ Command:
   python launch/train.py --config=configs/star_folder.py --workdir=runs/people \
     --config.data.dir=data/people_split/folder/1.1.0 --config.init.checkpoint=runs/star
 
-Everything but the data and the protocol is that of HITSZ-VCM and not tuned for other footage.
-Without a trained network to start from, give `--config.init.backbone=resnet50.safetensors`; a batch
+Everything except the data and the protocol is that of HITSZ-VCM and not tuned for other footage.
+Without a trained network to start from, pass `--config.init.backbone=resnet50.safetensors`; a batch
 needs 8 people with visible and infrared tracklets (`--config.data.identities_per_batch`).
 """
 

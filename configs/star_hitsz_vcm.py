@@ -5,10 +5,9 @@ Command:
     --config.data.dir=data/hitsz_vcm/2.1.0 --config.init.backbone=resnet50.safetensors
 
 `--config.model.guidance=none --config.model.pooling=gem` trains the baseline without skeletons;
-docs/config.md lists all keys with their values and their
-meaning. Pack the dataset with `launch/prepare.py` first. The dataset is
-licensed, so this config has no measured result here; the authors report mAP 56.01 (infrared to
-visible) and 58.56 (visible to infrared).
+docs/config.md lists all keys with their values and their meaning. Pack the dataset with
+`launch/prepare.py` first. The dataset is licensed, so this config has no measured result here; the
+authors report mAP 56.01 (infrared to visible) and 58.56 (visible to infrared).
 """
 
 import ml_collections

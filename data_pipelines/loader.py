@@ -69,7 +69,7 @@ def train_batches(
       batch: which tracklets make a batch.
       steps: consecutive numbers of batches.
       rows: of the global batch, ascending, which are loaded here; all if None.
-      num_threads: batches loaded at a time; None takes one a core, 16 at most.
+      num_threads: batches loaded at a time; None uses one per core, 16 at most.
 
     Raises:
       InputError: fewer than P identities have tracklets of both modalities, or the split cannot be
@@ -137,7 +137,7 @@ def embed_batches(
         times; see `sampling.clips_to_embed`.
       corruption: what is done to the skeletons; see `skeletons.corruption`.
       rows: of each batch, ascending, which are loaded here; all if None.
-      num_threads: batches loaded at a time; None takes one a core, 16 at most.
+      num_threads: batches loaded at a time; None uses one per core, 16 at most.
 
     Raises:
       InputError: the mode or the sampling is unknown, or the split cannot be corrupted in this way.

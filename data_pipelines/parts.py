@@ -1,14 +1,14 @@
-"""Parts chosen by name: a key of a dictionary, or the path of an object outside the repository.
+"""Components chosen by name: a key of a dictionary, or the path of an object in another package.
 
-What a part must be is a class of the module with the dictionary: `Dataset` of
+What a component must provide is declared by a class in the module with the dictionary: `Dataset` of
 `data_pipelines.datasets`, `Sampler` of `data_pipelines.sampling`, `Augmentation` of
 `star_jax.augment`, `Loss` of `star_jax.losses`, `Optimizer` and `Schedule` of `star_jax.optim`, and
-`Rules`, of a protocol, of `star_jax.evaluation.protocols`. What a network is made of is a class of
+`Rules` (of a protocol) of `star_jax.evaluation.protocols`. Components of a network are classes of
 Flax modules, each a `Backbone`, `Guidance` or `Pooling` of `star_jax.models.interfaces`.
 
-Importing a module runs its code, and so does creating a part. Names that a user writes (in a config
-file, a flag or a call) are imported as they are. Names that a file holds (a config stored with a
-network) first pass `require_trusted`, which imports nothing.
+Importing a module runs its code, and so does creating a component. Names that a user writes (in a
+config file, a flag or a call) are imported as they are. Names that a file holds (a config stored
+with a network) first pass `require_trusted`, which imports nothing.
 """
 
 import functools
@@ -24,12 +24,12 @@ Part = TypeVar("Part")
 
 
 def is_path(name: Any) -> bool:
-    """Returns whether a value is the path of a part outside the repository."""
+    """Returns whether a value is the path of a component in another package."""
     return isinstance(name, str) and re.fullmatch(r"[\w.]+:\w+", name) is not None
 
 
 def require_trusted(name: Any, where: str, trusted: Collection[str]) -> None:
-    """Raises an InputError if a value is the path of a part in a package that is not trusted.
+    """Raises an InputError if a value names a component of a package that is not trusted.
 
     Args:
       name: a value from a file; keys of dictionaries and anything that is not a path pass.
@@ -48,7 +48,7 @@ def require_trusted(name: Any, where: str, trusted: Collection[str]) -> None:
         package = module.partition(".")[0]
         raise InputError(
             f"{where} is {name!r}: that would run code of another package; if you trust the file "
-            f"and the package, allow it by --trusted={package}, in Python by "
+            f"and the package, allow it with --trusted={package}, or in Python with "
             f"trusted=({package!r},)"
         )
 
@@ -65,24 +65,25 @@ def find_part(
     kind: str,
     include: Callable[[Any], bool],
 ) -> Part:
-    """Returns the part of a name.
+    """Returns the component with a name.
 
     Args:
-      parts: the parts of this repository by name.
-      name: a key of `parts`, or `package.module:object` for a part of any installed package.
+      parts: the components of this repository by name.
+      name: a key of `parts`, or `package.module:object` for a component of any installed package.
       where: the config key or flag that holds the name, for errors.
-      kind: what a part is, for errors, such as "a Flax module".
-      include: returns whether an object from outside is such a part; must not call the object.
+      kind: what a component is, for errors, such as "a Flax module".
+      include: returns whether an object of another package is such a component; must not call it.
 
     Raises:
-      InputError: there is no such part, its module cannot be imported, or it is of another kind.
+      InputError: there is no such component, its module cannot be imported, or it is of another
+        kind.
     """
     if name in parts:
         return parts[name]
     if not is_path(name):
         raise InputError(
-            f"{where} is {name!r}: use {', '.join(parts)}, or package.module:object for a part "
-            "from another package"
+            f"{where} is {name!r}: use {', '.join(parts)}, or package.module:object for a "
+            "component from another package"
         )
     module_name, _, attribute = name.partition(":")
     try:

@@ -110,7 +110,7 @@ def test_frames(num_frames: int, clip_length: int) -> Int64[np.ndarray, " {clip_
 def sorted_training_frames(
     num_frames: int, clip_length: int, rng: np.random.Generator
 ) -> Int64[np.ndarray, " {clip_length}"]:
-    """Draws `clip_length` frames, each at most once if the tracklet has so many.
+    """Draws `clip_length` frames, each at most once if the tracklet has that many.
 
     Returns:
       int64[clip_length], ascending.

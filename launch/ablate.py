@@ -14,7 +14,7 @@ At the end it writes <output>/table.md, table.csv and plot.svg: means and standa
 seeds, and the differences to the baseline, paired, with 95 % intervals over identities and seeds,
 overall and by the conditions of the queries.
 
-Runs are started in parallel, one on each GPU; --jobs sets their number, also on CPUs.
+Runs are started in parallel, one on each GPU; --jobs sets their number, including on CPUs.
 """
 
 import collections
@@ -86,7 +86,7 @@ class Run(NamedTuple):
 
 @dataclasses.dataclass
 class Active:
-    """A run that goes on.
+    """A run in progress.
 
     Attributes:
       run: the run.
@@ -144,10 +144,12 @@ def read_grid(path: str) -> dict[str, dict[str, Any]]:
         where = f"--grid={path}: variant {name!r}"
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
             raise InputError(
-                f"{where}: its name is that of a folder: use letters, digits, - _ and ., not first"
+                f"{where}: it names a folder: use letters, digits, -, _ and ., not beginning with ."
             )
         if name in RESULTS:
-            raise InputError(f"{where}: this is the name of a file that is written beside it")
+            raise InputError(
+                f"{where}: a file of this name is written to the same folder; use another name"
+            )
         if not isinstance(changes, dict):
             raise InputError(f"{where}: use a dictionary of config keys, found {changes!r:.80}")
         for key in changes:
@@ -161,7 +163,7 @@ def read_grid(path: str) -> dict[str, dict[str, Any]]:
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     if len({name.lower() for name in found}) < len(found):
-        raise InputError(f"--grid={path}: names of variants differ in capital letters only")
+        raise InputError(f"--grid={path}: names of variants differ only in case")
     return found
 
 
@@ -200,7 +202,7 @@ def is_finished(run: Run) -> bool:
     """Returns whether the run was trained and evaluated with this config.
 
     Raises:
-      InputError: that was on another dataset, which nothing else would tell from this one.
+      InputError: that was on another dataset, which nothing else would distinguish from this one.
     """
     from data_pipelines.io import typed_json
 
@@ -211,7 +213,7 @@ def is_finished(run: Run) -> bool:
     if found.get("dataset", run.dataset) != run.dataset:
         raise InputError(
             f"{run.workdir}: finished with another dataset (fingerprint {found['dataset']!s:.8}, "
-            f"now {run.dataset[:8]}); use another --output, or the dataset that it began with"
+            f"now {run.dataset[:8]}); use another --output, or the dataset that it started with"
         )
     return bool(found == run.description())
 
@@ -239,7 +241,7 @@ def require_same_config(run: Run) -> None:
 
 
 def slots() -> Sequence[Mapping[str, str]]:
-    """Returns the environment variables of the runs that go on at a time, one GPU each."""
+    """Returns the environment variables of the runs that are active at a time, one GPU each."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         gpus = [name for name in visible.split(",") if name not in ("", "-1")]
@@ -349,10 +351,14 @@ def start(
 def stop(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> None:
     """Ends processes and all that they have started: SIGTERM first, so that they save their state.
 
-    Those that go on are killed after GRACE_SECONDS, or as soon as there is a second signal.
+    Those that are still running are killed after GRACE_SECONDS, or as soon as there is a second
+    signal.
     """
     if any(process.poll() is None for process in processes):
-        print("\nstopping the runs after their state is saved; again: at once", file=sys.stderr)
+        print(
+            "\nstopping the runs after their state is saved; interrupt again to stop at once",
+            file=sys.stderr,
+        )
     deadline = time.monotonic() + GRACE_SECONDS
     sent = None
     while left := [process for process in processes if process.poll() is None]:

@@ -88,7 +88,7 @@ def define_required(name: str, description: str) -> flags.FlagHolder[str]:
 
 
 class PathParser(flags.ArgumentParser[str]):
-    """A path of which `~` at its start is the home directory."""
+    """A path in which a leading `~` is the home directory."""
 
     def __init__(self, addresses: bool):
         """Stores whether the path may be a URL."""
@@ -134,7 +134,7 @@ def either(first: flags.FlagHolder[str], second: flags.FlagHolder[str]) -> Any:
     """
     given = [flag.value for flag in (first, second) if flag.value]
     if len(given) != 1:
-        raise InputError(f"give either --{first.name} or --{second.name}")
+        raise InputError(f"pass either --{first.name} or --{second.name}")
     return given[0]
 
 
@@ -155,19 +155,19 @@ def define_checkpoint(
     checkpoint = define_path(
         "checkpoint",
         None,
-        f"One checkpoint, <workdir>/checkpoints/<step>{alternative}.",
+        f"Checkpoint to use, <workdir>/checkpoints/<step>{alternative}.",
         addresses=True,
     )
     return workdir, checkpoint, define_trusted()
 
 
 def define_trusted() -> flags.FlagHolder[list[str]]:
-    """Defines the flag `--trusted`: packages whose parts a stored config may name."""
+    """Defines the flag `--trusted`: packages whose components a stored config may name."""
     return flags.DEFINE_list(
         "trusted",
         [],
-        "Packages, separated by commas, of which the config stored with a network may name parts; "
-        "their code is run. By default it may name parts of this repository only.",
+        "Comma-separated packages whose components a config stored with a network may name; their "
+        "code is run. By default, it may name components of this repository only.",
     )
 
 
@@ -196,7 +196,7 @@ def define_weights() -> flags.FlagHolder[str]:
 def require_file_name(output: str) -> None:
     """Raises an InputError if the value of `--output` names no file."""
     if not Path(output).name or output.endswith("/"):
-        raise InputError(f"--output={output}: give a file's name, for instance mine/star")
+        raise InputError(f"--output={output}: use a file name, for instance mine/star")
 
 
 def define_config() -> flags.FlagHolder[ml_collections.ConfigDict]:
@@ -283,7 +283,7 @@ def override(
     """Sets values of a config by key, options after the section that holds them; returns it.
 
     Raises:
-      InputError: the options are no section.
+      InputError: the options are not a section.
     """
     with config.unlocked():
         for key, value in sorted(values.items()):

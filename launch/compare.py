@@ -20,7 +20,7 @@ def main(*paths: str) -> None:
     from star_jax.evaluation.reports import read_evaluation
 
     if len(paths) < 2:
-        raise InputError("give two runs or more, as in launch/compare.py runs/star runs/baseline")
+        raise InputError("pass two or more runs, as in launch/compare.py runs/star runs/baseline")
     evaluations = [read_evaluation(path) for path in paths]
     comparison.require_same_test_set(evaluations)
     print(comparison.format_comparison(comparison.methods_of(evaluations)))

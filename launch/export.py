@@ -7,7 +7,7 @@ does not depend on a version of JAX or Orbax; `star_jax.load_weights` reads it.
 
   python launch/export.py --workdir=runs/star --format=pytorch --output=star_pytorch
 
---format=pytorch: the weights by the names of the authors' PyTorch code, for networks of its
+--format=pytorch: the weights under the names of the authors' PyTorch code, for networks of its
 architecture (ResNet-50, guidance `frame`, pooling `guided`). It is a safetensors file, too:
 
   from safetensors.torch import load_file
@@ -16,7 +16,7 @@ architecture (ResNet-50, guidance `frame`, pooling `guided`). It is a safetensor
 
   python launch/export.py --checkpoint=runs/star/checkpoints/34840 --format=stablehlo
 
---format=stablehlo: for each modality a function from clips to embeddings that needs JAX alone, on
+--format=stablehlo: for each modality a function from clips to embeddings that only needs JAX, on
 CPUs, NVIDIA GPUs and TPUs. JAX guarantees that it runs with versions of JAX up to 6 months newer
 and 3 weeks older than the one that writes it: use it for deployment, not for archiving.
 
@@ -81,7 +81,7 @@ def main() -> None:
             log(
                 f"note: trained with config.model.keypoints={config.model.keypoints!r} and "
                 f"graph_edges={config.model.graph_edges!r}; the authors' code computes with "
-                "'pixels' and 'first_frame', so that it gives other embeddings"
+                "'pixels' and 'first_frame', so it computes different embeddings"
             )
     else:
         paths = [f"{output}-{modality}.{ending}" for modality in MODALITIES]

@@ -9,14 +9,13 @@
   python launch/prepare.py --dataset=synthetic_vcm --size=demo
   python launch/prepare.py --dataset=my_package.my_module:MY_DATASET --source=/datasets/mine
 
-The records go to <data_dir>/<dataset>/<version>. Of a folder of your own footage, images or videos
+The records go to <data_dir>/<dataset>/<version>. In a folder of your own footage, images or videos
 are DIR/<identity>/<visible or infrared>/<camera>/<tracklet>, as launch/footage/tracklets.py writes
 them; to train on it, split its people with --test_share or --split_file. The generated dataset is
 rendered to <data_dir>/synthetic_vcm_<size>/source, with a contact sheet, and packed beside it;
 --layout selects another dataset's file layout. docs/how_to/dataset.md describes what a dataset of
-your own package needs. What is already rendered or packed is kept, and interrupted packing
-resumes. --check reads everything, packs nothing, lists the problems, and exits with code 1
-if there are any.
+your own package needs. What is already rendered or packed is kept, and interrupted packing resumes.
+--check reads everything, packs nothing, lists the problems, and exits with code 1 if there are any.
 """
 
 import sys
@@ -39,7 +38,7 @@ SOURCE = command.define_path(
 KEYPOINTS = command.define_path(
     "keypoints",
     None,
-    "Skeletons: HDF5, COCO JSON or a folder of .npy; looked for in the source if not given.",
+    "Skeletons: HDF5, COCO JSON or a folder of .npy; default: searched for in the source.",
 )
 CHECK = flags.DEFINE_bool("check", False, "Check the dataset instead of packing it.")
 DATA_DIR = command.define_path("data_dir", "data", "Folder for packed datasets.")
@@ -52,7 +51,9 @@ WITHOUT_SKELETONS = flags.DEFINE_bool(
     "without_skeletons", False, "folder: pack no skeletons, for a network without guidance."
 )
 SPLIT_FILE = command.define_path(
-    "split_file", None, "folder: CSV file of identity,split: who is in train and who in test."
+    "split_file",
+    None,
+    "folder: CSV file with the columns identity,split: assigns people to train or test.",
 )
 TEST_SHARE = flags.DEFINE_float(
     "test_share",
@@ -60,13 +61,13 @@ TEST_SHARE = flags.DEFINE_float(
     "folder: share of the people in test, such as 0.3; the rest are for training.",
 )
 ALLOW_WHOLE_VIDEOS = flags.DEFINE_bool(
-    "allow_whole_videos", False, "folder: also pack videos that are wider than high."
+    "allow_whole_videos", False, "folder: also pack videos that are wider than tall."
 )
 UPDATE = flags.DEFINE_bool(
     "update",
     False,
-    "folder: add to what is packed already, reading only what is new or changed: files that have "
-    "another size or modification time, and another content.",
+    "folder: update the packed dataset to the current content of the folder; files whose size and "
+    "modification time are unchanged are not read.",
 )
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "folder: replace the packed dataset.")
 SPLIT_SEED = flags.DEFINE_integer("split_seed", 0, "folder: seed of --test_share.", lower_bound=0)
@@ -135,7 +136,7 @@ def main() -> None:
 
 
 def options_of(dataset: str) -> dict[str, Any]:
-    """Returns the dataset's own options; refuses those of another."""
+    """Returns the dataset's own options; raises an error for those of another."""
     for other, options in OPTIONS.items():
         for name, flag in options.items():
             if flag.present and other not in (dataset, DATASET.value):
@@ -144,7 +145,7 @@ def options_of(dataset: str) -> dict[str, Any]:
 
 
 def draw(source: Path, picture: Path) -> None:
-    """Draws the generated dataset, and a contact sheet of it unless it is videos."""
+    """Renders the generated dataset, and a contact sheet of it unless it is videos."""
     from data_pipelines.datasets import bupt_lists, hitsz_vcm
     from data_pipelines.synthetic import generate, plan, videos
     from data_pipelines.synthetic.contact_sheet import contact_sheet

@@ -6,7 +6,7 @@ r"""Searches a dataset for the people of its queries, and shows the best matches
   python launch/search.py --query=monday.npz --gallery=tuesday.npz --output=matches
 
 Embeds the dataset as launch/embed.py does, unless launch/eval.py or an earlier search has left its
-embeddings, embeddings-*.npz in <workdir>/eval or <output>: they are used again as long as weights,
+embeddings, embeddings-*.npz in <workdir>/eval or <output>: they are reused as long as weights,
 dataset, split and clips are the same. Or searches files of launch/embed.py. Prints a line
 for each query and the scores, and writes <output>/matches.html, one file that needs no network, and
 <output>/matches.csv, the matches of all queries. A tracklet never matches itself. In a
@@ -123,7 +123,7 @@ def require_one_source() -> None:
     if given[0] | given[1] not in complete:
         found = ", ".join(f"--{name}" for name in sorted(given[0] | given[1])) or "none of them"
         raise InputError(
-            "give a network (--workdir or --checkpoint) and a packed dataset (--source), or two "
+            "pass a network (--workdir or --checkpoint) and a packed dataset (--source), or two "
             f"files of launch/embed.py (--query and --gallery); found {found}"
         )
 

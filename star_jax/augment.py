@@ -1,6 +1,6 @@
 """Augmentation of frames on the device: normalization, crop and flip, erasing, style.
 
-Augmentations are parts: `config.augment.parts` has keys of `AUGMENTATIONS` or
+Augmentations are components: `config.augment.parts` has keys of `AUGMENTATIONS` or
 `package.module:object`, in the order in which training applies them.
 
 Every function takes a batch of tracklets, can be jitted and draws from the key it is given.
@@ -49,8 +49,8 @@ class Augmentation(Protocol):
         """Returns frames and keypoints of the same shapes.
 
         Args:
-          key: random key, another one for each part, modality and step.
-          frames: uint8 or float32[B, T, H, W, 3] from 0 to 255 before the part `normalize`;
+          key: random key, a different one for each augmentation, modality and step.
+          frames: uint8 or float32[B, T, H, W, 3] from 0 to 255 before the augmentation `normalize`;
             float32[B, T, H, W, 3], normalized, after it.
           keypoints: float32[B, T, 17, 3]: x, y in pixels and confidence, 0 for undetected joints.
           modality: "visible" or "infrared".

@@ -32,7 +32,7 @@ NEEDED_FROM, NEEDED_BELOW = (0, 10, 2), (0, 13)  # releases of jaxlib
 def set_xla_flags() -> None:
     """Adds `FLAGS` to `XLA_FLAGS` if jaxlib needs them, without importing or starting JAX.
 
-    Keeps what is set already, be it other flags or other values of these. XLA reads the variable
+    Keeps what is already set, whether other flags or other values of these. XLA reads the variable
     when JAX starts its first backend; warns if one is already running.
     """
     if not NEEDED_FROM <= _jaxlib() < NEEDED_BELOW:

@@ -40,7 +40,7 @@ class Values(NamedTuple):
     Attributes:
       text: a description that completes the sentence "use ...".
       include: returns whether a value is in the set.
-      name_parts: whether values may hold paths of parts from other packages.
+      name_parts: whether values may hold paths of components from other packages.
     """
 
     text: str
@@ -125,13 +125,13 @@ def choice(*names: str) -> Values:
 
 
 def part() -> Values:
-    """Returns the set of texts that may name a part: a name, or `package.module:object`.
+    """Returns the set of texts that may name a component: a name, or `package.module:object`.
 
-    Which names there are, only the dictionaries of parts say, whose modules import JAX: `find_part`
-    raises an error that lists them.
+    Whether the name exists is checked by `find_part`, whose error lists the names: the modules with
+    the dictionaries of components import JAX.
     """
     return Values(
-        "the name of a part or 'package.module:object'",
+        "the name of a component or 'package.module:object'",
         lambda value: (
             is_path(value) or (isinstance(value, str) and bool(re.fullmatch(r"[\w/-]+", value)))
         ),
@@ -140,11 +140,11 @@ def part() -> Values:
 
 
 def options() -> Values:
-    """Returns the set of config sections with the options of a part, which the part checks."""
+    """Returns the set of config sections with a component's options, which the component checks."""
     return Values(
         "a section of options",
         lambda value: isinstance(value, Mapping | ml_collections.ConfigDict),
-        name_parts=True,  # an option of the part of another package may be another part
+        name_parts=True,  # an option of another package's component may be a component, too
     )
 
 
@@ -157,7 +157,7 @@ def optional(values: Values) -> Values:
 
 
 def weighted_parts() -> Values:
-    """Returns the set of tuples of pairs: the path of a part of another package, and its weight."""
+    """Returns the set of tuples of pairs: the path of a component elsewhere, and its weight."""
 
     def include(value: Any) -> bool:
         return isinstance(value, list | tuple) and all(
@@ -172,7 +172,7 @@ def weighted_parts() -> Values:
 
 
 def different_parts(*, including: str) -> Values:
-    """Returns the set of tuples of different parts, one of which is `including`."""
+    """Returns the set of tuples of different components, one of which is `including`."""
     one = part()
 
     def include(value: Any) -> bool:
@@ -183,7 +183,7 @@ def different_parts(*, including: str) -> Values:
             and including in value
         )
 
-    text = f"a tuple of different names of parts or 'package.module:object', with {including!r}"
+    text = f"a tuple of different component names or 'package.module:object', with {including!r}"
     return Values(text, include, name_parts=True)
 
 
@@ -225,7 +225,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "data.frame_size": Key(
         # Stage 3 has one value per 16 pixels. Instance normalization makes a map of a single value
-        # 0, so that nothing but its style would reach stage 4.
+        # 0, so that only its style would reach stage 4.
         integers(17, 4096, count=2),
         "Height and width in pixels to which frames are resized.",
         default=(288, 144),
@@ -245,7 +245,7 @@ KEYS: Mapping[str, Key] = {
     "data.validation_identities": Key(
         integer(0),
         "Training identities that are held out for model selection: training never sees "
-        "them, and evaluations during training are of them (split `validation`) instead of the "
+        "them, and evaluations during training use them (split `validation`) instead of the "
         "test split. They are the same for every run on a dataset.",
         default=0,
     ),
@@ -258,7 +258,7 @@ KEYS: Mapping[str, Key] = {
         different_parts(including="normalize"),
         "What is done to the frames of a batch, in this order. Those before `normalize` see pixels "
         "from 0 to 255: `crop_and_flip`, which pads with black; those after it see normalized "
-        "ones: `erasing` and `style`. The following keys are of these parts.",
+        "ones: `erasing` and `style`. The following keys configure them.",
         default=("crop_and_flip", "normalize", "erasing", "style"),
     ),
     "augment.per_frame": Key(
@@ -285,7 +285,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "augment.style": Key(
         flag(),
-        "Apply style gains to the frames (the part `style`), and run the second pass with "
+        "Apply style gains to the frames (the augmentation `style`), and run the second pass with "
         "disturbed style that the losses `disturbed_identity` and `defense` need.",
         default=True,
     ),
@@ -511,8 +511,8 @@ KEYS: Mapping[str, Key] = {
     ),
     "eval.save_embeddings": Key(
         flag(),
-        "Whether evaluations during training leave their embeddings beside the scores, to report "
-        "and search with; launch/eval.py always does.",
+        "Whether evaluations during training leave their embeddings beside the scores, for reports "
+        "and searches; launch/eval.py always does.",
         default=False,
     ),
     "eval.every_epochs": Key(
@@ -527,7 +527,7 @@ KEYS: Mapping[str, Key] = {
 }
 
 OPTIONS = tuple(key for key, (values, *_) in KEYS.items() if values.text == options().text)
-OPTION = Values("a value that the part accepts", lambda value: True)
+OPTION = Values("a value that the component accepts", lambda value: True)
 SECTIONS = tuple(dict.fromkeys(key.rpartition(".")[0] for key in KEYS if "." in key))
 
 DISTURBED_LOSSES = ("disturbed_identity", "defense")
@@ -607,7 +607,7 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     if config.init.backbone and config.init.checkpoint:
         raise InputError(
             f"config.init.backbone is {shown(config.init.backbone)} and config.init.checkpoint is "
-            f"{shown(config.init.checkpoint)}: use one of them; a network has a backbone of its own"
+            f"{shown(config.init.checkpoint)}: use one of them; a network has its own backbone"
         )
     identities, batch = config.model.num_identities, config.data.identities_per_batch
     if identities is not None and batch > identities:
@@ -656,7 +656,7 @@ def entries(config: Any, section: str) -> Iterator[tuple[str, Any]]:
 
 
 def values_of(key: str) -> Values | None:
-    """Returns the allowed values of a key, or of an option of a part; None if there is no such."""
+    """Returns the allowed values of a key, or of a component's option; None if there is none."""
     if key in KEYS:
         return KEYS[key].values
     return OPTION if key.rpartition(".")[0] in OPTIONS else None

@@ -73,24 +73,24 @@ def load_weights(
 ) -> Network:
     """Returns the trained network of a run, a checkpoint or an exported file.
 
-    The config that is stored with the weights may name parts of this repository only, so that
-    loading a file of someone else runs none of their code, unless you trust a package by its name.
+    The config that is stored with the weights may name components of this repository only, so that
+    loading someone else's file runs none of their code unless you trust a package by name.
 
     Args:
       path: the folder of a run, whose last checkpoint is read; a checkpoint,
         `<run>/checkpoints/<step>`; or a `.safetensors` file that launch/export.py wrote. Each of
-        them may be an address, `gs://bucket/...`.
+        them may be a URL, `gs://bucket/...`.
       weights: of a run or a checkpoint: "trained", those after the last step, or "ema", their
         moving average (`config.optim.ema_decay`). An exported file has one kind, that which
         launch/export.py wrote.
-      trusted: names of packages from which the stored config may name parts, such as
+      trusted: names of packages whose components the stored config may name, such as
         `("my_package",)`; their modules are then imported and run.
 
     Raises:
       FileNotFoundError: there is no run, checkpoint or exported file at the path.
       InputError: the file is of another kind, the weights are damaged or do not fit the config that
-        is stored with them, there are no such weights, or the config names a part of a package that
-        is not trusted.
+        is stored with them, there are no such weights, or the config names a component of a package
+        that is not trusted.
       OSError: the path cannot be read.
     """
     if os.fspath(path).endswith(".safetensors"):
@@ -102,7 +102,7 @@ def load_weights(
         return _read_archive(path, trusted)
     if os.path.isfile(path):
         raise InputError(
-            f"{path}: not a network: give the folder of a run, a checkpoint, "
+            f"{path}: not a network: pass the folder of a run, a checkpoint, "
             "<run>/checkpoints/<step>, or a .safetensors file of launch/export.py"
         )
     return restore_network(*locate_checkpoint(path), weights=weights, trusted=trusted)
@@ -139,7 +139,7 @@ def restore_network(
     Raises:
       FileNotFoundError: the run has no such checkpoint.
       InputError: the checkpoint does not fit its config or has no such weights, or the config names
-        a part of a package that is not trusted.
+        a component of a package that is not trusted.
     """
     if weights not in WEIGHTS:
         raise InputError(f"weights is {weights!r}: use {' or '.join(WEIGHTS)}")

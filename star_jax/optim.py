@@ -1,6 +1,6 @@
 """The optimizer: its rule, two groups of parameters, and the learning rate by steps.
 
-Rules and schedules are parts: `config.optim.optimizer` is a key of `OPTIMIZERS` or
+Rules and schedules are components: `config.optim.optimizer` is a key of `OPTIMIZERS` or
 `package.module:object`, `config.optim.schedule` one of `SCHEDULES`.
 """
 
@@ -25,7 +25,7 @@ class Optimizer(Protocol):
 
 
 class Schedule(Protocol):
-    """By which factor both learning rates are multiplied, apart from the warm-up."""
+    """The factor by which both learning rates are multiplied, apart from the warm-up."""
 
     def __call__(
         self, step: Int32[Array, ""], config: ml_collections.ConfigDict, steps_per_epoch: int, /
@@ -53,7 +53,7 @@ def adam(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformatio
 
 
 def adamw(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, ...]:
-    """Returns AdamW: weight decay is apart from the gradient (Loshchilov & Hutter, 1711.05101)."""
+    """Returns AdamW: decoupled weight decay (Loshchilov & Hutter, 1711.05101)."""
     return optax.scale_by_adam(b1=config.momentum), optax.add_decayed_weights(config.weight_decay)
 
 

@@ -1,8 +1,8 @@
 """Configs that are stored with networks: in archives, in checkpoints and in the folders of runs.
 
 Such a config may come from anyone. As a plain dictionary it is data: it can be compared and shown.
-Only `read_config` makes a `ConfigDict` of it, which networks are built from, so that none is built
-before the parts that it names have been checked.
+Only `read_config` turns it into a `ConfigDict`, from which networks are built, so that no network
+is built before the components that it names have been checked.
 """
 
 import json
@@ -28,15 +28,15 @@ def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(stored: Any, where: str, trusted: Collection[str]) -> ml_collections.ConfigDict:
-    """Returns the config that was stored with a network, of which parts may be made.
+    """Returns the config that was stored with a network, whose components may then be created.
 
     Args:
       stored: the config as parsed from JSON.
       where: the file, for errors.
-      trusted: packages of which the config may name parts; see `parts.require_trusted`.
+      trusted: packages whose components the config may name; see `parts.require_trusted`.
 
     Raises:
-      InputError: it is not a config of this version, or names a part of a package that is not
+      InputError: it is not a config of this version, or names a component of a package that is not
         trusted.
     """
     config = ml_collections.ConfigDict(parse_config(stored, where))
@@ -46,7 +46,7 @@ def read_config(stored: Any, where: str, trusted: Collection[str]) -> ml_collect
 
 
 def parse_config(stored: Any, where: str) -> dict[str, Any]:
-    """Returns a stored config as a dictionary, to compare or to show: no part is made of it.
+    """Returns a stored config as a dictionary, to compare or to show; creates no components.
 
     Raises:
       InputError: it is not a config of this version.
@@ -64,7 +64,7 @@ def parse_config(stored: Any, where: str) -> dict[str, Any]:
 
 
 def parts_elsewhere(config: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
-    """Yields the keys of a valid config that name parts of other packages, and the paths."""
+    """Yields the keys of a valid config that name components of other packages, and the paths."""
     for key, value in entries(config, ""):
         if KEYS[key].values.name_parts:
             yield from ((key, text) for text in _texts(value) if is_path(text))

@@ -1,4 +1,4 @@
-"""What the files of each dataset mean, what is wrong with them, and the datasets by name."""
+"""Reading and checking the files of each dataset, and the datasets by name."""
 
 import importlib
 import os
@@ -12,9 +12,9 @@ from data_pipelines.parts import find_part
 
 
 class Dataset(Protocol):
-    """A module, or any other object, with these functions; one that nobody calls may be missing.
+    """A module, or any other object, with these functions.
 
-    Functions may have more options, with defaults.
+    Functions that are never called may be missing. Functions may have more options, with defaults.
     """
 
     def prepare(
@@ -41,7 +41,7 @@ class Dataset(Protocol):
         keypoints: str | os.PathLike[str] | None = None,
         num_workers: int | None = None,
     ) -> Findings:
-        """Returns what is wrong with the files, and packs nothing."""
+        """Returns the problems of the files; packs nothing."""
 
     def all_tracklets(self, source: str | os.PathLike[str]) -> Sequence[schema.Tracklet]:
         """Returns the tracklets of all splits."""

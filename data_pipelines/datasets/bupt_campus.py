@@ -48,7 +48,7 @@ def prepare(
       auxiliary: whether to pack the auxiliary training list, too, as split "auxiliary".
       fake_infrared: whether to take FakeIR frames in place of the visible ones; these go to
         `<data_dir>/bupt_campus_fake_infrared/1.1.0`.
-      num_workers: threads that read and check frames; None takes one a core.
+      num_workers: threads that read and check frames; None uses one per core.
 
     Returns:
       The directory of the packed dataset.

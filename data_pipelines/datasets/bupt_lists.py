@@ -94,7 +94,7 @@ def read_index(
     names = [name for split in splits for name in LISTS[split]]
     if not any((root / name).exists() for name in names):
         raise FileNotFoundError(
-            f"{root}: none of {', '.join(names)} there; give the folder of BUPTCampus that holds "
+            f"{root}: none of {', '.join(names)} there; pass the folder of BUPTCampus that holds "
             "DATA and the lists"
         )
     lines: dict[str, list[_Line]] = {name: [] for name in names}
@@ -272,7 +272,7 @@ def _pairs(
             if len(visible.frames) < length:
                 raise InputError(
                     f"{line.place}: {PATHS_FILE} lists {len(visible.frames)} RGB and {length} IR "
-                    "frames, a pair needs as many of each"
+                    "frames, a pair needs the same number of each"
                 )
             if len(visible.frames) > length:
                 warnings["more RGB than IR frames, so the last are left out"].append(line.place)

@@ -38,7 +38,7 @@ def check_tracklets(
     """Checks frames, skeletons, conditions, identities and cameras of a dataset.
 
     Args:
-      findings: collects what is wrong, and gets a table.
+      findings: collects the problems, and gets a table.
       source: of the dataset; its splits include the tracklets that are too short to be packed.
       min_frames: only tracklets with at least this many frames count for identities and cameras.
       both_modalities: whether an identity must have tracklets of both modalities.

@@ -40,7 +40,7 @@ class Findings:
 
         Args:
           message: one line, which begins with the file and names the line or key.
-          kind: errors that are counted together, of which the first are shown; by default those
+          kind: errors that are counted together and whose first ones are shown; by default those
             of the file that the message begins with.
 
         Raises:

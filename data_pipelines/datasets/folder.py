@@ -57,8 +57,8 @@ def read_index(
     Args:
       root: of the dataset.
       every: N takes every N-th frame of a tracklet, the first one included.
-      allow_whole_videos: False refuses videos that are wider than high, which hardly show one
-        person, cropped.
+      allow_whole_videos: False refuses videos that are wider than tall, which are unlikely to show
+        a single person, cropped.
       findings: collects the broken videos, which are left out; by default the first one is raised.
         Footage in formats that are not read is a warning.
 
@@ -170,16 +170,16 @@ def prepare(
         of `alice/visible/1/walk.mp4` is known as `alice/visible/1/walk/12`.
       without_skeletons: pack none, for a network without guidance.
       every: N takes every N-th frame.
-      split_file: a CSV file that says who is in `train` and who in `test` (see
+      split_file: a CSV file that assigns people to `train` or `test` (see
         `splits.read_split_file`).
       test_share: the share of people in `test`, above 0 and below 1; the others are in `train`.
         Without it and without a file, everything is in `test`.
       split_seed: which people these are (see `splits.split_by_share`).
-      allow_whole_videos: also pack videos that are wider than high.
+      allow_whole_videos: also pack videos that are wider than tall.
       update: if another state of the folder is packed there, read only the footage that is new or
         changed, and take the rest from there.
       overwrite: replace what is packed there.
-      num_workers: threads that read and check frames; None takes one a core.
+      num_workers: threads that read and check frames; None uses one per core.
 
     Returns:
       The directory of the packed dataset.
@@ -187,8 +187,8 @@ def prepare(
     Raises:
       FileNotFoundError: the folder, a frame, the skeletons or the split file are missing.
       ValueError: a file is broken or in the wrong place, the directory holds another source (and
-        neither `update` nor `overwrite` is given) or lies within the folder, or a split has nobody
-        with tracklets of both modalities.
+        neither `update` nor `overwrite` is given) or lies within the folder, or no one in a split
+        has tracklets of both modalities.
     """
     if update and overwrite:
         raise InputError("update and overwrite are both given: use one of them")
@@ -254,7 +254,7 @@ def check(
 
 
 def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
-    """Returns the tracklets with every frame of them; raises as `read_index` does."""
+    """Returns the tracklets with all of their frames; raises as `read_index` does."""
     return read_index(source)
 
 
@@ -328,13 +328,13 @@ def _count_frames(
 
 
 def _require_one_person(root: str | os.PathLike[str], video: str) -> None:
-    """Raises an error if a video is wider than high, as those of whole scenes are."""
+    """Raises an error if a video is wider than tall, as those of whole scenes are."""
     with open_video(root, video) as (_, frames):
         for _, frame in frames:
             height, width = frame.shape[:2]
             if width > height:
                 raise InputError(
-                    f"{video}: {width} x {height} pixels, wider than high, as a video of a whole "
+                    f"{video}: {width} x {height} pixels, wider than tall, as a video of a whole "
                     "scene; a tracklet shows one person, cropped. Find the people in it with "
                     "launch/footage/tracklets.py, or pack it as it is with --allow_whole_videos"
                 )

@@ -18,7 +18,7 @@ LAYOUT = (
     "<identity>/<visible|infrared>/<camera>/<tracklet>.mp4 (.m4v, .mov, .avi, .mkv)"
 )
 TRACKS = "tracks"  # what launch/footage/tracklets.py writes about its tracklets
-RESERVED = ("skeletons", TRACKS)  # folders in the root that are no identities
+RESERVED = ("skeletons", TRACKS)  # folders in the root that are not identities
 _UNREAD_SUFFIXES = (  # footage that is not read
     *(".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
     *(".3gp", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
@@ -74,13 +74,13 @@ def find_tracklets(root: str | os.PathLike[str], skipped: list[str]) -> Iterator
 
 
 def _require_nobody(root: str | os.PathLike[str], folder: str) -> None:
-    """Raises an error if a folder that is no identity holds tracklets of one."""
+    """Raises an error if a folder that is not an identity holds tracklets."""
     for modality in schema.MODALITIES:
         for path in pathlib.Path(root, folder, modality).glob("[!.]*/**/*"):
             if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
                 raise InputError(
-                    f"{path.relative_to(root)}: is in a folder that is no identity, since "
-                    f"{' and '.join(RESERVED)} are for other files; give the person another name"
+                    f"{path.relative_to(root)}: is in a folder that is not an identity, since "
+                    f"{' and '.join(RESERVED)} are for other files; rename the person"
                 )
 
 
@@ -110,7 +110,7 @@ def _tracklets(
     entries = _list(root, camera, skipped)
     if entries.images:
         raise InputError(
-            f"{camera}/{entries.images[0]}: a tracklet's pictures need a folder of their own; "
+            f"{camera}/{entries.images[0]}: a tracklet's pictures need their own folder; "
             f"expected {LAYOUT}"
         )
     stems = {name: os.path.splitext(name)[0] for name in entries.videos}

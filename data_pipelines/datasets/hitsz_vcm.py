@@ -156,7 +156,7 @@ def prepare(
       data_dir: where packed datasets are kept.
       keypoints: the skeletons (see `sources.open_keypoints`); None takes `skeletons.h5` in the
         root, else the only HDF5 file there.
-      num_workers: threads that read and check frames; None takes one a core.
+      num_workers: threads that read and check frames; None uses one per core.
 
     Returns:
       The directory of the packed dataset.
@@ -224,7 +224,7 @@ def check(
 
 
 def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
-    """Returns the tracklets of all splits, also the short ones; raises as `read_index` does."""
+    """Returns the tracklets of all splits, including short ones; raises as `read_index` does."""
     index = read_index(source, min_frames=1)
     return [*index.train, *index.test]
 
@@ -232,14 +232,14 @@ def all_tracklets(source: str | os.PathLike[str]) -> list[schema.Tracklet]:
 def _info_folder(root: str | os.PathLike[str]) -> str:
     root = pathlib.Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such directory; give the root of HITSZ-VCM")
+        raise FileNotFoundError(f"{root}: no such directory; pass the root of HITSZ-VCM")
     found = {
         folder: sum((root / (folder + name)).exists() for name in INDEX_FILES)
         for folder in ("", "info/")
     }
     if not any(found.values()):
         raise FileNotFoundError(
-            f"{root}: none of {', '.join(INDEX_FILES)} there or in info; give the root of HITSZ-VCM"
+            f"{root}: none of {', '.join(INDEX_FILES)} there or in info; pass the root of HITSZ-VCM"
         )
     return max(found, key=lambda folder: found[folder])
 

@@ -20,7 +20,7 @@ def read_identities_file(root: str | os.PathLike[str], paths: Sequence[str]) -> 
     Its paths are below the root or absolute, with any spelling that `names.path_key` ignores.
 
     Args:
-      root: of the dataset. Without the file there, nobody is named.
+      root: of the dataset. Without the file there, no one is named.
       paths: of all tracklets, below the root.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Finds what is systematically wrong with skeletons: size and axes of the picture, order of joints.
+"""Finds systematic errors of skeletons: size and axes of the picture, order of joints.
 
 Thresholds are on medians and majorities of a sample, since single skeletons may be anything: people
 fall, crops cut them off, and pose models err. Confident joints are those with at least half of the
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 FEWEST = 5  # skeletons that a statement about people or the order of joints needs
-_SHARES = 1.5  # pixels; coordinates that are shares of width and height hardly exceed 1
+_SHARES = 1.5  # pixels; coordinates that are shares of width and height rarely exceed 1
 _MARGIN = 0.05  # of width and height, by which joints may lie outside
 _OUTSIDE = 0.25  # of confident joints
 _SMALL = 0.6  # of width and height, which joints reach where the picture is the frame
@@ -29,7 +29,7 @@ _FEWEST_BONES = 6
 # 0.31, with a median of 0.2; with joints in the orders below the median is 0.35 and more.
 _LONG = 0.29
 _LIKELY = 0.25  # for another order
-# Where other orders have COCO's joints; of the face only the nose, of which the bones make use.
+# Where other orders have COCO's joints; of the face only the nose, which the bones use.
 _ORDERS = {
     "OpenPose's 18 joints": (0, -1, -1, -1, -1, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10),
     "OpenPose's BODY_25": (0, -1, -1, -1, -1, 5, 2, 6, 3, 7, 4, 12, 9, 13, 10, 14, 11),
@@ -58,7 +58,7 @@ class _Fault(NamedTuple):
 
 
 def find_fault(samples: Sequence[Sample]) -> str | None:
-    """Returns what is wrong with most skeletons, in one line, and what to do; None if nothing is.
+    """Returns the problem of most skeletons, in one line, and what to do; None if there is none.
 
     Args:
       samples: of one kind, such as the infrared ones of a split.
@@ -96,7 +96,7 @@ def _find_shares(joints: np.ndarray, sizes: np.ndarray) -> _Fault | None:
     return _Fault(
         shares,
         "lie in the upper left corner of their frames, like shares of width and height",
-        "give x and y in pixels of the frame",
+        "use x and y in pixels of the frame",
     )
 
 
@@ -138,7 +138,7 @@ def _find_outside(joints: np.ndarray, sizes: np.ndarray) -> _Fault | None:
     return _Fault(
         which,
         f"do not lie in their frames ({outside.sum()} of {number} confident joints are outside)",
-        "give x and y in pixels of the frame, not of another size of it or before it was cropped",
+        "use x and y in pixels of the frame, not of another size of it or before it was cropped",
     )
 
 
@@ -149,7 +149,7 @@ def _find_small(joints: np.ndarray, sizes: np.ndarray) -> _Fault | None:
     return _Fault(
         np.ones(len(joints), bool),
         "lie in the upper left of their frames, like those of smaller pictures",
-        "give x and y in pixels of the frame",
+        "use x and y in pixels of the frame",
     )
 
 

@@ -59,7 +59,7 @@ def split_tracklets(
 def split_by_share(identity: str, test_share: float, seed: int) -> str:
     """Returns "test" for about `test_share` of all identities, "train" for the others.
 
-    The split depends on the identity and the seed alone, not on who else there is, and a larger
+    The split depends on the identity and the seed alone, not on the other identities, and a larger
     share moves people from `train` to `test` only.
     """
     digest = hashlib.sha256(f"{seed} {identity}".encode()).digest()

@@ -57,7 +57,7 @@ def find_model(value: str, models: Mapping[str, Download], flag: str) -> pathlib
     if not os.path.exists(value):
         raise InputError(
             f"{flag}={value}: no such file, nor the name of a model that can be downloaded "
-            f"({', '.join(models)}); without a network, download one elsewhere and give its file"
+            f"({', '.join(models)}); without a network, download one elsewhere and pass its file"
         )
     files.require_regular(value)
     return pathlib.Path(value)
@@ -69,7 +69,7 @@ def _fetch(name: str, download: Download, flag: str) -> pathlib.Path:
         import requests  # comes with pooch
     except ImportError as error:
         raise MissingPackageError(
-            f'{flag}={name}: downloads need pooch: pip install -e ".[pose]"; or give a file'
+            f'{flag}={name}: downloads need pooch: pip install -e ".[pose]"; or pass a file'
         ) from error
     folder = pathlib.Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("star_jax"))
     suffix = pathlib.PurePosixPath(urlparse(download.url).path).suffix
@@ -91,7 +91,7 @@ def _fetch(name: str, download: Download, flag: str) -> pathlib.Path:
         changed = f"; if it was replaced there, remove {record}" if "sha256" in found else ""
         raise InputError(
             f"{flag}={name}: cannot download {download.url} ({reason}){changed}; download it "
-            f"elsewhere{unpack} and give the file, {flag}=FILE{model.suffix}"
+            f"elsewhere{unpack} and pass the file, {flag}=FILE{model.suffix}"
         ) from error
     files.write_file(model, model_content)
     files.write_json(
@@ -107,7 +107,7 @@ def _fetch(name: str, download: Download, flag: str) -> pathlib.Path:
 
 
 def _read_record(path: pathlib.Path, download: Download) -> dict[str, Any]:
-    """Returns what is recorded of an earlier download from the same address."""
+    """Returns what is recorded of an earlier download from the same URL."""
     try:
         found = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -116,7 +116,7 @@ def _read_record(path: pathlib.Path, download: Download) -> dict[str, Any]:
 
 
 def _download(download: Download, sha256: str | None, folder: pathlib.Path) -> bytes:
-    """Returns the content at an address, checked; leaves nothing in the folder."""
+    """Returns the content at a URL, checked; leaves nothing in the folder."""
     import pooch
 
     log(f"downloading {download.url} (license: {download.license})")

@@ -85,7 +85,7 @@ def extract(
       source: root of the dataset.
       tracklets: whose frames; a frame may be in several.
       output: the file to write, `.h5`.
-      num_workers: threads that read and warp frames; None takes one a core.
+      num_workers: threads that read and warp frames; None uses one per core.
 
     Returns:
       The number of frames.

@@ -126,8 +126,8 @@ def load_model(
 
     Args:
       path: of the `.onnx` file, which must hold all weights itself.
-      batch_size: images at a time, for a model that leaves it open.
-      input_size: height and width, for a model that leaves them open.
+      batch_size: images at a time, for a model with a dynamic batch size.
+      input_size: height and width, for a model with a dynamic input size.
       udp: whether the model was trained with unbiased data processing, as ViTPose was.
       device: "cpu" or "cuda".
 
@@ -144,8 +144,8 @@ def load_model(
     for fixed, given in zip(size, input_size or size, strict=True):
         if not isinstance(given, int):
             raise InputError(
-                f"{path}: its input is {found}, height and width left open; give the input size "
-                "that it was trained with, such as 256x192"
+                f"{path}: its input is {found}, height and width are dynamic; pass the input "
+                "size that it was trained with, such as 256x192"
             )
         if isinstance(fixed, int) and fixed != given:
             raise InputError(f"{path}: its input is {found}, and not of the size that was given")

@@ -52,7 +52,7 @@ MODELS = {
         (384, 288),
     ),
     # The authors publish no ONNX. This is a conversion, by the authors of Transformers.js, of
-    # usyd-community/vitpose-base-simple; the address names one revision.
+    # usyd-community/vitpose-base-simple; the URL names one revision.
     "vitpose-b": Published(
         Download(
             f"{_VITPOSE}/resolve/bbebbddd612af2728539103dd5b903a4f5a2da4c/onnx/model.onnx",
@@ -85,13 +85,13 @@ def load_model(
 
     Args:
       value: one of the names of `MODELS`, which is downloaded once, or a path.
-      batch_size: images at a time, for a model that leaves it open.
-      input_size: height and width, for an `.onnx` file that leaves them open.
+      batch_size: images at a time, for a model with a dynamic batch size.
+      input_size: height and width, for an `.onnx` file with a dynamic input size.
       udp: whether the model of an `.onnx` file was trained with unbiased data processing.
       device: "cpu" or "cuda".
 
     Raises:
-      InputError: there is no such model or file, the download fails, or it is no such model.
+      InputError: there is no such model or file, the download fails, or it is not such a model.
       MissingPackageError: the package that runs or downloads it is not installed.
     """
     settled = value in MODELS or value.endswith(".tflite")

@@ -3,8 +3,8 @@
 Detections are associated as in ByteTrack (https://arxiv.org/abs/2110.06864): those of high score
 with the boxes that constant velocity predicts, then those of low score with the tracks that remain,
 each time so that the sum of the overlaps is largest. A tracker for re-identification must not mix
-people, and need not follow anybody through a crowd: a tracklet ends where it becomes doubtful
-whether it still shows the same person alone, and another one begins after that.
+people, and need not follow anyone through a crowd: a tracklet ends where it becomes uncertain
+whether it still shows only the same person, and another one begins after that.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class _Track:
     score: float
     velocity: np.ndarray | None = None  # float64[2], pixels per frame; None after one detection
     frames_since: int = 0  # the last detection
-    tracklet: int | None = None  # None while it is doubtful who it is
+    tracklet: int | None = None  # None while the identity is uncertain
 
     def predict(self) -> np.ndarray:
         """Returns the box where the person should be now."""
@@ -62,12 +62,12 @@ class _Track:
 
     def follow(self, box: np.ndarray, score: float) -> None:
         """Moves to a detection; ends the tracklet if the person should be elsewhere."""
-        jump = np.hypot(*(_centre(box) - _centre(self.predict())))
+        jump = np.hypot(*(_center(box) - _center(self.predict())))
         resizing = box[3] / self.box[3]
         if jump > _MAX_JUMP * box[3] or not 1 / _MAX_RESIZING < resizing < _MAX_RESIZING:
             self.tracklet = self.velocity = None
         else:
-            motion = (_centre(box) - _centre(self.box)) / self.frames_since
+            motion = (_center(box) - _center(self.box)) / self.frames_since
             before = motion if self.velocity is None else self.velocity
             self.velocity = _GAIN * motion + (1 - _GAIN) * before
         self.box, self.score, self.frames_since = box, score, 0
@@ -92,7 +92,7 @@ class Tracker:
         sure = detections.scores >= self._min_score
         unsure = ~sure & (detections.scores >= LOWEST_SCORE)
         begun = _follow(self._tracks, _select(detections, sure), _MIN_IOU)
-        # A low score continues a track, but finds none again that was lost.
+        # A low score continues a track, but does not recover one that was lost.
         recent = [track for track in self._tracks if track.frames_since == 1]
         _follow(recent, _select(detections, unsure), _MIN_IOU_UNSURE)
         for track in self._tracks:
@@ -140,7 +140,7 @@ def _follow(tracks: list[_Track], detections: Detections, min_iou: float) -> lis
     return list(begun.values())
 
 
-def _centre(box: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "2"]:
+def _center(box: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "2"]:
     return box[:2] + box[2:] / 2
 
 

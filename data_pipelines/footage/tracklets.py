@@ -105,7 +105,7 @@ def extract(
       output: the folder to write to; it may hold the tracklets of other videos.
       detector: of people.
       modality: "visible" or "infrared".
-      camera: its name; each video of a modality needs another one.
+      camera: its name; each video of a modality needs its own.
       min_score: of a detection that begins a track.
       min_frames: shorter tracklets are left out.
       margin: around the box on each side, as a share of its width and height.

@@ -1,7 +1,7 @@
 """The frames of a tracklet, read from the files that a dataset holds: JPEG, PNG or one video.
 
-Frames are stored as JPEG, upright. JPEG files that lie upright are kept unchanged; frames of other
-files are encoded once, at a quality with hardly any loss.
+Frames are stored as JPEG, upright. JPEG files that are already upright are kept unchanged; frames
+of other files are encoded once, at a quality with almost no loss.
 """
 
 import collections
@@ -30,7 +30,7 @@ _QUALITY = 95
 _RIFF = b"RIFF"
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # the elements of a Matroska file
 # How files of FFmpeg's formats begin. Left to itself, FFmpeg detects formats by content, and some
-# of them name other files or addresses to read.
+# of them name other files or URLs to read.
 _FORMATS = {
     "mov": re.compile(rb"....(ftyp|moov|mdat|wide|free|skip)", re.DOTALL),
     "avi": re.compile(rb"RIFF....AVI ", re.DOTALL),
@@ -61,9 +61,9 @@ def read_frames(root: str | os.PathLike[str], tracklet: schema.Tracklet) -> Fram
     """Reads a tracklet's frames and checks each by decoding it.
 
     A frame is the path of a JPEG or PNG file, or `path/to/walk.mp4#12`: frame 12 of a video,
-    counted from 0. Pictures and videos are turned upright as their metadata asks for. Palettes and
-    grays become RGB, and transparency is dropped. A gray PNG of 16 bits holds the counts of a
-    sensor: the least and the largest count of the tracklet become 0 and 255. Colors of 16 bits are
+    counted from 0. Pictures and videos are rotated upright according to their metadata. Palettes
+    and grays become RGB, and transparency is dropped. A gray PNG of 16 bits holds sensor counts:
+    the smallest and the largest count of the tracklet become 0 and 255. Colors of 16 bits are
     divided by 256. A video is decoded once, from its start.
 
     Args:
@@ -106,7 +106,7 @@ def iterate_images(
 
 
 def encode(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """Returns a JPEG file of uint8[H, W, 3], RGB, with hardly any loss."""
+    """Returns a JPEG file of uint8[H, W, 3], RGB, with almost no loss."""
     content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _QUALITY, "RGB", "444")
     return content
 
@@ -143,7 +143,7 @@ def count_frames(root: str | os.PathLike[str], video: str) -> int:
 def open_video(
     root: str | os.PathLike[str], video: str, every: int = 1
 ) -> Iterator[tuple[int, Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]]]:
-    """Opens a video of any length, of which one frame at a time is in memory.
+    """Opens a video of any length, and keeps one frame at a time in memory.
 
     Args:
       root: a folder.

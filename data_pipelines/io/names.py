@@ -1,4 +1,4 @@
-"""Names that users give to people, cameras and tracklets: all spellings of a name are one name."""
+"""Names that users give to people, cameras and tracklets, with their spellings normalized."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ def read_name(written: str, place: str) -> str:
       place: where it is, for the error.
 
     Raises:
-      InputError: the name is empty, or has a character that cannot be seen, such as NUL, a line
-        end, or a space of no width: people whose names look alike would be different ones.
+      InputError: the name is empty, or has an invisible character, such as NUL, a line end, or a
+        zero-width space: names that look the same would denote different people.
     """
     name = unicodedata.normalize("NFC", written).strip()
     if not name:
@@ -27,7 +27,7 @@ def read_name(written: str, place: str) -> str:
         )
     if hidden := [letter for letter in name if not letter.isprintable()]:
         raise InputError(
-            f"{place}: the name {name!r:.100} has a character that cannot be seen, "
+            f"{place}: the name {name!r:.100} has an invisible character, "
             f"U+{ord(hidden[0]):04X}; write the name without it"
         )
     return name

@@ -27,7 +27,7 @@ class Progress:
       unit: what is counted.
       every_seconds: least time between two plain lines.
       stream: where to write; stderr if None.
-      enabled: False shows nothing, for all processes of a run but the first.
+      enabled: False shows nothing, for all processes of a run except process 0.
     """
 
     def __init__(

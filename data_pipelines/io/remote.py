@@ -28,7 +28,7 @@ def expand(path: str | os.PathLike[str]) -> str:
       InputError: there is no such user, or the URL does not begin with `SCHEME`.
     """
     if _ADDRESS.match(os.fspath(path)) and not is_remote(path):
-        raise InputError(f"{path}: give a local path or a URL that begins with {SCHEME}")
+        raise InputError(f"{path}: use a local path or a URL that begins with {SCHEME}")
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise InputError(f"{path}: there is no such user; write a local path in full")

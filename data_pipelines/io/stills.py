@@ -1,4 +1,4 @@
-"""Decodes still pictures, JPEG and PNG, and turns them upright, as their EXIF data asks for."""
+"""Decodes still pictures, JPEG and PNG, and rotates them upright according to their EXIF data."""
 
 import contextlib
 import re
@@ -41,8 +41,8 @@ def decode(
       name: of the file, for errors.
 
     Returns:
-      The file, if it is a JPEG that lies upright, and the upright pixels: uint8[H, W, 3], RGB, or
-      uint16[H, W] of a gray PNG of 16 bits, which holds the counts of a sensor (see
+      The file, if it is a JPEG that is already upright, and the upright pixels: uint8[H, W, 3],
+      RGB, or uint16[H, W] of a gray PNG of 16 bits, which holds sensor counts (see
       `counts_to_rgb`). PNG files of other kinds become RGB of 8 bits, without transparency.
 
     Raises:
@@ -62,7 +62,7 @@ def decode(
 def counts_to_rgb(
     counts: UInt16[np.ndarray, "H W"], least: int, largest: int
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns gray pixels, uint8[H, W, 3]: 0 where the count is the least, 255 at the largest."""
+    """Returns gray pixels, uint8[H, W, 3]: 0 at the smallest count, 255 at the largest."""
     shares = (counts.astype(np.float32) - least) / max(largest - least, 1)
     return cv2.cvtColor(np.rint(255 * shares).astype(np.uint8), cv2.COLOR_GRAY2RGB)
 
@@ -76,7 +76,7 @@ def _refuse(content: bytes, name: str) -> NoReturn:
                 f"{name}: is a picture of the format {kind}, not JPEG or PNG; convert it, for "
                 f"instance with ffmpeg -i {name} new.png"
             )
-    what = f"begins with {content[:16]!r}" if content.strip() else "holds only white space"
+    what = f"begins with {content[:16]!r}" if content.strip() else "holds only whitespace"
     raise InputError(
         f"{name}: is neither JPEG nor PNG, it {what}; replace it with the picture itself"
     )
@@ -90,7 +90,7 @@ def decode_jpeg(
     buffer: UInt8[np.ndarray, "H W 3"] | None = None,
     remedy: str = "replace it with a good copy",
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes a JPEG file as it lies, RGB, if it takes little memory and time.
+    """Decodes a JPEG file as stored, RGB, if it takes little memory and time.
 
     Args:
       content: of the file.

@@ -1,8 +1,7 @@
 """Identifies footage by the content of its files.
 
 Reading all files takes long, so the sizes and modification times at packing are kept, too: files
-that still have theirs are not read again. Of a copy, whose times may be other ones, the content
-decides.
+that still have theirs are not read again. For a copy, whose times may differ, the content decides.
 """
 
 import hashlib
@@ -58,7 +57,7 @@ def described(footage: Mapping[str, list[Footage]]) -> dict[str, Any]:
 def read_described(metadata: Mapping[str, Any]) -> dict[str, list[Footage]]:
     """Returns the footage of the tracklets of each split of a packed dataset.
 
-    It is empty for datasets of versions that knew nothing but sizes.
+    It is empty for datasets of versions that recorded only sizes.
     """
     return {
         split: [*map(Footage, columns["stamps"], columns["contents"])]

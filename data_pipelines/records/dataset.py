@@ -31,7 +31,7 @@ class Dataset:
     """A packed dataset, complete by its checksums and sizes; made by `open_dataset`.
 
     Attributes:
-      address: the directory or the address of the packed dataset; for errors and reports.
+      address: the directory or the URL of the packed dataset, for errors and reports.
       directory: where its files are; of a dataset at a URL, its local copy.
       files: of the directory, by name.
       metadata: what packing wrote about splits and source.
@@ -50,7 +50,7 @@ class Dataset:
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether it shows drawn people; False if it was packed without a note."""
+        """Whether it shows synthetic people; False if it was packed without a note."""
         return bool(self.metadata.get("synthetic"))
 
     @functools.cached_property
@@ -156,7 +156,7 @@ def open_dataset(dataset_dir: str | os.PathLike[str]) -> Dataset:
     listing = directory / origin.NAME
     if not listing.is_file():
         raise FileNotFoundError(
-            f"{dataset_dir}: not a packed dataset (no {origin.NAME}); give the directory that "
+            f"{dataset_dir}: not a packed dataset (no {origin.NAME}); pass the directory that "
             "preparing the dataset returned"
         )
     files = origin.parse_files(listing.read_bytes(), os.fspath(listing))
@@ -180,10 +180,10 @@ def open_dataset(dataset_dir: str | os.PathLike[str]) -> Dataset:
 
 
 def resolve(dataset_dir: str | os.PathLike[str]) -> str:
-    """Returns the directory of a packed dataset, given it or one of the two folders around it.
+    """Returns the directory of a packed dataset, given the directory or one of its two parents.
 
     For instance, `data/people` stands for `data/people/folder/1.1.0` if that is the only packed
-    dataset in it. Addresses, and directories without a packed dataset, are returned as they are.
+    dataset in it. URLs, and directories without a packed dataset, are returned as they are.
 
     Raises:
       InputError: there are several packed datasets in the directory.
@@ -197,7 +197,7 @@ def resolve(dataset_dir: str | os.PathLike[str]) -> str:
     found = sorted(p.parent for p in listings if p.parent.name.replace(".", "").isdecimal())
     if len(found) > 1:
         raise InputError(
-            f"{dataset_dir}: holds several packed datasets, {', '.join(map(str, found))}; give one "
+            f"{dataset_dir}: holds several packed datasets, {', '.join(map(str, found))}; pass one "
             "of them"
         )
     return os.fspath(found[0] if found else dataset_dir)

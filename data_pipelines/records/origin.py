@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from data_pipelines.errors import InputError
 
 NAME = "origin.json"
-GENERATOR = "generator.json"  # in the root of a source: it was drawn, and shows nobody
+GENERATOR = "generator.json"  # in the root of a source: it is synthetic and shows no real people
 AGAIN = "remove the directory and pack the dataset again"
 _NAME_OF_A_FILE = re.compile(r"\w[\w.-]*", re.ASCII)
 

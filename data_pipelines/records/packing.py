@@ -1,6 +1,6 @@
 """Packs tracklets, one record each, into ArrayRecord files that TFDS can read.
 
-`source` reads what is packed, and `reading` what was packed.
+`source` reads the files to pack, and `reading` reads packed records.
 """
 
 import collections
@@ -73,8 +73,8 @@ def prepare(
     changed = change(directory, source)
     if changed == OLDER:
         log(
-            f"{directory}: was packed by an older version, which knew only sizes of files, so that "
-            f"their content is not compared; if they have changed, {hint}"
+            f"{directory}: was packed by an older version, which stored only the sizes of files, "
+            f"so their content is not compared; if they have changed, {hint}"
         )
     elif changed:
         raise InputError(
@@ -85,7 +85,7 @@ def prepare(
 
 
 def change(directory: pathlib.Path, source: Source) -> str:
-    """Returns which part of the fingerprint of a packed dataset is not the source's.
+    """Returns which part of the fingerprint of a packed dataset differs from the source's.
 
     It is the first of several, `OLDER` if all that is known of the footage is its sizes, and ""
     if there is none.

@@ -20,7 +20,7 @@ from data_pipelines.io.stills import decode_jpeg
 from data_pipelines.pixels import resize_frame, resize_keypoints
 from data_pipelines.records import origin
 
-# Tracklets are read one at a time. JPEG files hardly compress: records would shrink by 4 %, and
+# Tracklets are read one at a time. JPEG files barely compress: records would shrink by 4 %, and
 # writing would be 7 times slower and reading 1.6 times.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 

@@ -27,7 +27,7 @@ def checked(
         be used (see `names.read_name`).
     """
     if not splits:
-        raise InputError(f"{source}: the dataset has no split; give it one with tracklets")
+        raise InputError(f"{source}: the dataset has no split; add one with tracklets")
     for split, tracklets in splits.items():
         if not tracklets:
             raise InputError(f"{source}: split {split} has no tracklet; add some, or leave it out")

@@ -12,12 +12,12 @@ from data_pipelines.records.dataset import open_dataset
 from data_pipelines.records.source import PackedFrames, Source
 
 # Folders in the data_dir, kept when packing is interrupted, to resume. What an update has finished
-# may be from the packed dataset, of which overwriting takes nothing.
+# may be from the packed dataset, which overwriting does not use.
 _UPDATE, _OVERWRITE = ".update", ".overwrite"
 
 
 def replace(source: Source, data_dir: pathlib.Path, dataset: str, *, update: bool) -> pathlib.Path:
-    """Packs a dataset in the place of another state of it, which stays there until then.
+    """Packs a dataset in place of an earlier state of it, which is kept until packing has finished.
 
     Args:
       source: what is packed.

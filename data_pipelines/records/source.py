@@ -52,7 +52,7 @@ class Source:
           splits: the tracklets of each split, in the order in which they are packed.
           keypoints: the skeletons (see `sources.open_keypoints`); None looks in the root.
           without_skeletons: read no skeletons, for a network that uses none.
-          num_workers: threads that read and check frames; None takes one a core.
+          num_workers: threads that read and check frames; None uses one per core.
 
         Raises:
           InputError: `root` is a URL.

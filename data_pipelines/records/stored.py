@@ -102,7 +102,7 @@ class StoredRecords(Sequence[schema.Record]):
             )
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # ArrayRecord raises RuntimeError whatever the trouble
+        except Exception as error:  # ArrayRecord raises RuntimeError whatever the problem
             reason = " ".join(str(error).split())[:300]
             trouble = f"{self._dataset_dir}: record {position} cannot be read ({reason})"
             path, file = self._shard_of(position)

@@ -1,6 +1,6 @@
-"""Corrupted skeletons, to measure what a trained network makes of them: NumPy only.
+"""Corrupted skeletons, to measure how a trained network uses them: NumPy only.
 
-What is drawn depends on the tracklet's position in its split alone, so that it is the same for all
+Random numbers depend only on the tracklet's position in its split, so they are the same for all
 networks, batches and numbers of processes.
 """
 
@@ -44,7 +44,7 @@ def parse(text: str) -> Corruption | None:
       text: "none", "drop:0.3", "jitter:0.05" or "swap_people".
 
     Raises:
-      InputError: it is anything else, or the probability is above 1.
+      InputError: it is invalid, or the probability is above 1.
     """
     if text == "none":
         return None
@@ -99,7 +99,7 @@ def drop(
     probability: float,
     rng: np.random.Generator,
 ) -> Float32[np.ndarray, "n 17 3"]:
-    """Returns keypoints of which some are undetected: zeros, as in a frame without a skeleton."""
+    """Returns keypoints, some undetected: zeros, as in a frame without a skeleton."""
     del heights
     dropped = rng.random(keypoints.shape[:-1]) < probability
     return np.where(dropped[..., None], np.float32(0), keypoints)

@@ -61,7 +61,7 @@ def new_hdf5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
 def naming_hdf5(path: str | os.PathLike[str], remedy: str = "") -> Iterator[None]:
     """Turns the errors about a file that is not HDF5, or damaged, into an InputError that names it.
 
-    Those of the system, such as too many open files, stay what they are.
+    Those of the system, such as too many open files, are not changed.
     """
     try:
         yield
@@ -98,7 +98,7 @@ class SkeletonFile(abc.ABC):
         """Returns float32[n, 17, 3]; see `sources.Keypoints.read`.
 
         Raises:
-          ValueError: a skeleton is not of shape [17, 3], holds numbers that cannot be
+          ValueError: a skeleton is not of shape [17, 3], holds impossible numbers
             (`coco17.is_possible`) or is kept in another file, or its frame is ambiguous.
         """
         keypoints = np.zeros((len(tracklet.frames), *_SHAPE), np.float32)
@@ -301,7 +301,8 @@ class JsonSkeletons(SkeletonFile):
                 if names.setdefault(image["id"], image["file_name"]) != image["file_name"]:
                     raise InputError(
                         f"{path}: `images` has the id {image['id']!r} twice, for "
-                        f"{names[image['id']]!r} and {image['file_name']!r}; give each its own"
+                        f"{names[image['id']]!r} and {image['file_name']!r}; use a different one "
+                        "for each"
                     )
         if not isinstance(entries, list):
             raise InputError(
@@ -397,7 +398,7 @@ def _slim(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)  # a bool is an int, but no number here
+    return type(value) in (int, float)  # a bool is an int, but not a number here
 
 
 def _to_float(number: int | float) -> float:

@@ -50,7 +50,7 @@ def folders_of(container: str) -> tuple[str, ...]:
 
 
 def spellings(name: str) -> Iterable[str]:
-    """Returns a name as it is and in both forms of Unicode, of which Macs store the longer one."""
+    """Returns a name as it is and in NFC and NFD, the form that macOS stores."""
     if name.isascii():
         return (name,)
     return dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))])

@@ -1,4 +1,4 @@
-"""Sheets of frames with their skeletons drawn on, to look at."""
+"""Sheets of frames with their skeletons drawn on, for inspection."""
 
 import dataclasses
 import os

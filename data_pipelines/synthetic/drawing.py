@@ -82,12 +82,12 @@ def capsule(
 
 
 def ellipse(
-    centre: Float64[np.ndarray, "2"], across: float, down: float
+    center: Float64[np.ndarray, "2"], across: float, down: float
 ) -> tuple[Float64[np.ndarray, "outline 2"], Float64[np.ndarray, "4 2"]]:
     """Returns outline and texture quadrangle of an upright ellipse with the given half axes."""
     size = np.array([across, down])
-    outline = centre + size * np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
-    return outline, centre + size * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+    outline = center + size * np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
+    return outline, center + size * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
 
 
 # --- clothes ------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def dress(person: Person, modality: int, yaw: float) -> Outfit:
 
     torso_length = person.body.torso
     hem, skirt = 0.06 + LEG * person.hem, 0.06 + LEG * person.bottom_length
-    colours = {
+    colors = {
         "torso": _torso(person, modality, azimuth),
         "coat": _cloth(top, modality, azimuth, torso_length, torso_length + hem, 0.11),
         "skirt": _cloth(bottom, modality, azimuth, 0.0, skirt, 0.09),
@@ -217,8 +217,8 @@ def dress(person: Person, modality: int, yaw: float) -> Outfit:
         "scarf": person.scarf_material.paint(modality),
     }
     textures = {}
-    for name, colour in colours.items():
-        texture = np.broadcast_to(colour, (len(colour) if colour.ndim == 3 else 4, len(_ACROSS), 3))
+    for name, color in colors.items():
+        texture = np.broadcast_to(color, (len(color) if color.ndim == 3 else 4, len(_ACROSS), 3))
         textures[name] = np.clip(255 * texture * _SHADE, 0, 255).astype(np.uint8)
     return Outfit(person, yaw, textures)
 
@@ -284,10 +284,10 @@ def draw_figure(
         place(capsule(elbow, wrist, 0.029 * sleeve, 0.022 * sleeve), "forearm")
         place(capsule(shoulder, elbow, 0.036 * sleeve, 0.03 * sleeve), "upper_arm")
         if person.bag == "handbag" and number == person.bag_side:
-            centre = hand + np.array([0, 0.09 * scale])
-            place(capsule(hand, centre, 0.008 * scale, 0.008 * scale), "bag")
+            center = hand + np.array([0, 0.09 * scale])
+            place(capsule(hand, center, 0.008 * scale, 0.008 * scale), "bag")
             wide = (0.045 + 0.045 * abs(side)) * scale
-            box = centre + np.array([(-0.8, -0.4), (0.8, -0.4), (1, 1), (-1, 1)]) * (
+            box = center + np.array([(-0.8, -0.4), (0.8, -0.4), (1, 1), (-1, 1)]) * (
                 wide,
                 0.055 * scale,
             )
@@ -345,20 +345,20 @@ def draw_figure(
         place((outline, quad), texture)
 
     def backpack() -> None:
-        centre = 0.62 * neck + 0.38 * pelvis + np.array([-0.1 * side * girth, 0])
+        center = 0.62 * neck + 0.38 * pelvis + np.array([-0.1 * side * girth, 0])
         half = np.hypot(0.105 * front, 0.06 * side) * girth
         tall = np.array([0, 0.075 * scale])
-        place(capsule(centre - tall, centre + tall, half, half), "bag")
+        place(capsule(center - tall, center + tall, half, half), "bag")
 
     def hip_bag() -> None:
         outward = 1 - 2 * person.bag_side
-        centre = pelvis + np.array([outward * front * 0.11 * girth, 0.02 * scale])
+        center = pelvis + np.array([outward * front * 0.11 * girth, 0.02 * scale])
         wide = (0.04 + 0.045 * abs(side)) * scale
         tall = (0.05 if person.bag == "crossbody" else 0.085) * scale
-        box = centre + np.array([(-1, -1), (1, -1), (1.1, 1), (-1.1, 1)]) * (wide, tall)
+        box = center + np.array([(-1, -1), (1, -1), (1.1, 1), (-1.1, 1)]) * (wide, tall)
         if person.bag == "tote":
             shoulder = joint("shoulder", person.bag_side)
-            place(capsule(shoulder, centre, 0.012 * scale, 0.012 * scale), "bag")
+            place(capsule(shoulder, center, 0.012 * scale, 0.012 * scale), "bag")
         place((box, box), "bag")
 
     head, radius = xy[people.HEAD], person.body.head * scale

@@ -34,25 +34,25 @@ from data_pipelines.synthetic import drawing, people, scenes
 from data_pipelines.synthetic.layouts import LAYOUTS, Layout
 from data_pipelines.synthetic.plan import SIZES, SPLITS, PlannedTracklet, SyntheticConfig, generator
 
-# Of the drawings: raise it whenever the same config and seed give other pixels or joints.
+# Version of the renderer: raise it whenever the same config and seed give other pixels or joints.
 VERSION = 2
 _MODALITIES = ("rgb", "ir")  # by number, in attributes.csv
 _JPEG_QUALITY = 92
 
 
-# --- drawing one tracklet -----------------------------------------------------------------------
+# --- rendering one tracklet ---------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawnTracklet:
-    """What was drawn for a planned tracklet.
+    """A rendered tracklet.
 
     Attributes:
       frames: uint8[n, H, W, 3], RGB.
       joints: float64[n, 17, 2], where the joints were drawn, pixels of the frame.
       covered: bool[n, 17], which joints something in front hides.
       keypoints: float32[n, 17, 3], what the pose estimator returns: x, y in pixels, confidence.
-      detected: bool[n], False where the estimator found nobody.
+      detected: bool[n], False where the estimator found no one.
       attributes: properties of the tracklet, a row of attributes.csv.
     """
 
@@ -72,7 +72,7 @@ def _scene(config: SyntheticConfig, seed: int, camera: int, modality: int) -> np
 
 
 def draw_tracklet(config: SyntheticConfig, seed: int, planned: PlannedTracklet) -> DrawnTracklet:
-    """Draws a planned tracklet; the result depends on the arguments alone."""
+    """Renders a planned tracklet; the result depends on the arguments alone."""
     person = people.draw_person(generator(seed, "person", planned.identity))
     camera = scenes.draw_camera(generator(seed, "camera", planned.camera), config.difficulty)
     rng = generator(seed, "tracklet", SPLITS.index(planned.split), planned.identity, planned.row)
@@ -102,9 +102,9 @@ def draw_tracklet(config: SyntheticConfig, seed: int, planned: PlannedTracklet) 
     scale = 0.92 * height / (bottom - top) * rng.uniform(0.94, 1.04) * (1 + jitter[:, 2])
     aspect = np.exp(0.1 * variation * rng.uniform(-1, 1))
     stretch = np.stack([scale * aspect, scale], axis=1)
-    centre = np.array([xy[..., 0].mean(), (top + bottom) / 2])
+    center = np.array([xy[..., 0].mean(), (top + bottom) / 2])
     middle = np.array([width, height]) / 2 * (1 + 2 * jitter[:, :2])
-    xy = (xy - centre) * stretch[:, None] + middle[:, None]
+    xy = (xy - center) * stretch[:, None] + middle[:, None]
 
     occluded = happens(config.occluded_share)
     occluder_kind = str(rng.choice(scenes.OCCLUDERS))
@@ -194,7 +194,7 @@ def generate(
     processes: int | None = None,
     layout: str = "hitsz_vcm",
 ) -> None:
-    """Draws a dataset in the layout of a public one, with skeletons.h5 and attributes.csv.
+    """Renders a dataset in the layout of a public one, with skeletons.h5 and attributes.csv.
 
     The root appears only when everything is written. A root that already holds this dataset is left
     unchanged.
@@ -203,12 +203,12 @@ def generate(
       root: the folder to make.
       size: a key of SIZES, or a config.
       seed: the same config and seed give the same files, whatever the number of processes.
-      processes: number of processes that draw; None takes one a core.
+      processes: number of processes that render; None uses one per core.
       layout: a key of LAYOUTS, which decides on the files. The people are the same in all.
 
     Raises:
       ValueError: the size or the layout is unknown.
-      FileExistsError: the root holds anything else.
+      FileExistsError: the root holds something else.
     """
     if isinstance(size, str):
         if size not in SIZES:
@@ -235,14 +235,14 @@ def generate(
 
 @contextlib.contextmanager
 def new_root(root: pathlib.Path, facts: Mapping[str, Any]) -> Iterator[pathlib.Path | None]:
-    """Yields a folder to draw in that becomes `root` at the end; None if `root` is complete.
+    """Yields a folder to render to that becomes `root` at the end; None if `root` is complete.
 
     Args:
       root: the folder to make.
-      facts: describe what is drawn; written beside it, to recognize it later.
+      facts: describe what is rendered; written beside it, to recognize it later.
 
     Raises:
-      FileExistsError: the root holds anything else.
+      FileExistsError: the root holds something else.
     """
     marker = json.dumps(facts, indent=2) + "\n"
     if root.exists() and (not root.is_dir() or any(root.iterdir())):

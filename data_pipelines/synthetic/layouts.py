@@ -99,8 +99,8 @@ def _bupt_pictures(path: str, frame: np.ndarray) -> list[tuple[str, np.ndarray]]
     fake = bupt_lists.fake_infrared_path(path)
     if fake == path:
         return [(path, frame)]
-    grey = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return [(path, frame), (fake, grey)]
+    gray = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return [(path, frame), (fake, gray)]
 
 
 def _write_bupt_index(

@@ -127,13 +127,13 @@ def draw_material(
         luminance = rng.uniform(0.05, 0.95)
     if saturation is None:
         saturation = rng.uniform(0.2, 0.95)
-    colour = np.array(colorsys.hsv_to_rgb(rng.uniform(), saturation, 1.0))
-    full = float(colour @ (0.299, 0.587, 0.114))
+    color = np.array(colorsys.hsv_to_rgb(rng.uniform(), saturation, 1.0))
+    full = float(color @ (0.299, 0.587, 0.114))
     if luminance < full:
-        colour *= luminance / full
+        color *= luminance / full
     else:
-        colour += (1 - colour) * (luminance - full) / (1 - full + 1e-9)
-    red, green, blue = colour.tolist()
+        color += (1 - color) * (luminance - full) / (1 - full + 1e-9)
+    red, green, blue = color.tolist()
     return Material((red, green, blue), 0.5 * luminance + 0.5 * rng.uniform(0.02, 1.0))
 
 
@@ -274,9 +274,9 @@ def project(
     """
     x, y, z = np.moveaxis(points, -1, 0)
     across = x * np.sin(yaw) + z * np.cos(yaw)
-    towards = x * np.cos(yaw) - z * np.sin(yaw)
-    down = -y * np.cos(pitch) + towards * np.sin(pitch)
-    return np.stack([across, down], axis=-1), towards * np.cos(pitch) + y * np.sin(pitch)
+    toward = x * np.cos(yaw) - z * np.sin(yaw)
+    down = -y * np.cos(pitch) + toward * np.sin(pitch)
+    return np.stack([across, down], axis=-1), toward * np.cos(pitch) + y * np.sin(pitch)
 
 
 # Which limbs can hide a joint: from, to, radius in body heights.

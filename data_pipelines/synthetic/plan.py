@@ -7,14 +7,14 @@ import numpy as np
 from data_pipelines.errors import InputError
 from data_pipelines.schema import INFRARED, VISIBLE
 
-SPLITS = ("train", "test", "auxiliary")  # a split's position seeds its drawings
+SPLITS = ("train", "test", "auxiliary")  # a split's position seeds its random numbers
 PAIR_CAMERAS = 6  # pairs are seen by cameras 1 to this number
 TRACKLET_FRAMES = 24  # a walk is cut into tracklets of this length, the last one shorter
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
-    """How much is drawn for one split.
+    """The amount of data in one split.
 
     Attributes:
       identities: number of identities.
@@ -102,13 +102,13 @@ SIZES = {
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """Returns a random generator that depends on nothing but the arguments."""
+    """Returns a random generator that depends only on the arguments."""
     return np.random.default_rng([seed, *purpose.encode(), *numbers])
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedTracklet:
-    """A tracklet before anything is drawn.
+    """A tracklet before it is rendered.
 
     Attributes:
       split: one of SPLITS.
@@ -141,7 +141,7 @@ class PlannedTracklet:
 
 
 def plan(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
-    """Returns the tracklets that are drawn, the training split first."""
+    """Returns the tracklets to render, the training split first."""
     planned: list[PlannedTracklet] = []
     identity = 0
     for split in ("train", "test"):
@@ -183,7 +183,7 @@ def plan(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
 
 
 def plan_pairs(config: SyntheticConfig, seed: int) -> list[PlannedTracklet]:
-    """Returns the aligned pairs that are drawn of the people of `plan`, the training split first.
+    """Returns the aligned pairs to render of the people of `plan`, the training split first.
 
     An identity has as many pairs as visible tracklets, seen by the cameras of both modalities. The
     auxiliary split has as many further people as the test split, with one pair each.

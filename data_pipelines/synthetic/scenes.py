@@ -67,7 +67,7 @@ def draw_scene(
       modality: VISIBLE or INFRARED.
       height: of a stored frame; the scene is drawn for frames SUPERSAMPLING times as large.
       width: of a stored frame.
-      clutter: contrast of the scene; 1 is as drawn, 0 a uniform gray.
+      clutter: contrast of the scene; 1 is unchanged, 0 a uniform gray.
 
     Returns:
       uint8[SUPERSAMPLING * height * 1.25, SUPERSAMPLING * width * SCENE_WIDTHS, 3].
@@ -75,7 +75,7 @@ def draw_scene(
     rows, columns = int(SUPERSAMPLING * height * 1.25), SUPERSAMPLING * width * SCENE_WIDTHS
     scene = np.empty((rows, columns, 3), np.uint8)
 
-    def colour(low: float, high: float) -> tuple[float, ...]:
+    def color(low: float, high: float) -> tuple[float, ...]:
         material = draw_material(rng, rng.uniform(low, high), rng.uniform(0.05, 0.35))
         return tuple((255 * material.paint(modality)).tolist())
 
@@ -84,21 +84,21 @@ def draw_scene(
         cv2.rectangle(scene, first, (int(right * columns), int(bottom * rows)), fill, cv2.FILLED)
 
     horizon = rng.uniform(0.55, 0.72)
-    box(0, 0, 1, 1, colour(0.6, 0.85))
+    box(0, 0, 1, 1, color(0.6, 0.85))
     left = 0.0
     while left < 1:  # houses
         right = left + rng.uniform(0.15, 0.4)
         roof = rng.uniform(-0.2, 0.25)
-        wall, glass = colour(0.3, 0.75), colour(0.1, 0.6)
+        wall, glass = color(0.3, 0.75), color(0.1, 0.6)
         box(left, roof, right, horizon, wall)
         step, storey = rng.uniform(0.04, 0.07), rng.uniform(0.13, 0.2)
         for x in np.arange(left + 0.02, right - 0.5 * step, step):
             for y in np.arange(roof + 0.05, horizon - 0.5 * storey, storey):
                 box(x, y, x + 0.5 * step, y + 0.55 * storey, glass)
         left = right
-    box(0, horizon, 1, 1, colour(0.35, 0.65))
-    box(0, horizon, 1, horizon + 0.02, colour(0.2, 0.7))
-    line = colour(0.3, 0.8)
+    box(0, horizon, 1, 1, color(0.35, 0.65))
+    box(0, horizon, 1, horizon + 0.02, color(0.2, 0.7))
+    line = color(0.3, 0.8)
     for x in np.linspace(-1, 2, 40):  # paving, seen in perspective
         start = (int(columns * x), rows)
         cv2.line(
@@ -107,14 +107,14 @@ def draw_scene(
     for y in horizon + (1 - horizon) * np.array([0.12, 0.3, 0.6]):
         cv2.line(scene, (0, int(rows * y)), (columns, int(rows * y)), line, 1)
     for _ in range(rng.integers(1, 4)):  # trees
-        x, crown = rng.uniform(), colour(0.15, 0.5)
-        box(x - 0.006, 0.3, x + 0.006, horizon + 0.04, colour(0.1, 0.35))
+        x, crown = rng.uniform(), color(0.15, 0.5)
+        box(x - 0.006, 0.3, x + 0.006, horizon + 0.04, color(0.1, 0.35))
         for offset in rng.normal(0, (0.035, 0.06), (8, 2)):
-            centre = (int((x + offset[0]) * columns), int((0.25 + offset[1]) * rows))
+            center = (int((x + offset[0]) * columns), int((0.25 + offset[1]) * rows))
             shade = tuple(channel * rng.uniform(0.8, 1.2) for channel in crown)
-            cv2.circle(scene, centre, int(0.07 * rows), shade, cv2.FILLED, cv2.LINE_AA)
+            cv2.circle(scene, center, int(0.07 * rows), shade, cv2.FILLED, cv2.LINE_AA)
     for x in rng.uniform(size=rng.integers(1, 4)):  # lamp posts
-        box(x, 0, x + 0.006, horizon + rng.uniform(0.02, 0.1), colour(0.1, 0.6))
+        box(x, 0, x + 0.006, horizon + rng.uniform(0.02, 0.1), color(0.1, 0.6))
 
     specks = rng.standard_normal((rows // 6, columns // 6)).astype(np.float32)
     grain = cv2.resize(specks, (columns, rows), interpolation=cv2.INTER_CUBIC)
@@ -135,20 +135,20 @@ class Occluder:
     picture: UInt8[np.ndarray, "H w 3"]
     mask: UInt8[np.ndarray, "H w"]
 
-    def cover(self, canvas: UInt8[np.ndarray, "H W 3"], centre: float) -> None:
+    def cover(self, canvas: UInt8[np.ndarray, "H W 3"], center: float) -> None:
         """Draws it over a canvas of its height, in place, centered at a column."""
-        left = round(centre - self.mask.shape[1] / 2)
+        left = round(center - self.mask.shape[1] / 2)
         first, last = max(left, 0), min(left + self.mask.shape[1], canvas.shape[1])
         if first < last:
             part = slice(first - left, last - left)
             cv2.copyTo(self.picture[:, part], self.mask[:, part], canvas[:, first:last])
 
     def covers(
-        self, xy: Float64[np.ndarray, "*batch 2"], centre: float
+        self, xy: Float64[np.ndarray, "*batch 2"], center: float
     ) -> Bool[np.ndarray, "*batch"]:
         """Returns bool[...]: which of the points float64[..., 2] on that canvas it hides."""
         height, width = self.mask.shape
-        x = np.round(xy[..., 0] - round(centre - width / 2)).astype(int)
+        x = np.round(xy[..., 0] - round(center - width / 2)).astype(int)
         y = np.round(xy[..., 1]).astype(int)
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         hidden: np.ndarray = inside & (self.mask[y.clip(0, height - 1), x.clip(0, width - 1)] > 0)
@@ -175,8 +175,8 @@ def draw_occluder(
     elif kind == "bush":
         for x, y, radius in rng.uniform((0.2, 0.65, 0.12), (0.8, 0.95, 0.25), (9, 3)):
             leaves = np.clip(texture * rng.uniform(0.7, 1.2), 1, 255).astype(np.uint8)
-            centre = np.array([x * columns, y * height])
-            paint(picture, *ellipse(centre, radius * columns, radius * columns), leaves)
+            center = np.array([x * columns, y * height])
+            paint(picture, *ellipse(center, radius * columns, radius * columns), leaves)
     else:
         top = int(height * rng.uniform(0.55, 0.7)) if kind == "box" else 0
         picture[top:] = texture
@@ -196,7 +196,7 @@ def develop(
     resolution: float = 1.0,
     motion_blur: float = 0.0,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Turns a drawing into the frame that a camera stores.
+    """Turns a rendering into the frame that a camera stores.
 
     Args:
       canvas: uint8[SUPERSAMPLING * H, SUPERSAMPLING * W, 3].

@@ -20,7 +20,7 @@ _FRAMES_PER_SECOND = 12
 
 
 def write(root: str | os.PathLike[str], config: SyntheticConfig, seed: int) -> None:
-    """Draws tracklets of the first test identities as videos, and skeletons.h5 beside them.
+    """Renders tracklets of the first test identities as videos, and skeletons.h5 beside them.
 
     They are those of `generate.generate` with the same config and seed, so that a network trained
     on its training split has not seen them: `<identity>/visible/<camera>/<tracklet>.mp4` and
@@ -29,11 +29,11 @@ def write(root: str | os.PathLike[str], config: SyntheticConfig, seed: int) -> N
 
     Args:
       root: the folder to make.
-      config: what to draw.
-      seed: of the drawing.
+      config: what to render.
+      seed: of the random numbers.
 
     Raises:
-      FileExistsError: the root holds anything else.
+      FileExistsError: the root holds something else.
       OSError: OpenCV cannot write videos here.
     """
     facts = {

@@ -6,12 +6,12 @@ r"""Estimates the skeletons of a dataset with a pose model, for launch/prepare.p
   python launch/footage/extract_skeletons.py --model=mine.onnx --udp --dataset=folder \
     --source=people
 
-A model is given by name, rtmpose-m, rtmpose-l, rtmpose-x, vitpose-b or blazepose, and is downloaded
-once, or as a file: top-down models for the 17 joints of COCO in ONNX (RTMPose or another with SimCC
-outputs, HRNet, ViTPose or another with heatmaps), BlazePose or MoveNet in TFLite. Each frame is
-treated as the box of one person. The skeletons go to one HDF5 file; --overlay draws some of them.
-After an interruption the same command resumes. Needs pip install -e ".[pose]", for TFLite models
-and blazepose ".[pose,pose-tflite]".
+The model is a name, rtmpose-m, rtmpose-l, rtmpose-x, vitpose-b or blazepose, whose file is
+downloaded once, or a file: top-down models for the 17 joints of COCO in ONNX (RTMPose or another
+with SimCC outputs, HRNet, ViTPose or another with heatmaps), BlazePose or MoveNet in TFLite. Each
+frame is treated as the box of one person. The skeletons go to one HDF5 file; --overlay draws some
+of them. After an interruption the same command resumes. Needs pip install -e ".[pose]", for TFLite
+models and blazepose ".[pose,pose-tflite]".
 """
 
 from pathlib import Path
@@ -33,15 +33,15 @@ DATASET = command.define_required(
     "dataset", f"{', '.join(DATASETS)}, or package.module:object for one of your own."
 )
 SOURCE = command.define_path("source", None, "Root of the dataset.", required=True)
-OUTPUT = command.define_path("output", None, "File to write; <source>/skeletons.h5 if not given.")
+OUTPUT = command.define_path("output", None, "File to write; default: <source>/skeletons.h5.")
 OVERLAY = command.define_path(
-    "overlay", None, "Folder for pictures of some frames with their skeletons, to look at."
+    "overlay", None, "Folder for pictures of some frames with their skeletons, for inspection."
 )
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 32, "Frames at a time, for a model that leaves it open.", lower_bound=1
+    "batch_size", 32, "Frames at a time, for a model with a dynamic batch size.", lower_bound=1
 )
 INPUT_SIZE = flags.DEFINE_string(
-    "input_size", None, "HEIGHTxWIDTH such as 256x192, for an .onnx file that leaves it open."
+    "input_size", None, "HEIGHTxWIDTH such as 256x192, for an .onnx file with a dynamic input size."
 )
 UDP = flags.DEFINE_bool(
     "udp", None, "The .onnx file uses unbiased data processing, as ViTPose does."

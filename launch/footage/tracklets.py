@@ -7,11 +7,11 @@ r"""Finds the people in a raw video and writes them as footage, for --dataset=fo
 
 People are detected and tracked; each tracklet goes to
 <output>/unknown/<modality>/<camera>/<track>, as a crop for each frame. Where people overlap, or
-where it is doubtful who is who, a tracklet ends and another one begins.
+identities are ambiguous, a tracklet ends and another one begins.
 <output>/tracks/<modality>/<camera>.jpg shows the tracklets, and the .csv beside it lists their
-boxes. To train on them, name the people in <output>/identities.csv. The detector is YOLOX, by name,
-downloaded once, or your .onnx file. After an interruption the same command continues. Needs
-onnxruntime: pip install -e ".[pose]".
+boxes. To train on them, name the people in <output>/identities.csv. The detector is a YOLOX model:
+a name, whose file is downloaded once, or an .onnx file. After an interruption the same command
+continues. Needs onnxruntime: pip install -e ".[pose]".
 """
 
 from absl import flags
@@ -21,18 +21,24 @@ from launch import command
 
 VIDEO = command.define_path("video", None, "The video, .mp4, .mov, .avi or .mkv.", required=True)
 MODALITY = flags.DEFINE_enum(
-    "modality", None, list(schema.MODALITIES), "What the camera sees. Required.", required=True
+    "modality", None, list(schema.MODALITIES), "Modality of the camera. Required.", required=True
 )
-CAMERA = command.define_required("camera", "A name; each video of a modality needs another one.")
+CAMERA = command.define_required(
+    "camera", "Name of the camera; each video of a modality needs its own."
+)
 OUTPUT = command.define_path("output", None, "Folder of footage to write to.", required=True)
 DETECTOR = command.define_path(
     "detector", "yolox-m", "yolox-tiny, yolox-m, yolox-x, or an .onnx file of a YOLOX model."
 )
 DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "cuda"], "Where the detector runs.")
-MIN_SCORE = flags.DEFINE_float("min_score", 0.5, "Score of a detection that begins a track.")
-MIN_FRAMES = flags.DEFINE_integer("min_frames", 10, "Shorter tracklets are left out.")
-MARGIN = flags.DEFINE_float("margin", 0.1, "Around each box, as a share of its width and height.")
-EVERY = flags.DEFINE_integer("every", 1, "N takes every N-th frame.")
+MIN_SCORE = flags.DEFINE_float(
+    "min_score", 0.5, "Minimum score of a detection that begins a track."
+)
+MIN_FRAMES = flags.DEFINE_integer(
+    "min_frames", 10, "Minimum length of a tracklet; shorter ones are left out."
+)
+MARGIN = flags.DEFINE_float("margin", 0.1, "Margin around each box, as a share of its size.")
+EVERY = flags.DEFINE_integer("every", 1, "Use every N-th frame.")
 
 
 def main() -> None:

@@ -3,11 +3,11 @@ r"""Compiles the training step for a TPU topology, on any machine, and estimates
   python launch/tpu/compile.py --config=configs/star_hitsz_vcm.py --topology=v5e:16x16 \
     --config.data.identities_per_batch=128
 
-No TPU is needed, only its compiler: `pip install -e ".[tpu]"` in an environment of its own. It
-takes some minutes on two cores. It prints the bytes a chip must hold, the collectives, flops, and
-estimates of time, speed and model flops utilization (MFU). MFU is the flops that the network
-itself needs (convolutions and matrix products of one training forward pass, times three for the
-backward pass) over what all chips could do in the estimated time of a step.
+No TPU is needed, only its compiler: `pip install -e ".[tpu]"` in a separate environment. It takes
+some minutes on two cores. It prints the bytes per chip, the collectives, flops, and estimates of
+time, speed and model flops utilization (MFU). MFU is the flops that the network itself needs
+(convolutions and matrix products of one training forward pass, times three for the backward pass)
+over what all chips could do in the estimated time of a step.
 """
 
 import importlib.util
@@ -89,8 +89,8 @@ def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str
     chip = CHIPS[generation]
     if importlib.util.find_spec("libtpu") is None:
         raise MissingPackageError(
-            'libtpu, the TPU\'s compiler, is not installed: pip install -e ".[tpu]" in a virtual '
-            "environment of its own"
+            'libtpu, the TPU\'s compiler, is not installed: pip install -e ".[tpu]" in a separate '
+            "virtual environment"
         )
     os.environ.update(ENVIRONMENT)
     import jax
@@ -167,7 +167,9 @@ def refusal(message: str) -> str:
     if "RESOURCE_EXHAUSTED" not in message:
         return f"the compiler refuses the program: {message}"
     used = re.search(r"Used (\S+) of (\S+) hbm", message)
-    needs = f"needs {used[1]} of {used[2]} of memory a chip" if used else "does not fit the memory"
+    needs = (
+        f"needs {used[1]} of {used[2]} of memory per chip" if used else "does not fit the memory"
+    )
     return (
         f"the program {needs}; take more chips, --config.model.remat=True or fewer "
         "config.data.identities_per_batch"
@@ -274,13 +276,13 @@ def lines(report: dict[str, Any]) -> list[str]:
     cycles = "none" if seconds["cycles"] is None else f"{1000 * seconds['cycles']:.1f} ms"
     return [
         f"{report['topology']}: {report['chips']} chips ({mesh}), {report['pairs']} pairs of "
-        f"tracklets, {report['frames_per_step']} frames a step; compiled in "
+        f"tracklets, {report['frames_per_step']} frames per step; compiled in "
         f"{report['compile_seconds']:.0f} s",
-        f"memory a chip: {total / mib:.0f} MiB of {limit / mib:.0f} MiB ("
+        f"memory per chip: {total / mib:.0f} MiB of {limit / mib:.0f} MiB ("
         + ", ".join(f"{name} {size / mib:.0f}" for name, size in memory.items())
         + ")",
-        f"flops a chip: {report['flops']:.3g}, bytes accessed {report['bytes']:.3g}",
-        "collectives a step, on one chip:",
+        f"flops per chip: {report['flops']:.3g}, bytes accessed {report['bytes']:.3g}",
+        "collectives per step, on one chip:",
         *(
             f"  {one['number']:4} {one['kind']} over {one['group']} chips: "
             f"{one['bytes'] / mib:.1f} MiB, the largest {one['largest'] / mib:.2f} MiB, "
@@ -288,7 +290,7 @@ def lines(report: dict[str, Any]) -> list[str]:
             for one in report["collectives"]
         ),
         "estimates, not measurements:",
-        f"  roofline: {1000 * seconds['roofline']:.1f} ms a step (compute "
+        f"  roofline: {1000 * seconds['roofline']:.1f} ms per step (compute "
         f"{1000 * seconds['compute']:.1f}, memory {1000 * seconds['memory']:.1f}, collectives "
         f"{1000 * seconds['transfer']:.1f})",
         f"  the compiler's cycles: {cycles} and the collectives; its optimal_seconds: "

@@ -26,12 +26,12 @@ class Chip:
     of 256 x 256 in v6e (a later edition of that page says 2).
 
     Attributes:
-      flops: bfloat16 operations a second.
+      flops: bfloat16 operations per second.
       memory_bytes: of HBM. Google writes GB; the compiler counts GiB.
-      memory_bandwidth: of HBM, bytes a second.
-      link_bandwidth: bytes a second that leave a chip over all of its links; half of what Google
+      memory_bandwidth: of HBM, bytes per second.
+      link_bandwidth: bytes per second that leave a chip over all of its links; half of what Google
         calls bidirectional.
-      clock: cycles a second.
+      clock: cycles per second.
       torus: dimensions of the interconnect.
       cores: TensorCores; Google counts these in names such as v4-16 and v5p-128.
     """

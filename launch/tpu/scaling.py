@@ -20,7 +20,7 @@ Report = dict[str, Any]
 def main(*paths: str) -> None:
     """Prints the table and draws the plot."""
     if not paths:
-        raise InputError("name the JSON files that launch/tpu/compile.py has written")
+        raise InputError("pass the JSON files that launch/tpu/compile.py has written")
     reports = [json.loads(Path(remote.local(path)).read_text(encoding="utf-8")) for path in paths]
     reports.sort(key=lambda report: (generation(report), report["chips"], report["pairs"]))
     print("\n".join(table(reports)))
@@ -36,7 +36,7 @@ def generation(report: Report) -> str:
 def table(reports: list[Report]) -> list[str]:
     """Returns the lines of a Markdown table."""
     rows = [
-        "| topology | chips | pairs | a chip | GiB a chip | cycles, ms | collectives, ms | "
+        "| topology | chips | pairs | per chip | GiB per chip | cycles, ms | collectives, ms | "
         "roofline, ms | step, ms | frames/s | MFU |",
         "| --- " * 11 + "|",
     ]
@@ -92,7 +92,7 @@ def plot(reports: list[Report], path: str) -> None:
     parts.barh(names, work, label="on the chip")
     parts.barh(names, transfer, left=work, label="collectives")
     parts.invert_yaxis()
-    parts.set(xlabel="ms a step (estimate)")
+    parts.set(xlabel="ms per step (estimate)")
     parts.legend()
     plt.rcParams["svg.hashsalt"] = "scaling"  # the same file for the same reports
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)

@@ -1,4 +1,4 @@
-"""The result of an ablation: what each variant scores, and how far it is from the baseline."""
+"""The result of an ablation: the scores of each variant, and its differences to the baseline."""
 
 import io
 import os

@@ -85,7 +85,7 @@ def _test_of(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def methods_of(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
-    """Groups evaluations of networks that differ in nothing but the seed; names the groups.
+    """Groups evaluations of networks that differ only in the seed; names the groups.
 
     Returns:
       For each method, in order of appearance, its evaluations by ascending seed. Its name lists
@@ -108,7 +108,7 @@ def methods_of(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]
             if first.seed == second.seed:
                 raise InputError(
                     f"{first.path} and {second.path} are of the same seed, config, initial "
-                    "weights, training dataset, revision and step; give one"
+                    "weights, training dataset, revision and step; pass one of them"
                 )
         own = [f"{key}={origin[key]}" for key in different if key in origin]
         methods[", ".join(own) or "all runs"] = group
@@ -116,11 +116,11 @@ def methods_of(evaluations: Sequence[Evaluation]) -> dict[str, list[Evaluation]]
 
 
 def _origin(evaluation: Evaluation) -> dict[str, Any]:
-    """Returns what decides about a network but for its seed and chance.
+    """Returns what determines a network apart from its seed and chance.
 
     That is the config without the keys that do not affect training, what training started from, the
     training dataset, the revision of the code that trained, and the evaluated step. Initial weights
-    are told apart by their path.
+    are distinguished by their path.
     """
     config = run_files.flatten(evaluation.config)
     free = tuple(key for key in run_files.FREE_KEYS if key != "init.")
@@ -150,7 +150,7 @@ def revisions_note(evaluations: Iterable[Evaluation]) -> str:
         return ""
     return (
         f"Runs of several revisions of the code: {'; '.join(found)}. What has changed between them "
-        "may be a part of the scores and differences."
+        "may account for part of the scores and differences."
     )
 
 
@@ -253,7 +253,7 @@ def explanation(methods: Mapping[str, Sequence[Evaluation]]) -> list[str]:
         )
     if min(seeds) == 1:
         paragraphs.append(
-            "One seed: how much another training seed changes the score is not known. Its "
+            "One seed: how much another training seed would change the score is not known. Its "
             "interval is over the identities of the queries alone, and differences have none, "
             "since they say nothing about the methods; train each with several seeds."
         )

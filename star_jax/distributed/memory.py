@@ -43,7 +43,7 @@ def explained(remedies: str) -> Iterator[None]:
 def require(program: jax.stages.Compiled, name: str, remedies: str) -> None:
     """Raises an OutOfMemoryError if a program needs more memory than the devices have.
 
-    If it was run, a CPU might end the process instead of refusing the memory.
+    If it were run, a CPU might end the process instead of refusing the memory.
 
     Args:
       program: what will run.

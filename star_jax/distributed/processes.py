@@ -62,7 +62,7 @@ def start(
     given = [x is not None for x in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise InputError(
-            "give all of --coordinator, --num_processes and --process_id, or none: found "
+            "pass all of --coordinator, --num_processes and --process_id, or none: found "
             f"{coordinator}, {num_processes} and {process_id}"
         )
     if not any(given) and not _in_a_known_cluster():

@@ -55,7 +55,7 @@ def embed(
     corruption: Corruption | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Embeddings:
-    """Embeds a split of any packed dataset, in clips as the network's config has them.
+    """Embeds a split of any packed dataset, in the clips of the network's config.
 
     Args:
       network: as returned by `load_weights`; see `Network.with_config`.
@@ -99,7 +99,7 @@ def embed_once(
     corruption: Corruption | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Embeddings:
-    """Returns embeddings as `embed` does, read from a folder if they are there from before.
+    """Returns the embeddings of `embed`, read from a folder if they are already there.
 
     A split without skeletons is embedded, too, as one in which no joint is detected.
 

@@ -86,8 +86,8 @@ class Embedder:
 
         Args:
           frames: uint8[B, T, H, W, 3], RGB, of NumPy or JAX: the T frames of each tracklet, in
-            order, each a crop of the person. B, T, H and W are arbitrary; for tracklets of
-            several lengths, call once a length.
+            order, each a crop of the person. B, T, H and W are arbitrary; for tracklets of several
+            lengths, call once per length.
           keypoints: float[B, T, 17, 3], COCO-17 joints (`data_pipelines.coco17`): x, y in pixels
             of the given frames, where (0, 0) is the center of the upper left pixel, and the
             confidence, which is 0 for undetected joints and at most 1000. Joints may be outside of
@@ -245,16 +245,16 @@ class Embedder:
         frames = _array("frames", frames)
         if frames.ndim != 5 or frames.shape[-1] != 3:
             raise InputError(
-                f"frames have the shape {list(frames.shape)}: give uint8[B, T, H, W, 3], T frames "
+                f"frames have the shape {list(frames.shape)}: pass uint8[B, T, H, W, 3], T frames "
                 "of each of B tracklets (frames[None] for a single tracklet)"
             )
         if frames.dtype != np.uint8:
             raise InputError(
-                f"frames are {frames.dtype}: give uint8, RGB values from 0 to 255, not normalized"
+                f"frames are {frames.dtype}: pass uint8, RGB values from 0 to 255, not normalized"
             )
         if not frames.size:
             raise InputError(
-                f"frames have the shape {list(frames.shape)}, which is empty: give at least one "
+                f"frames have the shape {list(frames.shape)}, which is empty: pass at least one "
                 "tracklet of one frame"
             )
         expected = (*frames.shape[:2], NUM_JOINTS, 3)
@@ -269,12 +269,12 @@ class Embedder:
         keypoints = _array("keypoints", keypoints)
         if keypoints.shape != expected:
             raise InputError(
-                f"keypoints have the shape {list(keypoints.shape)}: give {list(expected)} for "
-                f"frames of the shape {list(frames.shape)}, x, y and confidence of 17 joints a "
-                "frame"
+                f"keypoints have the shape {list(keypoints.shape)}: pass {list(expected)} for "
+                f"frames of the shape {list(frames.shape)}, x, y and confidence of 17 joints "
+                "per frame"
             )
         if not np.issubdtype(keypoints.dtype, np.floating):
-            raise InputError(f"keypoints are {keypoints.dtype}: give float32")
+            raise InputError(f"keypoints are {keypoints.dtype}: pass float32")
         with np.errstate(over="ignore"):  # infinity is refused below
             keypoints = keypoints.astype(np.float32)
         matters = is_detected(keypoints) | (self.network.config.model.keypoints == "pixels")
@@ -293,19 +293,20 @@ class Embedder:
                 b, t, joint, _ = np.argwhere(wrong)[0].tolist()
                 raise InputError(
                     f"keypoints[{b}, {t}, {joint}] is {keypoints[b, t, joint].tolist()}, {what}: "
-                    "give x, y and confidence; an undetected joint has confidence 0"
+                    "pass x, y and confidence; an undetected joint has confidence 0"
                 )
         return frames, keypoints
 
 
 def _array(name: str, values: npt.ArrayLike) -> np.ndarray:
     if is_masked(values):
-        raise InputError(f"{name} is a masked array: give all values, {name}.filled(...)")
+        raise InputError(f"{name} is a masked array: pass all values, {name}.filled(...)")
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:  # of lists of several lengths
         raise InputError(
-            f"{name} is no array ({error}): for tracklets of several lengths, call once a length"
+            f"{name} is not an array ({error}): for tracklets of several lengths, call once per "
+            "length"
         ) from error
 
 

@@ -31,7 +31,7 @@ _HEADER = ("identity", "camera", "modality", "row", "frames", "first_frame")
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """What embeddings are of, and how they were computed; compared by everyone who reads them.
+    """What embeddings are of, and how they were computed; compared whenever they are read.
 
     Attributes:
       weights: SHA-256 of the network's weights (`Network.checksum`).
@@ -60,7 +60,7 @@ class Provenance:
     corruption: str
 
     def differences(self, other: "Provenance") -> list[str]:
-        """Returns in what embeddings differ but for the tracklets they are of, as texts."""
+        """Returns how embeddings differ apart from the tracklets that they are of, as texts."""
         return [
             f"{name} is {getattr(self, name)!s:.12} and {getattr(other, name)!s:.12}"
             for name in _TYPES

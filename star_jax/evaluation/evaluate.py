@@ -121,8 +121,8 @@ def evaluate_network(
 ) -> dict[str, Any]:
     """Evaluates a network of a run, and writes the report and the scores of each query.
 
-    With `config.eval.save_embeddings`, the embeddings are left beside them, and those that are
-    there from before are read.
+    With `config.eval.save_embeddings`, the embeddings are left beside them, and existing ones are
+    reused.
 
     Args:
       network: of the run.
@@ -176,7 +176,7 @@ def evaluate_checkpoint(
       flip: whether to average the embeddings of clips and their mirror images; the config's if
         None.
       options: what else is different.
-      trusted: see `star_jax.load_weights`; `protocol` may be a part of any package.
+      trusted: see `star_jax.load_weights`; `protocol` may come from any package.
 
     Returns:
       The report and the path that it was written to.

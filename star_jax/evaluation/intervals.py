@@ -9,7 +9,7 @@ for identities, and this is its analysis (Dorfman, Berbaum and Metz, Investigati
   identity at a time, turn the mean over queries into a mean over identities.
 * A two-way analysis of variance of the pseudo-values, of S seeds and I identities, estimates the
   variance of the mean: var_seeds / S + var_identities / I + var_interaction / (S I).
-* Few seeds estimate their variance badly. The quantile is that of Cochran and Cox (Experimental
+* A few seeds estimate their variance poorly. The quantile is that of Cochran and Cox (Experimental
   Designs, 1950, 4.14): the mean of Student's quantiles for S - 1 and I - 1 degrees of freedom,
   weighted by the parts of the variance. Satterthwaite's degrees of freedom, which Hillis uses,
   cover 88 % with two seeds.
@@ -40,7 +40,7 @@ def score_interval(
       identities: str[Q], of the queries.
 
     Returns:
-      float64[2, M], between 0 and 100. One identity says nothing of others: 0 and 100.
+      float64[2, M], between 0 and 100. One identity says nothing about others: 0 and 100.
     """
     count = len(np.unique(identities))
     if count == 1:
@@ -49,8 +49,8 @@ def score_interval(
     variance, quantile = _variance([_pseudo_values(runs, identities) / 100])
     of_a_query = np.maximum(mean * (1 - mean), 0.0)  # its variance if it is either right or wrong
     with np.errstate(divide="ignore", invalid="ignore"):
-        # So many independent queries have a mean of this variance. Where all queries are right or
-        # all are wrong, there are as many as identities.
+        # The mean over this many independent queries has this variance. Where all queries are right
+        # or all are wrong, the number of identities is used.
         queries = np.where(of_a_query > 0, of_a_query / variance, count)
     shrink = quantile**2 / queries
     center = (mean + shrink / 2) / (1 + shrink)
@@ -74,7 +74,7 @@ def difference_interval(
       identities: str[Q], of the queries.
 
     Returns:
-      float64[2, M], between -100 and 100. One identity says nothing of others: -100 and 100.
+      float64[2, M], between -100 and 100. One identity says nothing about others: -100 and 100.
     """
     ends = np.array([[-100.0], [100.0]])
     if len(np.unique(identities)) == 1:

@@ -24,7 +24,7 @@ class Rules(NamedTuple):
         dropped.
       cameras_of_one_modality: whether a camera must show an identity in one modality only, so that
         the camera rule removes nothing; otherwise the evaluation is refused.
-      both_modalities: whether queries search the tracklets of both modalities, but for themselves.
+      both_modalities: whether queries search the tracklets of both modalities, except themselves.
     """
 
     camera_rule: bool = False

@@ -1,4 +1,4 @@
-"""A gallery ranked for each query by the rules of a protocol; the only place that puts it in order.
+"""A gallery ranked for each query by the rules of a protocol; galleries are sorted only here.
 
 Evaluation, reports and search show and score the same rankings, and query expansion and re-ranking
 find their neighbors here.
@@ -23,7 +23,7 @@ class Ranking:
       queries: int64[Q], positions of the queries in their index, in their order.
       gallery: int64[G], positions of the gallery entries in theirs.
       similarity: float32[Q, G].
-      labels: identities, and which entries take no part for which query.
+      labels: identities, and which entries are excluded for which query.
     """
 
     queries: Int[np.ndarray, " Q"]
@@ -43,7 +43,7 @@ class Ranking:
 
         Args:
           row: of the query.
-          count: how many entries; fewer are returned if fewer take part.
+          count: how many entries; fewer are returned if fewer are ranked.
 
         Returns:
           int64[n], columns of `similarity`.

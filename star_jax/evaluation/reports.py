@@ -181,7 +181,7 @@ def _plain_report(
     if len(last) > 1:
         raise InputError(
             f"{workdir}: has {len(last)} evaluations of step {step}, and none is that of "
-            f"launch/eval.py --workdir={workdir}; run this, or give one of "
+            f"launch/eval.py --workdir={workdir}; run this, or pass one of "
             f"{', '.join(map(str, last))}"
         )
     return last[0]

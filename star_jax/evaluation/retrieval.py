@@ -1,9 +1,9 @@
 """Retrieval metrics of person re-identification: CMC, mean average precision and mINP.
 
 Uses only NumPy: the similarities are on the host when the gallery is ranked. The metrics depend on
-the ranks of the matches alone, so no gallery is put in order: similarities are sorted by value,
-which is much faster than sorting indices, and the few of the query's identity are looked up. What
-is shown of a ranking, in order, is that of `ranking.Ranking.top`.
+the ranks of the matches alone, so gallery entries are not sorted: similarities are sorted by value,
+which is much faster than sorting indices, and the few of the query's identity are looked up. The
+entries that are shown, in order, come from `ranking.Ranking.top`.
 """
 
 import concurrent.futures
@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float64, Int, Int64
 from data_pipelines.errors import InputError
 from star_jax.trees import is_masked
 
-_SIMILARITIES_PER_CHUNK = 2**20  # about 10 MB of working memory a thread
+_SIMILARITIES_PER_CHUNK = 2**20  # about 10 MB of working memory per thread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RetrievalResult:
       average_precision: float64[Q], mean of the precisions at the query's matches; NaN without one.
       inverse_negative_penalty: float64[Q], the number of matches divided by the rank of the last
         one (Ye et al., arXiv 2001.04193); NaN without a match.
-      removed: int64[Q], gallery entries that take no part for a query, see `Labels`.
+      removed: int64[Q], gallery entries that are excluded for a query, see `Labels`.
       num_gallery: gallery entries, G.
     """
 
@@ -133,9 +133,9 @@ def evaluate_retrieval(
 
 
 class Labels(NamedTuple):
-    """Who is who in a ranking task, as integers, which avoids Q x G comparisons of strings.
+    """The identities in a ranking task, as integers, which avoids Q x G comparisons of strings.
 
-    They say which gallery entries take no part for a query: the query itself, and with a camera
+    They say which gallery entries are excluded for a query: the query itself, and with a camera
     rule those of its identity and camera.
 
     Attributes:
@@ -186,7 +186,7 @@ class Labels(NamedTuple):
     def without_part(
         self, query: Int[np.ndarray, " n"], entry: Int[np.ndarray, " n"]
     ) -> Bool[np.ndarray, " n"]:
-        """Returns which entries take no part, of pairs of a query and an entry of its identity."""
+        """Returns which entries are excluded, of pairs of a query and an entry of its identity."""
         without: np.ndarray = entry == self.own[query]
         if self.query_cameras is None or self.gallery_cameras is None:
             return without
@@ -194,7 +194,7 @@ class Labels(NamedTuple):
         return without
 
     def removed(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """Returns all pairs of a query and an entry that takes no part, in order of the queries."""
+        """Returns all pairs of a query and an entry that is excluded, in order of the queries."""
         if self.query_cameras is None:
             query = np.flatnonzero(self.own >= 0)
             return query, self.own[query]
@@ -226,7 +226,7 @@ def number_labels(
     """
     ids = _as_numbers(query_ids, gallery_ids, shape, ("query_ids", "gallery_ids"))
     if (query_cameras is None) != (gallery_cameras is None):
-        raise InputError("give the cameras of both queries and gallery, or of neither")
+        raise InputError("pass the cameras of both queries and gallery, or of neither")
     cameras: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
     if query_cameras is not None and gallery_cameras is not None:
         names = ("query_cameras", "gallery_cameras")
@@ -368,10 +368,10 @@ def _count_within(marked: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 
 def real_numbers(name: str, values: Any) -> Any:
-    """Returns an argument as an array; one of NumPy, of JAX or on the disk as it is.
+    """Returns an argument as an array; one of NumPy, of JAX or on disk as it is.
 
     Raises:
-      InputError: it holds anything but real numbers; names it.
+      InputError: it holds anything other than real numbers; names it.
     """
     _require_plain(name, values)
     if not isinstance(getattr(values, "dtype", None), np.dtype):
@@ -428,7 +428,7 @@ def _distinct(
     """Returns the values of an argument as those of Python, and the place of each element.
 
     Raises:
-      InputError: it is not of this length, or holds anything but strings and finite numbers.
+      InputError: it is not of this length, or holds anything other than strings and finite numbers.
     """
     _require_plain(name, values)
     array = _as_array(name, values)

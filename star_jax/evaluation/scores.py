@@ -22,7 +22,7 @@ METRIC_NAMES = {
 
 
 def scores_of_queries(result: RetrievalResult) -> Float64[np.ndarray, "Q 6"]:
-    """Returns the METRICS of each matched query in percent, of which the scores are the means."""
+    """Returns the METRICS of each matched query in percent; the scores are their means."""
     matched = result.matched
     hits = [result.first_match[matched] <= k for k in RANKS]
     precision = result.average_precision[matched]
@@ -39,7 +39,7 @@ def summary(result: RetrievalResult, identities: Shaped[np.ndarray, " Q"]) -> di
 
     Returns:
       METRICS, COUNTS (`queries` have a match, `unmatched` have none and are left out of the means,
-      `removed` gallery entries take no part for a query, summed over the queries), and `intervals`,
+      `removed` gallery entries are excluded for a query, summed over the queries), and `intervals`,
       a dictionary of the 95 % interval over identities of each metric, [low, high].
     """
     counts = (result.num_queries, result.num_gallery, result.num_unmatched, result.num_removed)
@@ -104,7 +104,8 @@ def by_condition(
 def format_table(report: Mapping[str, Any]) -> str:
     """Returns the scores of an evaluation as a plain text table: two rows per direction."""
     columns = (*METRICS, *COUNTS)
-    rows = [[title_of(report), *columns]]
+    headers = {"unmatched": "no match", "removed": "filtered"}
+    rows = [[title_of(report), *(headers.get(column, column) for column in columns)]]
     for direction in DIRECTIONS:
         rows += _rows(direction, report[direction], columns)
     return aligned(rows)
@@ -126,7 +127,7 @@ def format_details(report: Mapping[str, Any]) -> str:
 
 
 def title_of(report: Mapping[str, Any]) -> str:
-    """Returns the protocol of an evaluation, whether the people are drawn, split, clips, options.
+    """Returns an evaluation's protocol, split, clips and options, and whether people are synthetic.
 
     The split "test", the clips "first" and options at their default are left out.
     """

@@ -1,9 +1,9 @@
 """How embeddings are compared: dot products, query expansion, k-reciprocal re-ranking.
 
 The published numbers of this field use dot products; the other two change the ranking with what is
-known of the whole test set, so reports name them. A query that is in the gallery, too, is no
-neighbor of itself. Entries of its identity and camera, which a camera rule removes from its
-ranking, may be neighbors: a method knows no identities.
+known of the whole test set, so reports name them. A query that is in the gallery, too, is not its
+own neighbor. Entries of its identity and camera, which a camera rule removes from its ranking, may
+be neighbors: a method knows no identities.
 """
 
 from collections.abc import Callable

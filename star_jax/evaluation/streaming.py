@@ -36,7 +36,7 @@ def evaluate_embeddings(
     default device, an accelerator where there is one.
 
     Args:
-      queries: float[Q, C]; `np.load(path, mmap_mode="r")` leaves it on the disk.
+      queries: float[Q, C]; `np.load(path, mmap_mode="r")` leaves it on disk.
       gallery: float[G, C], likewise.
       query_ids: [Q], identities: strings or integers.
       gallery_ids: [G], of the same type.

@@ -1,4 +1,4 @@
-"""What the parts of a network exchange, and how the network calls them.
+"""What the components of a network exchange, and how the network calls them.
 
 Letters are the paper's. Axis 1 is always time; `*M` stands for nothing, in a batch of one modality,
 or for the axis of the modalities in a batch of pairs.
@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 @flax.struct.dataclass
 class FrameFeatures:
-    """What a backbone computes of each frame, and what guidance and pooling start from.
+    """What a backbone computes from each frame, and what guidance and pooling start from.
 
-    A compiled program does not contain what nothing uses: maps cost nothing where no part reads
+    A compiled program does not contain what nothing uses: maps cost nothing if no component reads
     them.
 
     Attributes:
@@ -33,7 +33,7 @@ class FrameFeatures:
 
 @flax.struct.dataclass
 class Skeletons:
-    """The skeletons of the frames, and what the skeleton branch computes of them.
+    """The skeletons of the frames, and what the skeleton branch computes from them.
 
     Attributes:
       keypoints: float32[B, T, *M, 17, 3]: x, y and confidence in the network's coordinates. These
@@ -41,7 +41,7 @@ class Skeletons:
         an undetected joint is then (0, 0, 0); else pixels of the stored frame.
       detected: bool[B, T, *M, 17], the joints to use; all of them if `config.model.keypoints` is
         "pixels".
-      edges: S, float32[B, T, *M, C]; like the following, None if no part has `uses_skeleton`.
+      edges: S, float32[B, T, *M, C]; like the following, None if no component has `uses_skeleton`.
       graph: Q, float32[B, *M, C].
       descriptor: s, float32[B, *M, 2 * C].
     """
@@ -105,11 +105,11 @@ class SkeletonUser(Protocol):
 
     @property
     def uses_keypoints(self) -> bool:
-        """Whether it needs `Skeletons`: without any such part, the network takes no keypoints."""
+        """Whether it needs `Skeletons`: if no component does, the network takes no keypoints."""
 
     @property
     def uses_skeleton(self) -> bool:
-        """Whether it needs S, Q or s: without any such part, there is no skeleton branch."""
+        """Whether it needs S, Q or s: if no component does, there is no skeleton branch."""
 
 
 class Guidance(SkeletonUser, Protocol):
@@ -122,7 +122,7 @@ class Guidance(SkeletonUser, Protocol):
 
         Args:
           features: of the backbone.
-          skeletons: None if no part of the network uses any.
+          skeletons: None if no component of the network uses any.
         """
 
 
@@ -136,5 +136,5 @@ class Pooling(SkeletonUser, Protocol):
 
         Args:
           features: of the backbone; `vectors` are G if there is guidance.
-          skeletons: None if no part of the network uses any.
+          skeletons: None if no component of the network uses any.
         """

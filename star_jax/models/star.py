@@ -106,7 +106,7 @@ class Star(nn.Module):
 
     @property
     def uses_skeletons(self) -> bool:
-        """Whether any part uses keypoints, with or without the skeleton branch."""
+        """Whether any component uses keypoints, with or without the skeleton branch."""
         return self.has_skeleton_branch or any(part.uses_keypoints for part in self._guided_parts)
 
     @property
@@ -293,10 +293,10 @@ def is_module_class(part: Any) -> TypeGuard[Callable[..., Any]]:
 def build_part(
     part: Callable[..., Part], values: Mapping[str, Any], options: Mapping[str, Any], where: str
 ) -> Part:
-    """Returns a part, created with its options and with the values that it has as arguments.
+    """Returns a component, created with its options and with the values that it has as arguments.
 
     Raises:
-      InputError: an option or its value is invalid; `where` names the part.
+      InputError: an option or its value is invalid; `where` names the component.
     """
     arguments = set(inspect.signature(part).parameters) - {"parent", "name"}
     allowed = getattr(getattr(part, "func", part), "options", {})

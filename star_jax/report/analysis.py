@@ -312,7 +312,7 @@ def read_details(network: Network, split: Split, positions: Int[np.ndarray, " n"
     parts: list[dict[str, np.ndarray]] = []
     order: list[np.ndarray] = []
     compiled = set()
-    with Progress(len(positions), "looking into the network", unit="tracklet") as progress:
+    with Progress(len(positions), "analyzing the network", unit="tracklet") as progress:
         for modality, batch in batches:
             step = make_details_step(network.model, modality, mesh)
             inputs = put((batch["frames"], batch["keypoints"]), split_rows(mesh), batch_size)

@@ -96,7 +96,7 @@ def _write_sections(run: Run, folder: epath.Path, command: str) -> list[Section]
         ),
     ]
     found = []
-    with Progress(len(makers), "drawing", unit="section") as progress:
+    with Progress(len(makers), "rendering", unit="section") as progress:
         for make in makers:
             found.append(make())
             progress.update(len(found))

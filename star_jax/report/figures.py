@@ -22,7 +22,7 @@ OF_DIRECTION = {"i2v": INFRARED, "v2i": VISIBLE}  # the color of the query's mod
 NAMES = {"i2v": "infrared to visible", "v2i": "visible to infrared"}
 _IDENTITIES = [light for name, (light, _) in COLORS.items() if name.startswith("identity")]
 _MARKERS = ("o", "^")  # by modality
-# Where the joints of a person are who faces the reader: x to the right, y down, as JOINTS.
+# Positions of the joints of a person who faces the reader: x to the right, y down, as JOINTS.
 _BODY = np.array(
     [
         *[(0, 0), (5, -5), (-5, -5), (11, -2), (-11, -2), (21, 24), (-21, 24), (31, 56), (-31, 56)],
@@ -131,11 +131,11 @@ def cmc(found: Mapping[str, Curve]) -> Figure:
 
 @matplotlib.rc_context(SETTINGS)
 def densities(title: str, quantity: str, found: Densities) -> Figure:
-    """Returns the figure of what pairs of the same and of different identities have.
+    """Returns the figure of a quantity for pairs of the same and of different identities.
 
     Args:
       title: what is shown.
-      quantity: of which the densities are.
+      quantity: whose densities are shown.
       found: the densities.
     """
     figure = _new(330, 230)
@@ -166,7 +166,7 @@ def embedding_map(
     identities: Shaped[np.ndarray, " n"],
     modalities: Shaped[np.ndarray, " n"],
 ) -> Figure:
-    """Returns the map of embeddings; the identities of the most tracklets are colored and named.
+    """Returns the map of embeddings; the identities with the most tracklets are colored and named.
 
     Args:
       points: float[n, 2].

@@ -35,7 +35,7 @@ class Card(NamedTuple):
     """A tracklet of a ranked list.
 
     Attributes:
-      picture: address of the picture, `data:...`; "" for none.
+      picture: `data:` URL of the picture; "" for none.
       kind: "query", or how a match's identity compares: "same", "other" or "unknown".
       title: "query", or the rank and the score.
       identity: as in the dataset.
@@ -56,8 +56,7 @@ class RankedList(NamedTuple):
       kind: "best", "median" or "worst", or the query's identity.
       title: the query's scores, and what else is known of it.
       cards: the query's, then those of the matches by rank.
-      strip: address of a picture of the query's frames; cards are of the matches alone. "" for
-        none.
+      strip: URL of a picture of the query's frames; cards are of the matches alone. "" for none.
     """
 
     kind: str

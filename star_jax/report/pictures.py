@@ -64,7 +64,7 @@ def open_spread_frames(
       embeddings: of a packed split, whose `dataset_dir` is read.
       warn: takes a message.
       follow: whether a dataset at a URL is accessed. Embeddings may come from an untrusted
-        source, so only URLs that the user has given are.
+        source, so only URLs that the user has given are accessed.
     """
     dataset_dir = embeddings.dataset_dir
     try:
@@ -143,6 +143,6 @@ def joined(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], axis: int) -> UInt8[n
 
 
 def data_address(picture: UInt8[np.ndarray, "H W 3"]) -> str:
-    """Returns the address, `data:...`, of a picture that a page holds in itself."""
+    """Returns a picture as a `data:` URL, which a page embeds."""
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), 85, "RGB")
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

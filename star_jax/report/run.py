@@ -52,8 +52,8 @@ def read_run(
 
     Raises:
       FileNotFoundError: there is no such checkpoint, no evaluation of it, or no dataset.
-      InputError: a file is damaged or of another version, the dataset is another one than was
-        evaluated, or a file names a part of a package that is not trusted.
+      InputError: a file is damaged or of another version, the dataset is not the one that was
+        evaluated, or a file names a component of a package that is not trusted.
     """
     if (workdir / "checkpoints").is_dir():  # restoring takes longer, and has an error for it
         _require(read_reports(workdir, trusted), workdir, step)
@@ -67,7 +67,7 @@ def read_run(
         found_at = dataset.address
         raise InputError(
             f"{found_at}: not the dataset that was evaluated (fingerprint {found[:8]}, not "
-            f"{expected[:8]}); give that one by --dataset_dir, or evaluate this one with "
+            f"{expected[:8]}); pass that one with --dataset_dir, or evaluate this one with "
             f"launch/eval.py --workdir={workdir} --dataset_dir={found_at}"
         )
     return Run(

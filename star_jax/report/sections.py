@@ -235,8 +235,8 @@ def embedding_map(embeddings: np.ndarray, index: Index) -> Section:
     caption = (
         f"t-SNE of {len(embeddings):,} test tracklets, started at their principal components, with "
         "a fixed seed. The eight identities of the most tracklets are colored and named; lines "
-        "lead to the mean of an identity. Others are gray. What is near each other in the map is "
-        "alike; sizes of and distances between groups mean nothing."
+        "lead to the mean of an identity. Others are gray. Points that are close in the map are "
+        "similar; sizes of groups and distances between them have no meaning."
     )
     return Section("map", "Map of the embeddings", "", [Panels([render("map", drawn)], caption)])
 
@@ -342,7 +342,7 @@ def joints(protocol: str, details: analysis.Details, index: Index, total: int) -
     try:
         lost = analysis.joint_sensitivity(protocol, details.embeddings, details.hidden, index)
     except InputError as error:
-        return section._replace(missing=f"The tracklets looked at cannot be scored: {error}.")
+        return section._replace(missing=f"The analyzed tracklets cannot be scored: {error}.")
     labels = [
         "{} ({} to {})".format(*map(_signed, change))
         for change in zip(-lost.mean, -lost.high, -lost.low, strict=True)
@@ -351,7 +351,7 @@ def joints(protocol: str, details: analysis.Details, index: Index, total: int) -
     figure = figures.body("Change of mAP, percentage points", lost.mean, labels, certain)
     some = f"all {total:,}" if len(index.rows) == total else f"{len(index.rows):,} of {total:,}"
     caption = (
-        "By how much the mean average precision of both directions changes when a joint is "
+        "How much the mean average precision of both directions changes when a joint is "
         "undetected (confidence 0) in all frames of all tracklets, with 95 % intervals over "
         "identities. Bold: the interval excludes 0. Filled circles: hiding the joint costs; "
         f"hollow ones: it helps. Computed on {some} test tracklets, one clip of each. Left and "
@@ -390,7 +390,7 @@ def cameras_and_conditions(report: Mapping[str, Any]) -> Section:
     if drawn:
         caption = (
             "mAP of the queries of one camera against the gallery of another. Empty: no query of "
-            "the pair has a match. Pairs with few queries vary much by chance."
+            "the pair has a match. Scores of pairs with few queries vary considerably by chance."
         )
         blocks.append(Panels(drawn, caption))
     else:
@@ -411,7 +411,7 @@ def corruption(
     ]
     if not alike:
         missing = (
-            "No evaluation with corrupted skeletons; make some with "
+            "No evaluation with corrupted skeletons; run some with "
             f"launch/eval.py --workdir={workdir} --corrupt=drop:0.3"
         )
         return section._replace(missing=missing)

@@ -234,10 +234,10 @@ def restore_config(
     Args:
       manager: manager of the run's checkpoints.
       step: of the checkpoint.
-      trusted: packages of which the config may name parts; see `parts.require_trusted`.
+      trusted: packages whose components the config may name; see `parts.require_trusted`.
 
     Raises:
-      InputError: the config is of another version, or names a part of a package that is not
+      InputError: the config is of another version, or names a component of a package that is not
         trusted; otherwise as `restore_state`.
     """
     manifest = _restore(manager, step, {})[1]

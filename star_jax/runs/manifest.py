@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what was saved, by which other content is recognized."""
+"""The manifest of a checkpoint: what was saved, to detect any other content."""
 
 import dataclasses
 import hashlib
@@ -59,7 +59,8 @@ def read_manifest(folder: epath.Path) -> Manifest:
     """Reads the manifest of a checkpoint from the file that Orbax writes for a JSON item.
 
     Raises:
-      MisfitError: the folder is no checkpoint, of another version of star_jax or of another step.
+      MisfitError: the folder is not a checkpoint, or is of another version of star_jax or another
+        step.
       DamagedError: the manifest is damaged.
       InputError: there is a pipe or a device in the folder.
       OSError: it cannot be read.

@@ -37,7 +37,7 @@ class MetricsWriter:
 
     Args:
       workdir: folder of the run, created if missing, or its URL.
-      enabled: False writes nothing, for all processes but the first.
+      enabled: False writes nothing, for all processes except process 0.
       resume_step: the step that the run resumes from. Rows of later steps, left behind by an
         interrupted run, are dropped, and those of this step are not written again. None keeps all
         rows.

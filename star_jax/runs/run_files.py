@@ -100,7 +100,7 @@ def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None
 
 
 def has_saved(workdir: epath.Path) -> bool:
-    """Returns whether a run has a checkpoint, be it damaged, or an evaluation."""
+    """Returns whether a run has a checkpoint, even a damaged one, or an evaluation."""
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     finished = [name for name in names if "orbax-checkpoint-tmp" not in name]
     return bool(finished) or any((workdir / "eval").glob("*"))
@@ -323,7 +323,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_config(path: epath.Path) -> dict[str, Any]:
-    """Returns the config of a run, `<workdir>/config.json`, for comparisons; no part is made of it.
+    """Returns the config of a run, `<workdir>/config.json`, to compare; creates no components.
 
     Raises:
       InputError: the file holds something else.
@@ -341,7 +341,7 @@ def read_json(
     Args:
       path: of the file.
       kind: the keys and types that it must have; see `typed_json.check`.
-      remedy: what to do about another content, for the error.
+      remedy: what to do about other content, for the error.
 
     Raises:
       InputError: the file has other content; names the file and the key.

@@ -60,8 +60,8 @@ def search_page(
 
     Args:
       found: what the search has found.
-      shown: those of its results that are shown with their matches.
-      run: name of the run or file that the network comes from; "" if it is not known.
+      shown: those of its results to show with their matches.
+      run: name of the run or file from which the network comes; "" if it is not known.
       command: the command line, which the page shows.
       follow: whether datasets at a URL are accessed, see `pictures.open_spread_frames`.
       warn: takes the reason why there are no pictures.
@@ -166,7 +166,7 @@ def _queries(
         "one of the two is unknown."
     )
     lists = []
-    for result in with_progress(shown, len(shown), "drawing", "queries"):
+    for result in with_progress(shown, len(shown), "rendering", "queries"):
         identity, camera, modality, frame = map(printable, facts_of(found.query, result.query))
         strip = ""
         if of_query is not None:

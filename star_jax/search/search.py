@@ -160,7 +160,7 @@ def format_scores(found: Found) -> str:
 
 
 def format_counts(found: Found) -> str:
-    """Returns which queries searched which gallery, and how many queries do not count, as text."""
+    """Returns as text what was searched, and how many queries are left out of the scores."""
     kinds = ["" if modality == "any" else f"{modality} " for modality in found.modalities]
     queries, entries = found.ranking.similarity.shape
     text = f"{_count(queries, f'{kinds[0]}query', f'{kinds[0]}queries')} searched "

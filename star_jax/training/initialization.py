@@ -69,7 +69,7 @@ def with_network(
     Args:
       state: the state of random weights.
       config: the experiment.
-      trusted: packages of which the network's own config may name parts; see `load_weights`.
+      trusted: packages whose components the network's own config may name; see `load_weights`.
 
     Raises:
       FileNotFoundError: there is no network at the path.
@@ -96,7 +96,7 @@ def with_network(
             f"config.model{allow}"
         )
     log.info("starting from %s, step %d: took %s", path, network.step, _summary(taken))
-    log.info("initialized afresh: %s", _summary(needed.keys() - taken))
+    log.info("newly initialized: %s", _summary(needed.keys() - taken))
     log.info("left over: %s", _summary(found.keys() - taken))
     return _with_variables(
         state,

@@ -51,8 +51,8 @@ def train(
       workdir: receives config, checkpoints, metrics and evaluations; a folder or a URL.
       started: start time of the command by `time.monotonic`; now if None. The time from then to the
         end of the first step is logged and written to run.json.
-      trusted: packages of which the config stored with `config.init.checkpoint` may name parts; see
-        `star_jax.load_weights`. `config` itself may name any.
+      trusted: packages whose components the config stored with `config.init.checkpoint` may name;
+        see `star_jax.load_weights`. `config` itself may name any.
 
     Returns:
       The state after the last step.

@@ -116,7 +116,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> Run:
 
 
 def check_parts(config: ml_collections.ConfigDict) -> None:
-    """Raises an InputError if a part that the config names cannot be loaded."""
+    """Raises an InputError if a component that the config names cannot be loaded."""
     config = config.copy_and_resolve_references()
     config.model.num_identities = config.model.num_identities or 2  # not known yet
     model = build_model(config.model)
@@ -233,7 +233,7 @@ def continued(
     for key, value in config.init.items():
         if value and value != stored["init"][key]:
             log.warning(
-                "config.init.%s=%s is ignored: %s has checkpoints; give another --workdir to start "
+                "config.init.%s=%s is ignored: %s has checkpoints; use another --workdir to start "
                 "from it",
                 *(key, value, where.parent),
             )

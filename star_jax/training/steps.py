@@ -28,9 +28,9 @@ Metrics = dict[str, jax.Array]
 def augmented(
     key: Key[Array, ""], batch: Batch, config: ml_collections.ConfigDict
 ) -> tuple[Float32[Array, "B T 2 H W 3"], Float32[Array, "B T 2 17 3"]]:
-    """Returns frames and keypoints after all parts of the augmentation, in order.
+    """Returns frames and keypoints after all augmentations, in order.
 
-    Each part has random numbers of its own for each modality.
+    Each augmentation has its own random numbers for each modality.
 
     Args:
       key: random key.
@@ -41,14 +41,14 @@ def augmented(
       Normalized frames, float32[B, T, 2, H, W, 3], and keypoints, float32[B, T, 2, 17, 3].
 
     Raises:
-      InputError: there is no such part, or one returns other shapes.
+      InputError: there is no such augmentation, or one returns other shapes.
     """
     clips = []
     for number, modality in enumerate(MODALITIES):
         modality_key = stream(key, modality)
         clip = batch["frames"][:, :, number], batch["keypoints"][:, :, number]
         for name in config.parts:
-            # "crop and flip" draws what it drew before there were parts.
+            # "crop and flip" draws what it drew before augmentations were components.
             part_key = stream(modality_key, name.replace("_", " "))
             shapes = jax.tree.map(jnp.shape, clip)
             clip = augment.find_augmentation(name)(part_key, *clip, modality, config)

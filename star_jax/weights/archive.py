@@ -96,13 +96,13 @@ def load_archive(path: str | os.PathLike[str], *, trusted: Collection[str] = ())
 
     Args:
       path: of the file; may be a URL.
-      trusted: packages of which the config may name parts; see `star_jax.load_weights`.
+      trusted: packages whose components the config may name; see `star_jax.load_weights`.
 
     Raises:
       FileNotFoundError: there is no such file.
       InputError: the file is not an archive, is of another version of the format or damaged, has a
-        config that this version of star_jax does not know or that names a part of a package that
-        is not trusted, or an array contains NaN, infinity or a negative variance.
+        config that this version of star_jax does not know or that names a component of a package
+        that is not trusted, or an array contains NaN, infinity or a negative variance.
     """
     stored = read_weights(path)
     arrays, metadata = parse_safetensors(stored, path), parse_metadata(stored)
@@ -119,7 +119,7 @@ def load_archive(path: str | os.PathLike[str], *, trusted: Collection[str] = ())
         )
     expected = metadata.pop("sha256", "")
     if _sha256(metadata, arrays) != expected:
-        raise InputError(f"{path}: damaged (it does not have its checksum); use a copy of it")
+        raise InputError(f"{path}: damaged (its checksum does not match); use another copy")
     try:
         stored, step = json.loads(metadata["config"]), int(metadata["step"])
         version = shown(json.loads(metadata["versions"])["star_jax"])
@@ -129,8 +129,8 @@ def load_archive(path: str | os.PathLike[str], *, trusted: Collection[str] = ())
             raise ValueError(f"step {step}")
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path}: has not the content of its format ({type(error).__name__}: {error}); export "
-            "the network again"
+            f"{path}: does not have the content of its format ({type(error).__name__}: {error}); "
+            "export the network again"
         ) from error
     config = read_config(stored, f"{path} (of star_jax {version})", trusted)
     if wrong := find_unusable(variables):
@@ -141,7 +141,7 @@ def load_archive(path: str | os.PathLike[str], *, trusted: Collection[str] = ())
 def checksum(variables: Mapping[str, Any]) -> str:
     """Returns the SHA-256 of a network's weights, 64 hexadecimal digits.
 
-    It is of names, dtypes, shapes and values, whatever the devices and the sharding: a checkpoint
+    It covers names, dtypes, shapes and values, whatever the devices and the sharding: a checkpoint
     and the archive that is exported from it have the same. Takes a second for 500 MB. In a run of
     several processes, all must call this.
 

@@ -85,7 +85,7 @@ def to_authors(
       Arrays by name, float32, and int64[] for batch norms' `num_batches_tracked`.
 
     Raises:
-      InputError: the network has a part that theirs has not; names the key.
+      InputError: the network has a component that theirs lacks; names the key.
     """
     for key, part in AUTHORS_PARTS.items():
         if config[key] != part:

@@ -47,8 +47,8 @@ kernel = Conversion(lambda x: x.transpose(2, 3, 1, 0), lambda x: [x.transpose(3,
 
 NEVER_USED = (
     r"num_batches_tracked$",
-    # Each stem contains a whole ResNet of which only the first layers run; the shared trunk
-    # contains one of which only the other layers run.
+    # Each stem contains a whole ResNet, but runs only its first layers; the shared trunk contains
+    # another one, and runs only its other layers.
     r"^(thermal_module\.thermal|visible_module\.visible)\.layer\d",
     r"^base_resnet\.base\.(conv1|bn1)\.",
     r"^bn\.",

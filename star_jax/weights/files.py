@@ -30,12 +30,12 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
 def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a state dict from a `.safetensors` or (with PyTorch 2.6 or newer) a `.pth` file.
 
-    The path may be a URL, `gs://bucket/file`. Floating-point arrays become float32. What all
-    names begin with, as far as it is of `PREFIXES`, is removed from them.
+    The path may be a URL, `gs://bucket/file`. Floating-point arrays become float32. Those of
+    `PREFIXES` that all names begin with are removed.
 
     Raises:
       FileNotFoundError: there is no such file.
-      InputError: the file is of another format or a web page, a `.pth` has other content than
+      InputError: the file is of another format or a web page, a `.pth` holds something other than
         arrays, or an array has an unsupported type or contains NaN, infinity or a negative running
         variance.
       MissingPackageError: the file is a `.pth`, and PyTorch is missing or too old.
@@ -70,7 +70,7 @@ def read_weights(path: str | os.PathLike[str]) -> bytes:
 
     Raises:
       FileNotFoundError: there is no such file.
-      InputError: it is no regular file, or stands in for one.
+      InputError: it is not a regular file, or is a placeholder for one.
     """
     try:
         stored = read_file(path)
@@ -152,7 +152,7 @@ def _read_torch(stored: bytes, path: str | os.PathLike[str]) -> dict[str, np.nda
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()
     ):
-        raise InputError(f"{path}: has other content than arrays by name; save a state dict")
+        raise InputError(f"{path}: holds something other than arrays by name; save a state dict")
     arrays = {}
     for name, tensor in content.items():
         if tensor.dtype is torch.bfloat16:  # NumPy has no bfloat16

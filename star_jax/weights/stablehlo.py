@@ -1,7 +1,7 @@
 """A network as a function that runs without this library: serialized StableHLO, by `jax.export`.
 
 JAX guarantees that such a file runs with versions of JAX that are up to 6 months newer and up to 3
-weeks older than the one that wrote it. It is for deployment; `archive.py` is for keeping.
+weeks older than the one that wrote it. It is for deployment; `archive.py` is for archiving.
 """
 
 from collections.abc import Mapping
@@ -32,8 +32,8 @@ def to_stablehlo(
     of length 1. b is any number. Call it with `jax.jit(jax.export.deserialize(content).call)`, on
     a CPU, an NVIDIA GPU or a TPU.
 
-    The weights are constants in it, so that it is one file to hand on; it has only those that it
-    uses: neither the classifiers' nor the other modality's.
+    The weights are constants in it, so that it is a single file to distribute; it contains only
+    those that it uses: neither the classifiers' nor the other modality's.
 
     Args:
       model: the network.

@@ -130,7 +130,7 @@ def test_drawn_joints_are_on_drawn_pixels(monkeypatch, share, modality):
 
 
 @pytest.mark.parametrize("at", [(60, 100), (60.5, 100.25), (61.3, 101.7)])
-def test_shapes_are_painted_around_their_centres(at):
+def test_shapes_are_painted_around_their_centers(at):
     canvas = np.zeros((288, 144, 3), np.uint8)
     drawing.paint(
         canvas, *drawing.ellipse(np.array(at, float), 12, 12), np.full((8, 8, 3), 250, np.uint8)

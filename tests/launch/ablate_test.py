@@ -198,7 +198,7 @@ WRONG = [
     ("{'a': {}, 'b': {'augment.stile': 1}}", "variant 'b': config.augment.stile does not exist"),
     ("{'a': {}, 'b': {'augment.style': 1}}", "variant 'b': config.augment.style is 1"),
     ("{'a': {}, 'b': {'seed': 1}}", "variant 'b': the seed is set by --seeds"),
-    ("{'b': {}, 'B': {}}", "capital letters"),
+    ("{'b': {}, 'B': {}}", "differ only in case"),
     ("{'a': {}, 'plot.svg': {}}", "variant 'plot.svg'"),
     *(
         (f"{{'a': {{}}, {name!r}: {{}}}}", f"variant {name!r}: its name")

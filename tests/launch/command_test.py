@@ -143,9 +143,9 @@ def test_what_a_thread_cannot_write_is_one_line():
     [
         (["--workdir=a"], "a"),
         (["--checkpoint=a/checkpoints/7"], "a/checkpoints/7"),
-        ([], "error: give either --workdir or --checkpoint"),
-        (["--workdir=a", "--checkpoint=b"], "error: give either --workdir or --checkpoint"),
-        (["--workdir="], "error: give either --workdir or --checkpoint"),
+        ([], "error: pass either --workdir or --checkpoint"),
+        (["--workdir=a", "--checkpoint=b"], "error: pass either --workdir or --checkpoint"),
+        (["--workdir="], "error: pass either --workdir or --checkpoint"),
     ],
 )
 def test_one_of_two_flags_is_given(arguments, printed):
@@ -199,7 +199,7 @@ DEFINED = (
         (["--here=gs:/bucket"], "error: --here=gs:/bucket: is a URL"),
         (["--here=~nobody0/x"], "error: --here=~nobody0/x: there is no such user"),
         (["--anywhere=~nobody0"], "error: --anywhere=~nobody0: there is no such user"),
-        (["--anywhere=s3://bucket"], "error: --anywhere=s3://bucket: give a local path"),
+        (["--anywhere=s3://bucket"], "error: --anywhere=s3://bucket: use a local path"),
     ],
 )
 def test_paths_on_the_command_line(monkeypatch, arguments, printed):

@@ -116,8 +116,8 @@ def test_each_modality_has_a_function(workdir, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workdir=runs/a", "--output=mine/"], "--output=mine/: give a file's name"),
-        ([], "give either --workdir or --checkpoint"),
+        (["--workdir=runs/a", "--output=mine/"], "--output=mine/: use a file name"),
+        ([], "pass either --workdir or --checkpoint"),
         (["--workdir=nowhere"], "nowhere: not the folder of a run"),
         (["--workdir=a", "--format=onnx"], "flag --format=onnx: value should be one of"),
     ],

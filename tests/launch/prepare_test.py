@@ -51,8 +51,8 @@ def package(tmp_path):
     (folder / "footage.py").write_text(MODULE)
     source = tmp_path / "source"
     (source / "skeletons").mkdir(parents=True)
-    for grey, name in ((40, "alice"), (200, "bob")):
-        jpeg = simplejpeg.encode_jpeg(np.full((8, 4, 3), grey, np.uint8))
+    for gray, name in ((40, "alice"), (200, "bob")):
+        jpeg = simplejpeg.encode_jpeg(np.full((8, 4, 3), gray, np.uint8))
         (source / f"{name}.jpg").write_bytes(jpeg)
         np.save(source / "skeletons" / f"{name}.npy", np.full((17, 3), 1.0, np.float32))
     return folder.parent
@@ -94,7 +94,7 @@ def test_a_dataset_of_another_package_is_packed(package, tmp_path):
         (
             ["--dataset=corridor"],
             "--dataset is 'corridor': use hitsz_vcm, bupt_campus, folder, synthetic_vcm, or "
-            "package.module:object for a part from another package",
+            "package.module:object for a component from another package",
         ),
         (
             ["--dataset=nowhere.footage:CORRIDOR"],

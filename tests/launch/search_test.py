@@ -32,7 +32,7 @@ def test_either_a_network_and_a_dataset_or_two_files(arguments, found):
     result = run(*arguments, "--output=x")
     assert result.returncode == 1
     assert result.stderr.strip() == (
-        "error: give a network (--workdir or --checkpoint) and a packed dataset (--source), or two "
+        "error: pass a network (--workdir or --checkpoint) and a packed dataset (--source), or two "
         f"files of launch/embed.py (--query and --gallery); found {found}"
     )
 

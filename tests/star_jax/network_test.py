@@ -108,7 +108,7 @@ def test_other_paths_are_named(run, tmp_path):
         tmp_path / "checkpoints/7": "not the folder of a run",
         run[0] / "checkpoints": "not the folder of a run",
         run[0] / "checkpoints/5": r"no checkpoint 5 \(there are: 3, 12\)",
-        tmp_path / "weights.pth": r"weights.pth: not a network: give the folder of a run, .*export",
+        tmp_path / "weights.pth": r"weights.pth: not a network: pass the folder of a run, .*export",
         tmp_path / "x.safetensors": "x.safetensors: not a whole safetensors file",
         tmp_path / "none.safetensors": "no weights at .*none.safetensors",
     }.items():

@@ -273,7 +273,7 @@ def test_a_missing_or_empty_file_is_named(tmp_path, name):
 
 def test_a_wrong_root_is_named(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match="give the folder of BUPTCampus that holds"):
+        with pytest.raises(FileNotFoundError, match="the folder of BUPTCampus that holds"):
             bupt_lists.read_index(root)
 
 

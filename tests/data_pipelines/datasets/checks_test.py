@@ -147,7 +147,7 @@ def test_every_broken_line_of_the_index_is_named(root):
 def test_a_missing_index_is_named(tmp_path):
     findings = hitsz_vcm.check(tmp_path)
     assert len(findings.wrong) == 1
-    assert "give the root of HITSZ-VCM" in findings.wrong[0]
+    assert "the root of HITSZ-VCM" in findings.wrong[0]
 
 
 def test_many_missing_frames_hide_nothing_else(tmp_path):

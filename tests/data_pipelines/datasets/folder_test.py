@@ -164,7 +164,7 @@ WRONG = {
     "1.jpg": "1.jpg: is in the wrong place",
     "alice/1.jpg": "alice/1.jpg: is in the wrong place",
     "alice/visible/walk.mp4": "alice/visible/walk.mp4: is in the wrong place",
-    "alice/visible/1/1.jpg": "alice/visible/1/1.jpg: a tracklet's pictures need a folder",
+    "alice/visible/1/1.jpg": "alice/visible/1/1.jpg: a tracklet's pictures need their own folder",
     "alice/visible/1/walk/more/1.jpg": "alice/visible/1/walk/more: is in the wrong place",
     "alice/visible/1/walk/a.mp4": "alice/visible/1/walk/a.mp4: is in the wrong place",
     "alice/visible/1/walk/notes.txt": "alice/visible/1/walk: a tracklet without a picture",
@@ -221,8 +221,8 @@ def test_packs_without_skeletons(root, tmp_path):
     assert record["frame_ids"][1] == "alice/infrared/yard/walk.mp4#2"
     clip = np.empty((2, 64, 32, 3), np.uint8)
     assert not reading.decode_clip(record, np.array([0, 1]), clip).any()
-    colour = video_files.color_of(2)
-    assert np.abs(clip[1, 24:].mean(axis=(0, 1)) - colour).max() < 10
+    color = video_files.color_of(2)
+    assert np.abs(clip[1, 24:].mean(axis=(0, 1)) - color).max() < 10
 
 
 def test_a_table_names_people_and_unpacked_folders_stay_out(root, capsys):
@@ -260,7 +260,7 @@ def test_videos_of_whole_scenes_are_no_tracklets(root, tmp_path):
     for _ in range(3):
         writer.write(np.zeros((48, 64, 3), np.uint8))
     writer.release()
-    message = r"street.avi: 64 x 48 pixels, wider than high.*footage/tracklets.py.*--allow_whole_vi"
+    message = r"street.avi: 64 x 48 pixels, wider than tall.*footage/tracklets.py.*--allow_whole_vi"
     with pytest.raises(ValueError, match=message):
         folder.prepare(root, tmp_path / "data", without_skeletons=True)
     (found,) = folder.check(root, without_skeletons=True).wrong

@@ -294,7 +294,7 @@ def test_a_missing_or_empty_file_is_named(tmp_path, file):
 
 
 def test_a_wrong_root_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="give the root of HITSZ-VCM"):
+    with pytest.raises(FileNotFoundError, match="the root of HITSZ-VCM"):
         hitsz_vcm.read_index(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such directory"):
         hitsz_vcm.read_index(tmp_path / "nowhere")

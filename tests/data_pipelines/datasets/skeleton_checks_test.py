@@ -39,7 +39,7 @@ FAULTS = {
     "shares": (
         lambda x, y: (x / WIDTH, y / HEIGHT),
         "lie in the upper left corner of their frames, like shares of width and height",
-        "give x and y in pixels",
+        "use x and y in pixels",
     ),
     "of the model's input": (
         lambda x, y: (x * 192 / WIDTH, y * 256 / HEIGHT),

@@ -154,7 +154,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(
     assert line.startswith(f"--model=small: cannot download {server.address}{path} (")
     assert reason in line
     unpack = ", unpack it" if path.endswith(".zip") else ""
-    assert f"; download it elsewhere{unpack} and give the file, --model=FILE." in line
+    assert f"; download it elsewhere{unpack} and pass the file, --model=FILE." in line
     assert "\n" not in line
     assert list(cache.iterdir()) == []
 
@@ -172,7 +172,7 @@ def test_without_a_network_the_address_and_the_way_out_are_named(cache, monkeypa
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/model.onnx"
         table = {"small": downloads.Download(url, "MIT", None)}
-        with pytest.raises(InputError, match=rf"{url} \(.*refused.*give the file, --model=FILE"):
+        with pytest.raises(InputError, match=rf"{url} \(.*refused.*--model=FILE"):
             downloads.find_model("small", table, "--model")
     assert list(cache.iterdir()) == []
 
@@ -180,7 +180,7 @@ def test_without_a_network_the_address_and_the_way_out_are_named(cache, monkeypa
 def test_a_path_is_itself(tmp_path):
     file = tmp_path / "mine.onnx"
     table = {"small": downloads.Download("http://127.0.0.1/x.onnx", "MIT", None)}
-    with pytest.raises(InputError, match=rf"--pose={file}: no such file.*\(small\).*give its file"):
+    with pytest.raises(InputError, match=rf"--pose={file}: no such file.*\(small\).*pass its file"):
         downloads.find_model(str(file), table, "--pose")
     file.write_bytes(b"")
     assert downloads.find_model(str(file), table, "--pose") == file
@@ -191,5 +191,5 @@ def test_a_path_is_itself(tmp_path):
 def test_without_pooch_the_package_is_named(monkeypatch):
     table = {"small": downloads.Download("http://127.0.0.1/x.onnx", "MIT", None)}
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(ImportError, match=r'pip install -e "\.\[pose\]"; or give a file'):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[pose\]"; or pass a file'):
         downloads.find_model("small", table, "--model")

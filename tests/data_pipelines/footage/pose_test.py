@@ -51,8 +51,8 @@ def test_to_crop_inverts_the_matrix(crop, size, udp, at):
     shares = np.diag(matrix) * crop[::-1] / extent
     assert shares.max() == pytest.approx(0.8)
     # Center of the box to the center of the input; both directions scaled alike without UDP.
-    centre = matrix @ [crop[1] / 2, crop[0] / 2, 1]
-    np.testing.assert_allclose(centre, extent / 2, atol=1e-6)
+    center = matrix @ [crop[1] / 2, crop[0] / 2, 1]
+    np.testing.assert_allclose(center, extent / 2, atol=1e-6)
     if not udp:
         assert matrix[0, 0] == pytest.approx(matrix[1, 1])
 
@@ -63,9 +63,9 @@ def test_warp_there_and_back_to_a_tenth_of_a_pixel(crop, udp):
     """A blob's center of mass in the warped image, taken back, is where the blob was."""
     y, x = np.mgrid[: crop[0], : crop[1]]
     for share in (0.4, 0.5, 0.62):
-        centre = np.array([share * crop[1], share * crop[0]])
+        center = np.array([share * crop[1], share * crop[0]])
         sigma = max(crop) / 16
-        blob = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * sigma**2))
+        blob = np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / (2 * sigma**2))
         image = np.repeat((255 * blob).round().astype(np.uint8)[..., None], 3, axis=2)
         matrix = pose.input_matrix(crop, (256, 192), udp=udp)
         warped = pose.warp(image, matrix, (256, 192))[..., 0].astype(float)
@@ -196,7 +196,7 @@ def test_other_kinds_of_input(tmp_path):
     )
     np.testing.assert_array_equal(half.predict([spot(SPOTS[1])])[0, 0, :2], SPOTS[1])
     free = pose_models.write_heatmap_model(tmp_path / "free.onnx", size=("height", "width"))
-    with pytest.raises(ValueError, match="left open; give the input size"):
+    with pytest.raises(ValueError, match="height and width are dynamic"):
         pose.load_model(free)
     model = pose.load_model(free, input_size=SIZE)
     np.testing.assert_array_equal(model.predict([spot(SPOTS[1])])[0, 0, :2], SPOTS[1])

@@ -179,18 +179,18 @@ def test_no_tracklet_of_a_crowd_shows_two_people(seed):
     time = np.linspace(0, 1, length)[:, None, None]
     places = start + (end - start) * time
     frames, truth = [], []
-    for centres in places:
+    for centers in places:
         shown, front = [], []
         for person in range(count):  # from front to back
-            apart = [np.abs(centres[person] - centres[other]) for other in front]
+            apart = [np.abs(centers[person] - centers[other]) for other in front]
             hidden = any(
                 max(WIDTH - x, 0) * max(HEIGHT - y, 0) > 0.5 * WIDTH * HEIGHT for x, y in apart
             )
             if not hidden and rng.random() < 0.95:
                 shown.append(person)
             front.append(person)
-        noisy = centres[shown] + rng.normal(0, 1.5, (len(shown), 2))
-        frames.append([box(*centre) for centre in noisy])
+        noisy = centers[shown] + rng.normal(0, 1.5, (len(shown), 2))
+        frames.append([box(*center) for center in noisy])
         truth.append((shown, noisy))
     tracklets = track(frames)
     covered = set()

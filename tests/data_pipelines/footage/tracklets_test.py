@@ -479,7 +479,7 @@ def test_the_record_says_what_tracklets_were_made_from(tmp_path, video, model):
 
 @pytest.mark.slow
 def test_a_street_in_both_modalities(tmp_path):
-    """The drawn people of tests/support/street.py: everybody is found once in each video."""
+    """The synthetic people of tests/support/street.py: everyone is found once in each video."""
     filmed = street.write_street(tmp_path / "raw", num_people=3)
     detector = detection.load_detector(str(filmed.detector))
     output = tmp_path / "people"

@@ -26,14 +26,14 @@ def tracklet(*names):
     return schema.Tracklet(schema.VISIBLE, "alice", 1, names, 1)
 
 
-def picture(mode, form, size=(20, 40), colour=None):
+def picture(mode, form, size=(20, 40), color=None):
     file = io.BytesIO()
-    Image.new(mode, size, colour).save(file, form)
+    Image.new(mode, size, color).save(file, form)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("suffix", video_files.CODECS)
-def test_a_video_gives_the_requested_frames_in_their_colours(tmp_path, suffix):
+def test_a_video_gives_the_requested_frames_in_their_colors(tmp_path, suffix):
     video_files.write_video(tmp_path / f"walk{suffix}", 9)
     numbers = [0, 1, 4, 8]
     chosen = tracklet(*(f"walk{suffix}#{number}" for number in numbers))
@@ -153,26 +153,26 @@ def test_jpeg_files_are_kept_unchanged(tmp_path):
 
 
 def test_a_grey_jpeg_is_read_as_rgb(tmp_path):
-    (tmp_path / "1.jpg").write_bytes(picture("L", "JPEG", colour=77))
+    (tmp_path / "1.jpg").write_bytes(picture("L", "JPEG", color=77))
     (image,) = frames.read_images(tmp_path, tracklet("1.jpg"))
     assert image.shape == (40, 20, 3) and np.abs(image.astype(int) - 77).max() <= 1
 
 
 PNGS = {
-    "colour": (np.full((8, 6, 3), (200, 100, 50), np.uint8), (200, 100, 50)),
-    "grey": (np.full((8, 6), 90, np.uint8), (90, 90, 90)),
+    "color": (np.full((8, 6, 3), (200, 100, 50), np.uint8), (200, 100, 50)),
+    "gray": (np.full((8, 6), 90, np.uint8), (90, 90, 90)),
     "16-bit": (np.full((8, 6, 3), (65535, 25700, 257), np.uint16), (255, 100, 1)),
     "alpha": (np.full((8, 6, 4), (200, 100, 50, 0), np.uint8), (200, 100, 50)),
 }
 
 
-@pytest.mark.parametrize(("pixels", "colour"), PNGS.values(), ids=PNGS.keys())
-def test_png_files_become_jpeg(tmp_path, pixels, colour):
+@pytest.mark.parametrize(("pixels", "color"), PNGS.values(), ids=PNGS.keys())
+def test_png_files_become_jpeg(tmp_path, pixels, color):
     video_files.write_image(tmp_path / "1.png", pixels)
     (image,) = frames.read_images(tmp_path, tracklet("1.png"))
-    assert image.dtype == np.uint8 and np.abs(image.astype(int) - colour).max() <= 1
+    assert image.dtype == np.uint8 and np.abs(image.astype(int) - color).max() <= 1
     (jpeg,) = frames.read_frames(tmp_path, tracklet("1.png")).jpegs
-    assert np.abs(simplejpeg.decode_jpeg(jpeg).astype(int) - colour).max() <= 3
+    assert np.abs(simplejpeg.decode_jpeg(jpeg).astype(int) - color).max() <= 3
 
 
 def test_a_palette_becomes_rgb(tmp_path):

@@ -180,7 +180,7 @@ NO_PICTURES = {
     "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     "page": (b"\r\n<!DOCTYPE html><title>Not found</title>", "web page"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
-    "space": (b" \n\n", "white space"),
+    "space": (b" \n\n", "whitespace"),
     "noise": (b"\x1b[2J\0what", r"x1b"),
 }
 

@@ -188,7 +188,7 @@ STRANGE_ORIGINS = {
     "null": set_file("a", bytes=None, sha256="0"),
     "negative": set_file("a", bytes=1, sha256="0", split="train", records=-1),
     "missing": set_file("a", bytes=1),
-    "unknown": set_file("a", **RIGHT, colour="red"),
+    "unknown": set_file("a", **RIGHT, color="red"),
 }
 
 
@@ -464,6 +464,6 @@ def test_a_folder_around_a_packed_dataset_stands_for_it(packed, tmp_path):
             open_dataset(packed).split("train").records
         )
     other = shutil.copytree(packed, data / "hitsz_vcm/2.1.0")
-    with pytest.raises(ValueError, match=f"several packed datasets, {inner}, {other}; give one"):
+    with pytest.raises(ValueError, match=f"several packed datasets, {inner}, {other}; "):
         open_dataset(data).split("train")
     assert resolve("gs://bucket/x") == "gs://bucket/x"

@@ -88,11 +88,11 @@ def test_every_name_is_one_frame_of_its_own_and_no_frame_is_unnamed(root):
 
 
 def test_frames_are_jpegs_of_the_configured_size_and_infrared_is_grey(root):
-    for modality, grey in (("rgb", False), ("ir", True)):
+    for modality, gray in (("rgb", False), ("ir", True)):
         for path in sorted(root.glob(f"Train/*/{modality}/*/1.jpg")):
             picture = simplejpeg.decode_jpeg(path.read_bytes()).astype(int)
             assert picture.shape == (TINY.height, TINY.width, 3)
-            assert (np.ptp(picture, axis=-1).max() == 0) == grey
+            assert (np.ptp(picture, axis=-1).max() == 0) == gray
 
 
 def test_queries_are_exactly_the_infrared_rows_of_the_test_split(root):
@@ -433,7 +433,7 @@ def test_skeletons_of_pairs_are_in_a_tree_by_the_file_names(bupt_root):
 def test_the_people_are_the_same_in_both_layouts():
     studio = dataclasses.replace(TINY, difficulty=0.0, skeleton_variation=0.0)
 
-    def colours(planned):
+    def colors(planned):
         """The colors of each training identity's torso."""
         means = {}
         for tracklet in planned:
@@ -443,8 +443,8 @@ def test_the_people_are_the_same_in_both_layouts():
                 means.setdefault(tracklet.identity, torso.mean(axis=(0, 1, 2)))
         return np.array([means[identity] for identity in range(1, 7)])
 
-    one = colours(plan.plan(studio, seed=3))
-    two = colours(plan.plan_pairs(studio, seed=3))
+    one = colors(plan.plan(studio, seed=3))
+    two = colors(plan.plan_pairs(studio, seed=3))
     distances = np.abs(one[:, None] - two).sum(axis=-1)
     assert np.diag(distances).mean() < 0.3 * distances.mean()
 

@@ -194,7 +194,7 @@ def test_the_command_needs_two_runs_and_names_a_wrong_file(tmp_path):
     path = write_run(tmp_path / "star")
     result = run_compare(tmp_path / "star")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: give two runs or more, as in launch/compare.py runs/")
+    assert result.stderr.startswith("error: pass two or more runs, as in launch/compare.py runs/")
     path.write_text("[" * 100_000)
     result = run_compare(tmp_path / "star", tmp_path / "star")
     assert result.returncode == 1 and result.stderr.count("\n") == 1

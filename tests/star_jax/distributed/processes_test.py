@@ -460,7 +460,7 @@ def test_a_coordinator_that_nobody_reaches_is_an_error_after_the_given_time(data
 
 def test_half_an_address_is_refused(monkeypatch):
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
-    with pytest.raises(ValueError, match="give all of --coordinator, --num_processes"):
+    with pytest.raises(ValueError, match="--coordinator, --num_processes"):
         processes.start("localhost:1234")
     with pytest.raises(ValueError, match="--process_id=2 of --num_processes=2"):
         processes.start("localhost:1234", 2, 2)

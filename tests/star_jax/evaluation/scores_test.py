@@ -93,7 +93,7 @@ def test_tables():
     whole = scores.format_table(report)
     conditions, cameras = scores.format_details(report).split("\n\n")
     header, *rows = [" ".join(line.split()) for line in whole.splitlines()]
-    names = " ".join((*scores.METRICS, *scores.COUNTS))
+    names = " ".join((*scores.METRICS, "queries gallery", "no match", "filtered"))
     assert header == f"hitsz_vcm/v1, rerank, expansion 3 {names}"
     assert rows[0] == "i2v 69.44 80.00 90.00 100.00 5.13 0.00 4584 5099 0 3"
     assert rows[1] == "95 %" + 6 * " 1.3 to 99.0"

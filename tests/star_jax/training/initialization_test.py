@@ -54,7 +54,7 @@ def test_the_same_network_is_taken_whole(run, place, tmp_path, caplog):
     assert all(jax.tree.leaves(jax.tree.map(same_place, fresh.variables, state.variables)))
     taken, afresh, left = caplog.messages
     assert taken.startswith(f"starting from {path}, step 0: took backbone (")
-    assert (afresh, left) == ("initialized afresh: none", "left over: none")
+    assert (afresh, left) == ("newly initialized: none", "left over: none")
 
 
 def test_classifiers_of_another_number_of_identities_start_afresh(run, caplog):
@@ -66,7 +66,7 @@ def test_classifiers_of_another_number_of_identities_start_afresh(run, caplog):
         assert_same(state.params[name], source[name])
     assert_same(state.batch_stats, given["batch_stats"])
     assert caplog.messages[1:] == [
-        "initialized afresh: classifier (1), frame_classifier (1)",
+        "newly initialized: classifier (1), frame_classifier (1)",
         "left over: classifier (1), frame_classifier (1)",
     ]
 

@@ -1,7 +1,7 @@
 """Training learns: the loss falls, people are found, and a fault that would prevent it is noticed.
 
-Eight drawn people, two tracklets of each modality to train on and two to test. Some faults hardly
-change the scores of a small network; each of these has a check of its own.
+Eight synthetic people, two tracklets of each modality to train on and two to test. Some faults
+hardly change the scores of a small network; each of these has a check of its own.
 """
 
 import dataclasses
