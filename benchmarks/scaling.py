@@ -88,17 +88,18 @@ def prepare() -> tuple[Any, Any, Any, Any, int]:
     """Returns config, mesh, model, training step and number of pairs for all devices."""
     import jax
 
-    from star_jax.config import check_config
+    from star_jax.config import with_values
     from star_jax.distributed import parallel
     from star_jax.models import build_model
     from star_jax.training.steps import make_train_step
 
-    config = CONFIG.value
     pairs = PAIRS.value * jax.device_count()
-    config.data.tracklets_per_identity, config.data.identities_per_batch = 2, pairs // 2
-    if config.model.num_identities is None:
-        config.model.num_identities = max(pairs // 2, 2)
-    check_config(config)
+    changes = {
+        "data.tracklets_per_identity": 2,
+        "data.identities_per_batch": pairs // 2,
+        "model.num_identities": max(pairs // 2, 2),
+    }
+    config = with_values(CONFIG.value, changes)
     mesh = parallel.make_mesh(config)
     model = build_model(config.model)
     return config, mesh, model, make_train_step(config, model, 100, mesh), pairs

@@ -22,7 +22,7 @@ from data_pipelines.records.dataset import open_dataset
 from data_pipelines.sampling import BatchSpec, steps_per_epoch
 from data_pipelines.schema import INFRARED, VISIBLE
 from star_jax.augment import random_crop_and_flip
-from star_jax.config import check_config
+from star_jax.config import as_config
 from star_jax.evaluation.protocols import evaluate
 from star_jax.evaluation.scores import format_table
 from star_jax.losses import batch_hard_triplet, cross_entropy
@@ -40,8 +40,7 @@ flags.mark_flag_as_required("config")
 
 def main(argv: list[str]) -> None:
     del argv
-    config = CONFIG.value
-    check_config(config)
+    config = as_config(CONFIG.value)
     dataset = open_dataset(config.data.dir)
     train, test = dataset.split("train"), dataset.split("test")
     config = with_identities(config, train.index.labels)

@@ -15,7 +15,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from star_jax.config import check_config
+from star_jax.config import with_values
 from star_jax.distributed.parallel import batch_shardings, make_mesh, put
 from star_jax.models import build_model
 from star_jax.state import initial_state, random_batch
@@ -28,10 +28,8 @@ flags.mark_flag_as_required("config")
 
 def main(argv: list[str]) -> None:
     del argv
-    config = CONFIG.value
-    check_config(config)
-    if config.model.num_identities is None:
-        config.model.num_identities = 500  # as in HITSZ-VCM
+    identities = CONFIG.value.model.get("num_identities") or 500  # as in HITSZ-VCM
+    config = with_values(CONFIG.value, {"model.num_identities": identities})
     data = config.data
     mesh = make_mesh(config)
     model = build_model(config.model)

@@ -32,12 +32,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_collections
 from absl import flags
 
 from data_pipelines.errors import InputError
 from launch import command
-from star_jax.config import check_config, check_training, unknown, values_of
+from star_jax.config import Config, with_values
+from star_jax.config.checks import check_training, unknown, values_of
 from star_jax.stored import parts_elsewhere
 
 FOLDER = Path(__file__).parent
@@ -80,7 +80,7 @@ class Run(NamedTuple):
 
     def description(self) -> dict[str, Any]:
         """Returns what the file says."""
-        config = json.loads(with_changes(self.changes).to_json())
+        config = json.loads(json.dumps(with_changes(self.changes).to_dict()))
         return {"config": config, "dataset": self.dataset}
 
 
@@ -158,8 +158,7 @@ def read_grid(path: str) -> dict[str, dict[str, Any]]:
             if values_of(key) is None:
                 raise InputError(f"{where}: {unknown(key)}")
         try:
-            check_config(changed := with_changes(changes))
-            check_training(changed)
+            check_training(with_changes(changes))
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     if len({name.lower() for name in found}) < len(found):
@@ -188,9 +187,9 @@ def dataset_of(variants: Mapping[str, Mapping[str, Any]]) -> str:
     return found[addresses[first]]
 
 
-def with_changes(changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def with_changes(changes: Mapping[str, Any]) -> Config:
     """Returns the config of `--config` with changed values, by key."""
-    return command.override(CONFIG.value.copy_and_resolve_references(), overrides(changes))
+    return with_values(CONFIG.value, overrides(changes))
 
 
 def overrides(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,7 +230,7 @@ def require_same_config(run: Run) -> None:
         return
     before = run_files.read_config(workdir / "config.json")
     if config.model.num_identities is None:  # then the dataset decides
-        config.model.num_identities = before["model"]["num_identities"]
+        config = with_values(config, {"model.num_identities": before["model"]["num_identities"]})
     if found := run_files.differences(before, config):
         raise InputError(
             f"{workdir}: variant {run.variant!r} was trained with another config: "

@@ -1,10 +1,8 @@
 """Shared by all commands: flags, and errors that a user can fix as one line, not a traceback."""
 
 import ast
-import functools
 import importlib.machinery
 import logging
-import operator
 import os
 import re
 import signal
@@ -25,7 +23,8 @@ from data_pipelines.errors import InputError, Preempted, UserError, is_out_of_me
 from data_pipelines.io import remote
 from data_pipelines.io.terminal import printable
 from launch import end_at_once, end_others
-from star_jax import config
+from star_jax.config import Config, with_values
+from star_jax.config.checks import unknown, values_of
 
 STARTED = time.monotonic()  # commands import this module before JAX
 flags.disclaim_key_flags()  # flags defined here belong to the commands, whose --help lists them
@@ -199,7 +198,7 @@ def require_file_name(output: str) -> None:
         raise InputError(f"--output={output}: use a file name, for instance mine/star")
 
 
-def define_config() -> flags.FlagHolder[ml_collections.ConfigDict]:
+def define_config() -> flags.FlagHolder[Config]:
     """Defines the flag `--config`, which names a file, and `--config.KEY=VALUE`."""
     return flags.DEFINE(
         CONFIG_FILE,
@@ -211,7 +210,7 @@ def define_config() -> flags.FlagHolder[ml_collections.ConfigDict]:
     )
 
 
-class ConfigFile(flags.ArgumentParser[ml_collections.ConfigDict]):
+class ConfigFile(flags.ArgumentParser[Config]):
     """Runs the file of `--config`; an error in it ends the command.
 
     Attributes:
@@ -222,16 +221,15 @@ class ConfigFile(flags.ArgumentParser[ml_collections.ConfigDict]):
     path: str
     overrides: Mapping[str, Any] = {}
 
-    def parse(self, path: str) -> ml_collections.ConfigDict:
-        """Returns the locked config with the overrides."""
+    def parse(self, path: str) -> Config:
+        """Returns the config with the overrides."""
         self.path = path
         found = call_in_file("config", path, "get_config")
         if not isinstance(found, ml_collections.ConfigDict):
             kind = type(found).__name__
             fail(f"--config={path}: get_config() must return a ConfigDict, found {kind}", 2)
         try:
-            config.check_names(found)
-            return override(found, self.overrides).lock()
+            return with_values(found, self.overrides)
         except UserError as error:
             fail(f"--config={path}: {error}", 2)
 
@@ -254,9 +252,9 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             others += [argument, *remaining] if argument == "--" else [argument]
             continue
         key, text = match[1] or match[2], match[3]
-        values = config.values_of(key)
+        values = values_of(key)
         if values is None:
-            fail(f"{argument}: {config.unknown(key)}", 2)
+            fail(f"{argument}: {unknown(key)}", 2)
         if match[1] or (text is None and values.include(True)):  # as of absl's boolean flags
             text = str(not match[1])
         elif text is None and (text := next(remaining, None)) is None:
@@ -275,28 +273,6 @@ def parse_literal(text: str) -> Any:
         return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
-
-
-def override(
-    config: ml_collections.ConfigDict, values: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
-    """Sets values of a config by key, options after the section that holds them; returns it.
-
-    Raises:
-      InputError: the options are not a section.
-    """
-    with config.unlocked():
-        for key, value in sorted(values.items()):
-            *sections, name = key.split(".")
-            section = functools.reduce(operator.getitem, sections, config)
-            if not isinstance(section, ml_collections.ConfigDict):
-                raise InputError(f"config.{'.'.join(sections)} is {section!r}: use a section")
-            try:
-                section[name] = value  # converts 1 to 1.0 where it replaces a float
-            except TypeError:  # another type, as 0.5 where the file has 1
-                with config.ignore_type():
-                    section[name] = value
-    return config
 
 
 def call_in_file(flag: str, value: str, function: str) -> Any:

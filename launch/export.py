@@ -90,7 +90,7 @@ def main() -> None:
                 model,
                 variables,
                 modality,
-                frame_size=tuple(config.data.frame_size),
+                frame_size=config.data.frame_size,
                 clip_length=config.data.clip_length,
             )
             write_file(path, content)

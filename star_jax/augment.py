@@ -16,11 +16,11 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Float32, Key, UInt8
 
 from data_pipelines.coco17 import MIRROR, is_detected
 from data_pipelines.parts import find_part, is_function_of
+from star_jax.config.experiment import AugmentConfig, Config
 from star_jax.models.interfaces import StyleSources
 from star_jax.streams import stream
 
@@ -43,7 +43,7 @@ class Augmentation(Protocol):
         frames: Frames,
         keypoints: Float32[Array, "B T 17 3"],
         modality: str,
-        config: ml_collections.ConfigDict,
+        config: AugmentConfig,
         /,
     ) -> Clips:
         """Returns frames and keypoints of the same shapes.
@@ -296,9 +296,7 @@ def find_augmentation(name: str) -> Augmentation:
     )
 
 
-def random_style_sources(
-    key: Key[Array, ""], num_pairs: int, config: ml_collections.ConfigDict
-) -> StyleSources:
+def random_style_sources(key: Key[Array, ""], num_pairs: int, config: Config) -> StyleSources:
     """Draws the style sources of each frame: a permutation within each modality, and one across.
 
     Args:
@@ -319,5 +317,5 @@ def random_style_sources(
     return StyleSources(
         same=jnp.stack(same, axis=1).ravel(),
         other=jnp.stack(other[::-1], axis=1).ravel(),
-        stages=tuple(config.augment.style_stages),
+        stages=config.augment.style_stages,
     )

@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from jaxtyping import Array, Float32, Int32
 
 from data_pipelines.errors import InputError
 from data_pipelines.parts import find_part, is_function_of
+from star_jax.config import Config
+from star_jax.config.checks import plain
 from star_jax.models.star import StarOutput, build_part, is_module_class
 
 Batch = Mapping[str, Any]
@@ -279,7 +280,7 @@ class Losses(nn.Module):
         return {**values, "total": total}
 
 
-def build_losses(config: ml_collections.ConfigDict) -> Losses:
+def build_losses(config: Config) -> Losses:
     """Returns the losses of an experiment that have a nonzero weight.
 
     A module is created with the values of `config.model` that it has as attributes, for instance
@@ -291,7 +292,7 @@ def build_losses(config: ml_collections.ConfigDict) -> Losses:
     Raises:
       InputError: there is no such loss, it cannot be created, or two have the same name.
     """
-    weights = {name: weight for name, weight in config.losses.items() if name != "extra"}
+    weights = {name: getattr(config.losses, name) for name in LOSSES}
     parts: list[tuple[str, float, Loss]] = []
     for path, weight in (*weights.items(), *config.losses.extra):
         where = "config.losses.extra" if path not in weights else f"config.losses.{path}"
@@ -299,7 +300,7 @@ def build_losses(config: ml_collections.ConfigDict) -> Losses:
             continue
         part = find_part(LOSSES, path, where, kind=LOSS, include=is_loss)
         if is_module_class(part):
-            part = build_part(part, config.model.to_dict(), {}, f"{where}: {path}")
+            part = build_part(part, plain(config.model), {}, f"{where}: {path}")
         name = path.rpartition(":")[2]
         if name in ("total", *(other for other, _, _ in parts)):
             raise InputError(

@@ -5,14 +5,13 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 from etils import epath
 from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
 from data_pipelines.io.remote import absolute, locate
 from data_pipelines.sampling import ClipSpec
-from star_jax.config import check_config
+from star_jax.config import Config, with_values
 from star_jax.distributed.parallel import make_mesh
 from star_jax.models import Star, build_model
 from star_jax.runs import checkpoint
@@ -36,7 +35,7 @@ class Network(NamedTuple):
     """
 
     step: int
-    config: ml_collections.ConfigDict
+    config: Config
     model: Star
     variables: Any
     mesh: Mesh
@@ -49,12 +48,8 @@ class Network(NamedTuple):
         Raises:
           InputError: a value is invalid.
         """
-        config = self.config.copy_and_resolve_references()
-        config.update_from_flattened_dict(
-            {key: value for key, value in values.items() if value is not None}
-        )
-        check_config(config)
-        return self._replace(config=config)
+        given = {key: value for key, value in values.items() if value is not None}
+        return self._replace(config=with_values(self.config, given))
 
     @property
     def checksum(self) -> str:
@@ -62,10 +57,10 @@ class Network(NamedTuple):
         return checksum(self.variables)
 
 
-def clip_spec(config: ml_collections.ConfigDict) -> ClipSpec:
+def clip_spec(config: Config) -> ClipSpec:
     """Returns what clips the network of a config sees."""
     data = config.data
-    return ClipSpec(data.clip_length, tuple(data.frame_size), data.sampling, config.model.keypoints)
+    return ClipSpec(data.clip_length, data.frame_size, data.sampling, config.model.keypoints)
 
 
 def load_weights(
@@ -174,7 +169,7 @@ def _read_archive(path: str | os.PathLike[str], trusted: Collection[str]) -> Net
     return Network(step, config, model, jax.device_put(variables, shardings), mesh)
 
 
-def _prepare(config: ml_collections.ConfigDict) -> tuple[Star, Mesh, Any]:
+def _prepare(config: Config) -> tuple[Star, Mesh, Any]:
     """Returns the network of a config, the mesh, and the shapes and shardings of its variables."""
     mesh = make_mesh()
     model = build_model(config.model)

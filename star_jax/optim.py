@@ -8,19 +8,17 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax.numpy as jnp
-import ml_collections
 import optax
 from jaxtyping import Array, Float32, Int32
 
 from data_pipelines.parts import find_part, is_function_of
+from star_jax.config.experiment import OptimConfig
 
 
 class Optimizer(Protocol):
     """How gradients become updates, before they are multiplied by the learning rates."""
 
-    def __call__(
-        self, config: ml_collections.ConfigDict, /
-    ) -> tuple[optax.GradientTransformation, ...]:
+    def __call__(self, config: OptimConfig, /) -> tuple[optax.GradientTransformation, ...]:
         """Returns the transformations of the gradients, in order; a `config.optim` is given."""
 
 
@@ -28,7 +26,7 @@ class Schedule(Protocol):
     """The factor by which both learning rates are multiplied, apart from the warm-up."""
 
     def __call__(
-        self, step: Int32[Array, ""], config: ml_collections.ConfigDict, steps_per_epoch: int, /
+        self, step: Int32[Array, ""], config: OptimConfig, steps_per_epoch: int, /
     ) -> Float32[Array, ""]:
         """Returns the factor, float32[].
 
@@ -39,7 +37,7 @@ class Schedule(Protocol):
         """
 
 
-def sgd(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, ...]:
+def sgd(config: OptimConfig) -> tuple[optax.GradientTransformation, ...]:
     """Returns PyTorch's SGD: weight decay is added to the gradient, then Nesterov momentum."""
     return (
         optax.add_decayed_weights(config.weight_decay),
@@ -47,12 +45,12 @@ def sgd(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation
     )
 
 
-def adam(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, ...]:
+def adam(config: OptimConfig) -> tuple[optax.GradientTransformation, ...]:
     """Returns PyTorch's Adam: weight decay is added to the gradient (Kingma & Ba, 1412.6980)."""
     return optax.add_decayed_weights(config.weight_decay), optax.scale_by_adam(b1=config.momentum)
 
 
-def adamw(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, ...]:
+def adamw(config: OptimConfig) -> tuple[optax.GradientTransformation, ...]:
     """Returns AdamW: decoupled weight decay (Loshchilov & Hutter, 1711.05101)."""
     return optax.scale_by_adam(b1=config.momentum), optax.add_decayed_weights(config.weight_decay)
 
@@ -60,18 +58,14 @@ def adamw(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformati
 OPTIMIZERS: Mapping[str, Optimizer] = {"sgd": sgd, "adam": adam, "adamw": adamw}
 
 
-def steps(
-    step: Int32[Array, ""], config: ml_collections.ConfigDict, steps_per_epoch: int
-) -> Float32[Array, ""]:
+def steps(step: Int32[Array, ""], config: OptimConfig, steps_per_epoch: int) -> Float32[Array, ""]:
     """Returns the factor that drops to a tenth at each decay epoch."""
     epoch = step // steps_per_epoch
     decays = sum((epoch >= start).astype(jnp.float32) for start in config.decay_epochs)
     return jnp.power(0.1, jnp.float32(decays))
 
 
-def cosine(
-    step: Int32[Array, ""], config: ml_collections.ConfigDict, steps_per_epoch: int
-) -> Float32[Array, ""]:
+def cosine(step: Int32[Array, ""], config: OptimConfig, steps_per_epoch: int) -> Float32[Array, ""]:
     """Returns the factor that falls from 1 after the warm-up to 0 after the last step."""
     warmup = config.warmup_epochs * steps_per_epoch
     decaying = max(config.epochs * steps_per_epoch - warmup, 1)
@@ -83,7 +77,7 @@ SCHEDULES: Mapping[str, Schedule] = {"steps": steps, "cosine": cosine}
 
 
 def learning_rate_factor(
-    step: Int32[Array, ""], config: ml_collections.ConfigDict, steps_per_epoch: int
+    step: Int32[Array, ""], config: OptimConfig, steps_per_epoch: int
 ) -> Float32[Array, ""]:
     """Returns the factor by which both learning rates are multiplied at a step.
 
@@ -116,7 +110,7 @@ def find_schedule(name: str) -> Schedule:
 
 
 def moving_average(
-    average: Any, variables: Any, step: Int32[Array, ""], config: ml_collections.ConfigDict
+    average: Any, variables: Any, step: Int32[Array, ""], config: OptimConfig
 ) -> Any:
     """Returns the exponential moving average of variables after one more step.
 
@@ -133,9 +127,7 @@ def moving_average(
     return optax.incremental_update(variables, average, 1 - decay)
 
 
-def make_optimizer(
-    config: ml_collections.ConfigDict, steps_per_epoch: int
-) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, steps_per_epoch: int) -> optax.GradientTransformation:
     """Returns the optimizer that `config` names, with the learning rates.
 
     Gradients whose norm exceeds `config.clip_norm`, if that is not 0, are first scaled down to it.

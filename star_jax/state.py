@@ -5,7 +5,6 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32
@@ -13,6 +12,7 @@ from jaxtyping import Array, Int32
 from data_pipelines.schema import MODALITIES, NUM_JOINTS
 from star_jax import augment
 from star_jax.augment import random_style_sources
+from star_jax.config import Config
 from star_jax.distributed.parallel import state_shardings
 from star_jax.losses import build_losses
 from star_jax.models import Star
@@ -70,16 +70,14 @@ def copied(variables: dict[str, Any]) -> dict[str, Any]:
     return copies
 
 
-def initial_variables(config: ml_collections.ConfigDict, model: Star) -> Any:
+def initial_variables(config: Config, model: Star) -> Any:
     """Returns initial parameters and statistics of the network, from the config's seed."""
     batch = _zeros(config, 1)
     key = stream(jax.random.key(config.seed), "init")
     return model.init(key, augment.normalize(batch["frames"]), batch["keypoints"])
 
 
-def batch_shapes(
-    config: ml_collections.ConfigDict, num_pairs: int
-) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: Config, num_pairs: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of a `data_pipelines.schema.TrainBatch`."""
     axes = (num_pairs, config.data.clip_length, len(MODALITIES))
     pairs = (num_pairs, len(MODALITIES))
@@ -92,7 +90,7 @@ def batch_shapes(
     }
 
 
-def random_batch(config: ml_collections.ConfigDict, num_pairs: int) -> dict[str, np.ndarray]:
+def random_batch(config: Config, num_pairs: int) -> dict[str, np.ndarray]:
     """Returns a `TrainBatch` of noise with K pairs per identity, for measurements."""
     rng = np.random.default_rng(config.seed)
     shapes = batch_shapes(config, num_pairs)
@@ -109,12 +107,12 @@ def random_batch(config: ml_collections.ConfigDict, num_pairs: int) -> dict[str,
     }
 
 
-def _zeros(config: ml_collections.ConfigDict, num_pairs: int) -> dict[str, jax.Array]:
+def _zeros(config: Config, num_pairs: int) -> dict[str, jax.Array]:
     shapes = batch_shapes(config, num_pairs)
     return {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
 
 
-def initial_losses(config: ml_collections.ConfigDict, model: Star, variables: Any) -> Any:
+def initial_losses(config: Config, model: Star, variables: Any) -> Any:
     """Returns initial variables of the losses, {} if they have none."""
     losses = build_losses(config)
     if not losses.has_state:
@@ -129,23 +127,19 @@ def initial_losses(config: ml_collections.ConfigDict, model: Star, variables: An
     return losses.init(key, output, batch, jnp.zeros((), jnp.int32))
 
 
-def abstract_variables(config: ml_collections.ConfigDict, model: Star, mesh: Mesh) -> Any:
+def abstract_variables(config: Config, model: Star, mesh: Mesh) -> Any:
     """Returns shapes, dtypes and shardings of the network's variables, for restoring them."""
     return _with_shardings(mesh, jax.eval_shape(lambda: initial_variables(config, model)))
 
 
-def abstract_state(
-    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
-) -> TrainState:
+def abstract_state(config: Config, model: Star, steps_per_epoch: int, mesh: Mesh) -> TrainState:
     """Returns shapes, dtypes and shardings of the training state, without creating arrays."""
     init = lambda: _fresh_state(config, model, steps_per_epoch)  # noqa: E731
     state: TrainState = _with_shardings(mesh, jax.eval_shape(init))
     return state
 
 
-def initial_state(
-    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
-) -> TrainState:
+def initial_state(config: Config, model: Star, steps_per_epoch: int, mesh: Mesh) -> TrainState:
     """Returns the initial state; each device creates only its part of it."""
     init = lambda: _fresh_state(config, model, steps_per_epoch)  # noqa: E731
     shardings = jax.tree.map(lambda x: x.sharding, _with_shardings(mesh, jax.eval_shape(init)))
@@ -161,9 +155,7 @@ def _with_shardings(mesh: Mesh, shapes: Any) -> Any:
     )
 
 
-def _fresh_state(
-    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int
-) -> TrainState:
+def _fresh_state(config: Config, model: Star, steps_per_epoch: int) -> TrainState:
     variables = initial_variables(config, model)
     losses = initial_losses(config, model, variables)
     optimizer = make_optimizer(config.optim, steps_per_epoch)

@@ -1,7 +1,7 @@
 """Configs that are stored with networks: in archives, in checkpoints and in the folders of runs.
 
 Such a config may come from anyone. As a plain dictionary it is data: it can be compared and shown.
-Only `read_config` turns it into a `ConfigDict`, from which networks are built, so that no network
+Only `read_config` turns it into a `Config`, from which networks are built, so that no network
 is built before the components that it names have been checked.
 """
 
@@ -9,11 +9,12 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import ml_collections
-
 from data_pipelines.errors import InputError
 from data_pipelines.parts import is_path, require_trusted
-from star_jax.config import ADDED_KEYS, KEYS, check_config, entries, shown
+from star_jax.config import Config, as_config
+from star_jax.config.checks import entries
+from star_jax.config.experiment import ADDED_KEYS, KEYS
+from star_jax.config.values import shown
 
 
 def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def read_config(stored: Any, where: str, trusted: Collection[str]) -> ml_collections.ConfigDict:
+def read_config(stored: Any, where: str, trusted: Collection[str]) -> Config:
     """Returns the config that was stored with a network, whose components may then be created.
 
     Args:
@@ -39,7 +40,7 @@ def read_config(stored: Any, where: str, trusted: Collection[str]) -> ml_collect
       InputError: it is not a config of this version, or names a component of a package that is not
         trusted.
     """
-    config = ml_collections.ConfigDict(parse_config(stored, where))
+    config = as_config(parse_config(stored, where))
     for key, path in parts_elsewhere(config):
         require_trusted(path, f"{where}: config.{key}", trusted)
     return config
@@ -55,7 +56,7 @@ def parse_config(stored: Any, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: its config is {shown(stored)}, not an object with sections")
     try:
         config = complete(stored)
-        check_config(ml_collections.ConfigDict(config))
+        as_config(config)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of strange names
         raise InputError(
             f"{where}: this version of star_jax cannot use its config ({error})"
@@ -63,9 +64,9 @@ def parse_config(stored: Any, where: str) -> dict[str, Any]:
     return config
 
 
-def parts_elsewhere(config: ml_collections.ConfigDict) -> Iterator[tuple[str, str]]:
+def parts_elsewhere(config: Config) -> Iterator[tuple[str, str]]:
     """Yields the keys of a valid config that name components of other packages, and the paths."""
-    for key, value in entries(config, ""):
+    for key, value in entries(config.to_dict()):
         if KEYS[key].values.name_parts:
             yield from ((key, text) for text in _texts(value) if is_path(text))
 
@@ -77,7 +78,7 @@ def _texts(value: Any) -> Iterator[str]:
         value = pending.pop()
         if isinstance(value, str):
             yield value
-        elif isinstance(value, Mapping | ml_collections.ConfigDict):
+        elif isinstance(value, Mapping):
             pending += [value[name] for name in value]
         elif isinstance(value, list | tuple):
             pending += value

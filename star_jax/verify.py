@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float32, Float64
@@ -28,6 +27,7 @@ from jaxtyping import Array, Float32, Float64
 from data_pipelines.errors import InputError
 from data_pipelines.io.progress import with_progress
 from data_pipelines.schema import MODALITIES
+from star_jax.config import Config, with_values
 from star_jax.distributed.parallel import batch_shardings, make_mesh, put
 from star_jax.golden.passes import (
     FOLDER,
@@ -111,7 +111,7 @@ class Check:
         return self.difference <= self.tolerance
 
 
-def verify(reference: ml_collections.ConfigDict, trained: ml_collections.ConfigDict) -> list[Check]:
+def verify(reference: Config, trained: Config) -> list[Check]:
     """Runs all checks on the devices of this process and returns their results.
 
     Args:
@@ -202,7 +202,7 @@ def fixtures(kind: str) -> list[pathlib.Path]:
     return [paths[name] for name in sorted(paths)]
 
 
-def check_network(path: pathlib.Path, config: ml_collections.ConfigDict) -> list[Check]:
+def check_network(path: pathlib.Path, config: Config) -> list[Check]:
     """Compares the network with a fixture: one check per tensor, and one per kind of the rest."""
     stage = path.stem.partition("_")[0]
     compare = {"eval": inference_differences, "train": training_differences}[stage]
@@ -233,9 +233,7 @@ def largest(differences: list[float]) -> float:
     return float(np.max(differences))
 
 
-def inference_differences(
-    path: pathlib.Path, config: ml_collections.ConfigDict
-) -> dict[str, float]:
+def inference_differences(path: pathlib.Path, config: Config) -> dict[str, float]:
     """Returns differences of inference by the names of a fixture, such as `visible.embedding`."""
     seed = seed_of(path)
     config = without_dropout(config, INFERENCE_IDENTITIES)
@@ -251,7 +249,7 @@ def inference_differences(
     return differences
 
 
-def training_differences(path: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, float]:
+def training_differences(path: pathlib.Path, config: Config) -> dict[str, float]:
     """Returns differences of a training pass by the names of a fixture, such as `loss.triplet`."""
     seed = seed_of(path)
     config = without_dropout(config, TRAINING_IDENTITIES)
@@ -289,7 +287,7 @@ def training_differences(path: pathlib.Path, config: ml_collections.ConfigDict) 
     return {name: difference(name, expected) for name, expected in sorted(numbers.items())}
 
 
-def check_bfloat16(stage: str, config: ml_collections.ConfigDict) -> list[Check]:
+def check_bfloat16(stage: str, config: Config) -> list[Check]:
     """Compares the network of a config in bfloat16 with the same in float32.
 
     Args:
@@ -314,7 +312,7 @@ def norm_of_difference(actual: Any, expected: Any) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def values_of_inference(config: ml_collections.ConfigDict, dtype: str) -> dict[str, dict[str, Any]]:
+def values_of_inference(config: Config, dtype: str) -> dict[str, dict[str, Any]]:
     """Returns what inference computes of a pair of tracklets, by line of the table and name."""
     config, variables, clips = in_dtype(config, dtype, INFERENCE_SHAPE)
     output, sown = jax.device_get(inference_program(config, None)(variables, *clips))
@@ -325,7 +323,7 @@ def values_of_inference(config: ml_collections.ConfigDict, dtype: str) -> dict[s
     return found
 
 
-def values_of_training(config: ml_collections.ConfigDict, dtype: str) -> dict[str, dict[str, Any]]:
+def values_of_training(config: Config, dtype: str) -> dict[str, dict[str, Any]]:
     """Returns what a training pass computes, by line of the table and name."""
     config, variables, clips = in_dtype(config, dtype, BFLOAT16_TRAINING_SHAPE)
     run = training_program(config, lambda params: {**variables, "params": params}, *clips)
@@ -342,8 +340,8 @@ def values_of_training(config: ml_collections.ConfigDict, dtype: str) -> dict[st
 
 
 def in_dtype(
-    config: ml_collections.ConfigDict, dtype: str, shape: tuple[int, ...]
-) -> tuple[ml_collections.ConfigDict, Any, tuple[Array, ...]]:
+    config: Config, dtype: str, shape: tuple[int, ...]
+) -> tuple[Config, Any, tuple[Array, ...]]:
     """Returns config and variables of a network in a dtype, and pairs of clips of a shape.
 
     The stages have two blocks: further ones only repeat the second.
@@ -381,7 +379,7 @@ def seed_of(path: pathlib.Path) -> int:
     return int(match[1])
 
 
-def check_devices(config: ml_collections.ConfigDict) -> list[Check]:
+def check_devices(config: Config) -> list[Check]:
     """Compares a training step over all devices of this process with one on a single device."""
     local = jax.local_devices()
     one, all_ = (small_step(config, local[:count], len(local)) for count in (1, len(local)))
@@ -393,16 +391,19 @@ def check_devices(config: ml_collections.ConfigDict) -> list[Check]:
     return [Check(what, largest(differences), DEVICES_TOLERANCE)]
 
 
-def small_step(
-    config: ml_collections.ConfigDict, devices: list[jax.Device], num_identities: int
-) -> Any:
+def small_step(config: Config, devices: list[jax.Device], num_identities: int) -> Any:
     """Returns state and metrics after a step of a small network with all augmentation."""
-    config = config.copy_and_resolve_references()
-    config.model.backbone = "resnet18"
-    config.model.backbone_options = {"stage_sizes": (1, 1, 1, 1), "width": 8}
-    config.model.update({"num_identities": num_identities, "dtype": "float32"})
-    config.data.update({"frame_size": (64, 48), "clip_length": 2})
-    config.data.update({"identities_per_batch": num_identities, "tracklets_per_identity": 2})
+    small = {
+        "model.backbone": "resnet18",
+        "model.backbone_options": {"stage_sizes": (1, 1, 1, 1), "width": 8},
+        "model.num_identities": num_identities,
+        "model.dtype": "float32",
+        "data.frame_size": (64, 48),
+        "data.clip_length": 2,
+        "data.identities_per_batch": num_identities,
+        "data.tracklets_per_identity": 2,
+    }
+    config = with_values(config, small)
     mesh = make_mesh(config, devices)
     model = build_model(config.model)
     pairs = 2 * num_identities

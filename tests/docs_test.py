@@ -100,7 +100,7 @@ def test_documents_that_are_named_exist(path):
 
 def test_a_missing_document_is_found():
     text = '"""See docs/config.md, config.md, docs/no.md, NO.md and https://host/no.md."""'
-    assert missing_documents(ROOT / "star_jax/config.py", text) == ["docs/no.md", "NO.md"]
+    assert missing_documents(ROOT / "star_jax/stored.py", text) == ["docs/no.md", "NO.md"]
 
 
 def test_the_navigation_lists_every_page_once():

@@ -19,10 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ml_collections
+
 from data_pipelines.errors import InputError, MissingPackageError
 from launch import command
 from launch.tpu.estimate import CHIPS, estimate, read_program, summary
-from star_jax.config import check_config
+from star_jax.config import Config, as_config, with_values
 
 CONFIG = command.define_config()
 TOPOLOGY = command.define_required(
@@ -70,7 +72,9 @@ def parse_topology(topology: str) -> tuple[str, int]:
     return match[1], math.prod(sides)
 
 
-def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str, Any]:
+def compile_step(
+    config: Config | ml_collections.ConfigDict, topology: str, hlo: str | None = None
+) -> dict[str, Any]:
     """Compiles the training step of a config; writes the program's text to `hlo` if given.
 
     Returns:
@@ -82,9 +86,9 @@ def compile_step(config: Any, topology: str, hlo: str | None = None) -> dict[str
       ValueError: the config is wrong, the topology does not exist, its devices cannot share the
         batch, or the program does not fit the chips' memory.
     """
-    check_config(config)
+    config = as_config(config)
     if config.model.num_identities is None:
-        config.model.num_identities = 500  # as in HITSZ-VCM
+        config = with_values(config, {"model.num_identities": 500})  # as in HITSZ-VCM
     generation, num_chips = parse_topology(topology)
     chip = CHIPS[generation]
     if importlib.util.find_spec("libtpu") is None:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from data_pipelines.errors import InputError
+from star_jax.config import Config
 from star_jax.trees import name_at
 
 AXES = ("data", "fsdp", "frames")
@@ -33,9 +33,7 @@ RULES = (
 _SMALL = 2**14  # elements
 
 
-def make_mesh(
-    config: ml_collections.ConfigDict | None = None, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(config: Config | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh for training with a config or, without one, for embedding.
 
     Up to as many devices as a batch has pairs, each device gets whole pairs. With more, several

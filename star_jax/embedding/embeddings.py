@@ -9,7 +9,6 @@ import pathlib
 import zipfile
 from collections.abc import Mapping
 
-import ml_collections
 import numpy as np
 from etils import epath
 from jaxtyping import Float32, Shaped
@@ -22,6 +21,7 @@ from data_pipelines.io.tables import csv_file
 from data_pipelines.io.terminal import log
 from data_pipelines.records.dataset import Split
 from data_pipelines.skeletons.corruption import Corruption
+from star_jax.config import Config
 from star_jax.network import Network
 from star_jax.runs import run_files
 
@@ -111,7 +111,7 @@ def provenance_by_names(
     )
 
 
-def config_hash(config: ml_collections.ConfigDict) -> str:
+def config_hash(config: Config) -> str:
     """Returns the SHA-256 of those values of a config that a clip's embedding depends on."""
     found = run_files.as_json(config)
     read = {"model": found["model"], "frame_size": found["data"]["frame_size"]}

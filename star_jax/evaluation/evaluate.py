@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 from etils import epath
 from jaxtyping import Float32
@@ -11,6 +10,7 @@ from jaxtyping import Float32
 from data_pipelines.errors import InputError
 from data_pipelines.records.dataset import VALIDATION, Split, open_dataset
 from data_pipelines.skeletons.corruption import Corruption
+from star_jax.config import Config
 from star_jax.distributed import processes
 from star_jax.embedding.embed import embed_once, embed_split
 from star_jax.evaluation.protocols import queries_of, rank, require_scorable, summarize
@@ -41,13 +41,13 @@ class Options(NamedTuple):
 AS_TRAINED = Options()
 
 
-def evaluation_split(config: ml_collections.ConfigDict) -> str:
+def evaluation_split(config: Config) -> str:
     """Returns the split of evaluations during training: "validation" if identities are held out."""
     return VALIDATION if config.data.validation_identities else "test"
 
 
 def describe_evaluation(
-    config: ml_collections.ConfigDict, step: int, split: Split, options: Options = AS_TRAINED
+    config: Config, step: int, split: Split, options: Options = AS_TRAINED
 ) -> dict[str, Any]:
     """Returns what identifies an evaluation among others of the same run.
 
@@ -91,7 +91,7 @@ def describe_evaluation(
 
 
 def score(
-    config: ml_collections.ConfigDict,
+    config: Config,
     step: int,
     split: Split,
     vectors: Float32[np.ndarray, "n C"],

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jaxtyping import Array, Float32
 
 from data_pipelines.schema import MODALITIES
+from star_jax.config import Config, with_values
 from star_jax.golden import reference_arrays
 from star_jax.losses import build_losses
 from star_jax.models import StyleSources, build_model
@@ -22,7 +22,7 @@ from star_jax.weights.entries import NEVER_USED
 FOLDER = pathlib.Path(__file__).parent
 
 
-def inference_program(config: ml_collections.ConfigDict, modality: str | None) -> Any:
+def inference_program(config: Config, modality: str | None) -> Any:
     """Returns inference as a function of variables, frames and keypoints.
 
     It returns the network's output, and the attention and pooling weights, which the network sows.
@@ -32,7 +32,7 @@ def inference_program(config: ml_collections.ConfigDict, modality: str | None) -
 
 
 def training_program(
-    config: ml_collections.ConfigDict,
+    config: Config,
     variables_of: Callable[[Any], Any],
     frames: Float32[Array, "B T 2 H W 3"],
     keypoints: Float32[Array, "B T 2 17 3"],
@@ -69,14 +69,10 @@ def training_program(
     return jax.jit(jax.grad(loss, has_aux=True))
 
 
-def without_dropout(
-    config: ml_collections.ConfigDict, num_identities: int, **model: Any
-) -> ml_collections.ConfigDict:
+def without_dropout(config: Config, num_identities: int, **model: Any) -> Config:
     """Returns the config with a number of identities, no dropout, and changes of the network."""
-    config = config.copy_and_resolve_references()
-    config.model.dropout_rate = config.model.attention_dropout_rate = 0.0
-    config.model.update({"num_identities": num_identities, **model})
-    return config
+    changes = {"num_identities": num_identities, "dropout_rate": 0.0, "attention_dropout_rate": 0.0}
+    return with_values(config, {f"model.{name}": x for name, x in {**changes, **model}.items()})
 
 
 def state_dict(seed: int, num_identities: int) -> dict[str, np.ndarray]:

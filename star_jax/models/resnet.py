@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from star_jax.config import Values, flag, integer, integers
+from star_jax.config.values import Values, flag, integer, integers
 from star_jax.models.interfaces import FrameFeatures, StyleSources
 from star_jax.models.layers import BatchNorm, InstanceBatchNorm, mean_and_variance, precision_of
 from star_jax.models.stems import apply_stems

@@ -14,13 +14,14 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jaxtyping import Array, Bool, Float32
 
 from data_pipelines.coco17 import is_detected
 from data_pipelines.errors import InputError
 from data_pipelines.parts import Part, find_part
-from star_jax.config import check_section, shown
+from star_jax.config.checks import as_section
+from star_jax.config.experiment import ModelConfig
+from star_jax.config.values import shown
 from star_jax.models.backbones import BACKBONES
 from star_jax.models.guidance import GUIDANCE
 from star_jax.models.interfaces import (
@@ -257,16 +258,16 @@ def l2_normalize(x: Float32[Array, "*batch C"]) -> Float32[Array, "*batch C"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
-def build_model(config: ml_collections.ConfigDict) -> Star:
+def build_model(config: ModelConfig) -> Star:
     """Returns the network that `config` (a `config.model`) describes.
 
     Raises:
       InputError: a value cannot be used; names its key.
     """
-    check_section(config, "model")
+    config = as_section("model", config)
     if config.num_identities is None:
         raise InputError("config.model.num_identities is not set: use the number of identities")
-    values = config.to_dict()
+    values = dataclasses.asdict(config)
     values["dtype"] = jnp.dtype(config.dtype)
     options = values.pop("backbone_options")
     for key, parts, own in (
@@ -275,7 +276,7 @@ def build_model(config: ml_collections.ConfigDict) -> Star:
         ("pooling", POOLINGS, {}),
     ):
         where = f"config.model.{key}"
-        part = find_part(parts, config[key], where, kind=MODULE_CLASS, include=is_module_class)
+        part = find_part(parts, values[key], where, kind=MODULE_CLASS, include=is_module_class)
         values[key] = part and build_part(part, values, own, where)
     _require(values["backbone"], ("num_channels", "num_stages"), config, "backbone")
     for key in ("guidance", "pooling"):
@@ -319,11 +320,9 @@ def build_part(
         raise InputError(f"{where}: cannot be created ({error})") from error
 
 
-def _require(
-    part: Any, attributes: tuple[str, ...], config: ml_collections.ConfigDict, key: str
-) -> None:
+def _require(part: Any, attributes: tuple[str, ...], config: ModelConfig, key: str) -> None:
     missing = [name for name in attributes if not hasattr(part, name)]
     if missing:
         raise InputError(
-            f"config.model.{key} is {config[key]!r}: a {key} needs {', '.join(missing)}"
+            f"config.model.{key} is {getattr(config, key)!r}: a {key} needs {', '.join(missing)}"
         )

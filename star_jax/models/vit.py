@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from star_jax.config import Values, integer, integers
+from star_jax.config.values import Values, integer, integers
 from star_jax.models.guidance import attend
 from star_jax.models.interfaces import FrameFeatures, StyleSources
 from star_jax.models.layers import Dtype, precision_of

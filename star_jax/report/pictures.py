@@ -4,7 +4,6 @@ import base64
 import functools
 from collections.abc import Callable, Sequence
 
-import ml_collections
 import numpy as np
 import simplejpeg
 from jaxtyping import Float32, UInt8
@@ -17,6 +16,7 @@ from data_pipelines.records.reading import decode_clip
 from data_pipelines.sampling import clips_to_embed
 from data_pipelines.skeletons.drawing import resized_with_skeleton
 from data_pipelines.skeletons.sheets import evenly_spaced
+from star_jax.config import Config
 from star_jax.embedding.embeddings import Embeddings
 from star_jax.network import clip_spec
 
@@ -31,7 +31,7 @@ DrawnFrames = Callable[[int], UInt8[np.ndarray, "T h w 3"]]
 SpreadFrames = Callable[[int, int, int], list[UInt8[np.ndarray, "h w 3"]]]
 
 
-def open_frames(config: ml_collections.ConfigDict, split: Split) -> DrawnFrames:
+def open_frames(config: Config, split: Split) -> DrawnFrames:
     """Returns a function from a tracklet's position to the frames that the network sees, drawn.
 
     Args:

@@ -15,13 +15,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from data_pipelines.errors import DivergedError, InputError
 from data_pipelines.io import remote
+from star_jax.config import Config
 from star_jax.distributed.processes import is_first, largest, wait_for_all
 from star_jax.runs.checksums import checksums
 from star_jax.runs.manifest import (
@@ -228,7 +228,7 @@ def restore_state(
 
 def restore_config(
     manager: ocp.CheckpointManager, step: int, trusted: Collection[str] = ()
-) -> ml_collections.ConfigDict:
+) -> Config:
     """Returns the config in the checkpoint of a step.
 
     Args:

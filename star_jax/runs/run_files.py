@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import jax
-import ml_collections
 import numpy as np
 from etils import epath
 
 from data_pipelines.errors import InputError, Preempted
 from data_pipelines.io import remote, typed_json
 from data_pipelines.io.files import hold, read_file, write_file, write_json
+from star_jax.config import Config
 from star_jax.distributed import processes
 from star_jax.stored import complete, parse_config
 
@@ -66,7 +66,7 @@ class Record(TypedDict, total=False):
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "jraph", "grain", "numpy")
 
 
-def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+def claim(workdir: epath.Path, config: Config) -> None:
     """Creates the workdir of a run, or checks that it belongs to a run with this config.
 
     A run that has saved nothing may start again with another config. Writes `config.json` (the
@@ -93,7 +93,7 @@ def claim(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
     require_shared(workdir / "run.json")
 
 
-def write_config(workdir: epath.Path, config: ml_collections.ConfigDict) -> None:
+def write_config(workdir: epath.Path, config: Config) -> None:
     """Writes the full config to `<workdir>/config.json`, on process 0 only."""
     if processes.is_first():
         write_json(workdir / "config.json", as_json(config))
@@ -106,9 +106,7 @@ def has_saved(workdir: epath.Path) -> bool:
     return bool(finished) or any((workdir / "eval").glob("*"))
 
 
-def require_same(
-    where: epath.Path, before: Mapping[str, Any], config: ml_collections.ConfigDict
-) -> None:
+def require_same(where: epath.Path, before: Mapping[str, Any], config: Config) -> None:
     """Raises an InputError that names the keys in which a config differs from an earlier one.
 
     `FREE_KEYS` and `optim.epochs` may differ.
@@ -120,7 +118,7 @@ def require_same(
         )
 
 
-def differences(before: Mapping[str, Any], config: ml_collections.ConfigDict) -> list[str]:
+def differences(before: Mapping[str, Any], config: Config) -> list[str]:
     """Returns the keys in which a config differs from an earlier one, with both values."""
     old, new = flatten(complete(before)), flatten(as_json(config))
     return [
@@ -151,7 +149,7 @@ def require_shared(path: epath.Path, seconds: float = 60) -> None:
 
 
 @contextlib.contextmanager
-def claimed(workdir: epath.Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+def claimed(workdir: epath.Path, config: Config) -> Iterator[None]:
     """Claims the workdir, and locks it against other runs in the `with` block.
 
     Object stores have no locks; there, other runs are not kept out.
@@ -305,9 +303,9 @@ def report_path(workdir: epath.Path, report: Mapping[str, Any]) -> epath.Path:
     return reports_folder(workdir) / f"{report['step']}-{'-'.join(kind)}-{dataset}.json"
 
 
-def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def as_json(config: Config) -> dict[str, Any]:
     """Returns the config as parsed from JSON (tuples become lists)."""
-    parsed: dict[str, Any] = json.loads(config.to_json())
+    parsed: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
     return parsed
 
 

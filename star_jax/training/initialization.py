@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
-import ml_collections
 from jax.sharding import Mesh
 
 from data_pipelines.errors import InputError
+from star_jax.config import Config
 from star_jax.models import Star
 from star_jax.network import load_weights
 from star_jax.state import TrainState, copied, initial_state
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def starting_state(
-    config: ml_collections.ConfigDict,
+    config: Config,
     model: Star,
     steps_per_epoch: int,
     mesh: Mesh,
@@ -48,7 +48,7 @@ def starting_state(
     return state
 
 
-def with_backbone(state: TrainState, model: Star, config: ml_collections.ConfigDict) -> TrainState:
+def with_backbone(state: TrainState, model: Star, config: Config) -> TrainState:
     """Returns the state with the ImageNet weights of `config.init.backbone`."""
     arrays = load_arrays(config.init.backbone)
     try:
@@ -58,9 +58,7 @@ def with_backbone(state: TrainState, model: Star, config: ml_collections.ConfigD
     return _with_variables(state, variables)
 
 
-def with_network(
-    state: TrainState, config: ml_collections.ConfigDict, trusted: Collection[str] = ()
-) -> TrainState:
+def with_network(state: TrainState, config: Config, trusted: Collection[str] = ()) -> TrainState:
     """Returns the state with the arrays of the network at `config.init.checkpoint` that fit.
 
     These are the parameters and statistics of the same name and shape. Logs which modules they are

@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
-import ml_collections
 from etils import epath
 
 from data_pipelines.errors import DivergedError, Preempted
 from data_pipelines.io.progress import Progress
 from data_pipelines.io.remote import locate
 from data_pipelines.loader import train_batches
+from star_jax.config import Config
 from star_jax.distributed import memory, processes
 from star_jax.distributed.parallel import batch_shardings, local_rows, put
 from star_jax.evaluation.evaluate import Options, describe_evaluation, evaluate_network
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: ml_collections.ConfigDict,
+    config: Config,
     workdir: str | os.PathLike[str],
     *,
     started: float | None = None,
@@ -154,7 +154,7 @@ def log_start(workdir: epath.Path, seconds: float, compiled_before: bool) -> Non
 class StepLog:
     """Checks, shows and writes the metrics of a step while the next one runs."""
 
-    def __init__(self, config: ml_collections.ConfigDict, frames_per_step: int):
+    def __init__(self, config: Config, frames_per_step: int):
         self.every_steps = config.log_every_steps
         self.frames_per_step = frames_per_step
         self.pending: tuple[int, dict[str, jax.Array]] | None = None

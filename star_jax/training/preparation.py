@@ -1,6 +1,8 @@
 """What a training run needs beside its state, checked before the first step."""
 
 import contextlib
+import dataclasses
+import json
 import logging
 import math
 import os
@@ -9,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -23,7 +24,8 @@ from data_pipelines.io.remote import absolute, is_remote, locate
 from data_pipelines.records.dataset import Split, open_dataset
 from data_pipelines.sampling import BatchSpec, find_sampler, steps_per_epoch, trainable_labels
 from star_jax.augment import find_augmentation
-from star_jax.config import check_config, check_training
+from star_jax.config import Config, as_config, with_values
+from star_jax.config.checks import as_section, check_training
 from star_jax.distributed import processes
 from star_jax.distributed.parallel import make_mesh
 from star_jax.evaluation.evaluate import evaluation_split
@@ -55,7 +57,7 @@ class Run(NamedTuple):
     """
 
     workdir: epath.Path
-    config: ml_collections.ConfigDict
+    config: Config
     mesh: Mesh
     model: Star
     train_step: Any
@@ -82,7 +84,7 @@ class Run(NamedTuple):
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
-        return int(self.config.optim.epochs) * self.steps_per_epoch
+        return self.config.optim.epochs * self.steps_per_epoch
 
     def is_evaluated(self, step: int) -> bool:
         """Returns whether there is an evaluation after a step."""
@@ -90,16 +92,16 @@ class Run(NamedTuple):
         return bool(every) and step % every == 0
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> Run:
+def prepare(config: Config, workdir: epath.Path) -> Run:
     """Checks that a config fits the dataset and the devices, and opens and builds what it names.
 
     Raises:
       InputError: as `train` does.
     """
-    check_config(config)
+    config = as_config(config)
     check_training(config)
     check_parts(config)
-    processes.check_same("the config", config.to_json(sort_keys=True))
+    processes.check_same("the config", json.dumps(config.to_dict(), sort_keys=True))
     mesh = make_mesh(config)
     dataset = open_dataset(config.data.dir)
     split = dataset.split("train", config.data.validation_identities)
@@ -115,11 +117,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: epath.Path) -> Run:
     return run
 
 
-def check_parts(config: ml_collections.ConfigDict) -> None:
+def check_parts(config: Config) -> None:
     """Raises an InputError if a component that the config names cannot be loaded."""
-    config = config.copy_and_resolve_references()
-    config.model.num_identities = config.model.num_identities or 2  # not known yet
-    model = build_model(config.model)
+    identities = config.model.num_identities or 2  # not known yet
+    model = build_model(dataclasses.replace(config.model, num_identities=identities))
     build_losses(config)
     check_style(config, model)
     find_sampler(config.data.sampling)
@@ -129,7 +130,7 @@ def check_parts(config: ml_collections.ConfigDict) -> None:
         find_augmentation(name)
 
 
-def require_a_batch(config: ml_collections.ConfigDict, index: schema.Index) -> None:
+def require_a_batch(config: Config, index: schema.Index) -> None:
     """Raises an InputError if too few training identities have tracklets of both modalities."""
     held_out, batch = config.data.validation_identities, config.data.identities_per_batch
     left = len(trainable_labels(index))
@@ -146,9 +147,7 @@ def require_a_batch(config: ml_collections.ConfigDict, index: schema.Index) -> N
         )
 
 
-def with_identities(
-    config: ml_collections.ConfigDict, labels: Int32[np.ndarray, " n"]
-) -> ml_collections.ConfigDict:
+def with_identities(config: Config, labels: Int32[np.ndarray, " n"]) -> Config:
     """Returns the config with one class per training identity.
 
     Raises:
@@ -161,13 +160,10 @@ def with_identities(
             f"has {num_identities} training identities; leave it out, or pass "
             f"--config.model.num_identities={num_identities}"
         )
-    config = config.copy_and_resolve_references()
-    config.model.num_identities = num_identities
-    check_config(config)
-    return config
+    return with_values(config, {"model.num_identities": num_identities})
 
 
-def steps_of_an_epoch(config: ml_collections.ConfigDict, index: schema.Index) -> int:
+def steps_of_an_epoch(config: Config, index: schema.Index) -> int:
     """Returns the steps of an epoch; raises an InputError if there is not even one."""
     data = config.data
     epoch = steps_per_epoch(index, data.identities_per_batch, data.tracklets_per_identity)
@@ -182,9 +178,7 @@ def steps_of_an_epoch(config: ml_collections.ConfigDict, index: schema.Index) ->
     return epoch
 
 
-def require_steps_ahead(
-    config: ml_collections.ConfigDict, workdir: epath.Path, steps_per_epoch: int
-) -> None:
+def require_steps_ahead(config: Config, workdir: epath.Path, steps_per_epoch: int) -> None:
     """Raises an InputError if the run has trained for more epochs than the config has."""
     trained = checkpoint.last_step(workdir) / steps_per_epoch
     if trained > config.optim.epochs:
@@ -210,11 +204,11 @@ def start_or_resume(
 
 
 def continued(
-    config: ml_collections.ConfigDict,
+    config: Config,
     manifest: Manifest,
     where: epath.Path,
     dataset: str,
-) -> ml_collections.ConfigDict:
+) -> Config:
     """Returns the config of a run that resumes from a checkpoint.
 
     It is `config`, except for `config.init`, which records the origin of the initial parameters.
@@ -230,20 +224,18 @@ def continued(
             f"{config.data.dir} has {dataset[:12]}. Classifier rows correspond to "
             "identities; use the dataset that the run was started with, or another --workdir"
         )
-    for key, value in config.init.items():
+    for key, value in dataclasses.asdict(config.init).items():
         if value and value != stored["init"][key]:
             log.warning(
                 "config.init.%s=%s is ignored: %s has checkpoints; use another --workdir to start "
                 "from it",
                 *(key, value, where.parent),
             )
-    config = config.copy_and_resolve_references()
-    config.init.update(stored["init"])
-    return config
+    return dataclasses.replace(config, init=as_section("init", stored["init"]))
 
 
 def log_resumption(
-    config: ml_collections.ConfigDict,
+    config: Config,
     manifest: Manifest,
     step: int,
     steps_per_epoch: int,
@@ -267,7 +259,7 @@ def log_resumption(
         )
 
 
-def less_memory(config: ml_collections.ConfigDict) -> str:
+def less_memory(config: Config) -> str:
     """Returns what to change in a config so that training takes less memory."""
     remat = "" if config.model.remat else ", or set config.model.remat to True"
     return (

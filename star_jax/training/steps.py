@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from flax.core import DenyList
 from jax.sharding import Mesh
@@ -14,7 +13,9 @@ from data_pipelines.errors import InputError
 from data_pipelines.schema import MODALITIES
 from star_jax import augment
 from star_jax.augment import random_style_sources
-from star_jax.config import check_training
+from star_jax.config import Config
+from star_jax.config.checks import check_training
+from star_jax.config.experiment import AugmentConfig
 from star_jax.distributed.parallel import batch_shardings, replicated
 from star_jax.losses import Batch, build_losses
 from star_jax.models import Star
@@ -26,7 +27,7 @@ Metrics = dict[str, jax.Array]
 
 
 def augmented(
-    key: Key[Array, ""], batch: Batch, config: ml_collections.ConfigDict
+    key: Key[Array, ""], batch: Batch, config: AugmentConfig
 ) -> tuple[Float32[Array, "B T 2 H W 3"], Float32[Array, "B T 2 17 3"]]:
     """Returns frames and keypoints after all augmentations, in order.
 
@@ -62,9 +63,9 @@ def augmented(
     return frames, keypoints
 
 
-def check_style(config: ml_collections.ConfigDict, model: Star) -> None:
+def check_style(config: Config, model: Star) -> None:
     """Raises an InputError if the backbone lacks the stages after which to disturb style."""
-    stages, found = tuple(config.augment.style_stages), model.backbone.num_stages
+    stages, found = config.augment.style_stages, model.backbone.num_stages
     if config.augment.style and max(stages) > found:
         use = f"stages up to {found}" if found > 1 else "--config.augment.style=False"
         raise InputError(
@@ -74,7 +75,7 @@ def check_style(config: ml_collections.ConfigDict, model: Star) -> None:
 
 
 def make_train_step(
-    config: ml_collections.ConfigDict, model: Star, steps_per_epoch: int, mesh: Mesh
+    config: Config, model: Star, steps_per_epoch: int, mesh: Mesh
 ) -> jax.stages.Wrapped:
     """Returns the jitted training step.
 

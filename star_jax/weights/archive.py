@@ -23,11 +23,11 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax
-import ml_collections
 import numpy as np
 
 from data_pipelines.errors import InputError
-from star_jax.config import INT32_MAX, check_config, shown
+from star_jax.config import Config, as_config
+from star_jax.config.values import INT32_MAX, shown
 from star_jax.distributed.parallel import to_numpy
 from star_jax.stored import read_config
 from star_jax.trees import find_unusable
@@ -47,7 +47,7 @@ class Archive(NamedTuple):
       step: the steps of training.
     """
 
-    config: ml_collections.ConfigDict
+    config: Config
     variables: dict[str, Any]
     step: int
 
@@ -55,7 +55,7 @@ class Archive(NamedTuple):
 def save_archive(
     path: str | os.PathLike[str],
     *,
-    config: ml_collections.ConfigDict,
+    config: Config,
     variables: Mapping[str, Any],
     step: int,
     weights: str = "trained",
@@ -75,14 +75,14 @@ def save_archive(
         written.
       OSError: the file cannot be written.
     """
-    check_config(config)
+    config = as_config(config)
     if found := find_unusable(variables):
         raise InputError(f"{path}: {found}, so that it is not written")
     flat = flax.traverse_util.flatten_dict(variables, sep="/")
     arrays = {name: np.asarray(array) for name, array in flat.items()}
     metadata = {
         "format": FORMAT,
-        "config": config.to_json(),
+        "config": json.dumps(config.to_dict()),
         "step": str(step),
         **({} if weights == "trained" else {"weights": weights}),
         "versions": json.dumps({package: _version(package) for package in PACKAGES}),

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from data_pipelines.errors import InputError
+from star_jax.config.experiment import ModelConfig
 from star_jax.models import Star, build_model
 from star_jax.models.guidance import NUM_HEADS, FrameGuidance
 from star_jax.models.pooling import POWERS, GuidedPooling
@@ -42,7 +42,7 @@ AUTHORS_PARTS = {"backbone": "resnet50", "guidance": "frame", "pooling": "guided
 SKELETON = (r"^(gat|lstm_edge|fc1|pose_classifier|pose_bottleneck|time_guide|GuidedAggModule)\b",)
 
 
-def from_authors(state_dict: Mapping[str, Any], config: ml_collections.ConfigDict) -> Variables:
+def from_authors(state_dict: Mapping[str, Any], config: ModelConfig) -> Variables:
     """Converts the authors' state dict to variables of the network that `config` describes.
 
     Args:
@@ -67,7 +67,7 @@ def from_authors(state_dict: Mapping[str, Any], config: ml_collections.ConfigDic
 
 
 def to_authors(
-    variables: Mapping[str, Any], config: ml_collections.ConfigDict
+    variables: Mapping[str, Any], config: ModelConfig
 ) -> dict[str, np.ndarray | jax.Array]:
     """Converts variables to the authors' state dict, the inverse of `from_authors`.
 
@@ -88,10 +88,11 @@ def to_authors(
       InputError: the network has a component that theirs lacks; names the key.
     """
     for key, part in AUTHORS_PARTS.items():
-        if config[key] != part:
+        if getattr(config, key) != part:
             raise InputError(
-                f"config.model.{key} is {config[key]!r}: the authors' network has {part!r} only, "
-                "so that it has no place for these weights; export a safetensors file"
+                f"config.model.{key} is {getattr(config, key)!r}: the authors' network has "
+                f"{part!r} only, so that it has no place for these weights; export a safetensors "
+                "file"
             )
     model = build_model(config)
     if isinstance(model.backbone, ResNet) and model.backbone.ibn:

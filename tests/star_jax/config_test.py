@@ -23,7 +23,11 @@ from data_pipelines import sampling
 from data_pipelines.errors import InputError
 from launch.tpu import compile as tpu_compile
 from star_jax import augment, optim
-from star_jax.config import ADDED_KEYS, BELOW_ONE, KEYS, SECTIONS, check_config, markdown, part
+from star_jax.config import as_config
+from star_jax.config.__main__ import markdown
+from star_jax.config.checks import plain
+from star_jax.config.experiment import ADDED_KEYS, KEYS, SECTIONS
+from star_jax.config.values import BELOW_ONE, part
 from star_jax.distributed import parallel
 from star_jax.evaluation import protocols
 from star_jax.losses import LOSSES
@@ -83,17 +87,17 @@ def refused(config, workdir):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("star_*.py")))
 def test_shipped_configs_are_valid(name):
-    check_config(importlib.import_module(f"configs.{name}").get_config())
+    as_config(importlib.import_module(f"configs.{name}").get_config())
 
 
 def test_lists_and_integers_are_valid_where_tuples_and_floats_are():
     config = changed(optim__lr=1, optim__decay_epochs=(), seed=2**32 - 1, optim__backbone_lr=0)
-    check_config(config)
+    as_config(config)
     from_json = ml_collections.ConfigDict(json.loads(config.to_json()))
     assert from_json.data.frame_size == [64, 48]
-    check_config(from_json)
-    check_config(changed(optim__decay_epochs=[3, 5]))
-    check_config(changed(augment__flip_probability=0, augment__erasing_probability=1))
+    as_config(from_json)
+    as_config(changed(optim__decay_epochs=[3, 5]))
+    as_config(changed(augment__flip_probability=0, augment__erasing_probability=1))
 
 
 @pytest.mark.slow
@@ -105,7 +109,7 @@ def test_a_step_takes_integers_where_floats_belong():
             if isinstance(value, float)
         }
     )
-    check_config(config)
+    as_config(config)
     mesh, model = parallel.make_mesh(config, jax.devices()[:1]), build_model(config.model)
     state = abstract_state(config, model, 1, mesh)
     batch = tpu_compile.abstract_batch(config, mesh)
@@ -247,9 +251,7 @@ NONSENSE = [
 )
 def test_nonsense_is_refused_by_key_value_and_what_to_use(key, value, allowed, workdir):
     message = refused(at(key, value), workdir)
-    found = "a very long int" if value == 10**5000 else repr(value)[:90]
-    if isinstance(value, dict):
-        found = "a: 1"
+    found = "a very long int" if value == 10**5000 else repr(plain(value))[:90]
     assert message.startswith(f"config.{key} is ") and found in message and allowed in message
 
 
@@ -336,7 +338,7 @@ def test_pixels_of_the_stored_frame_cannot_follow_crop_and_flip(workdir):
     assert "config.augment.move_keypoints" in message and "config.model.keypoints" in message
     with pytest.raises(InputError, match=r"config\.augment\.move_keypoints"):
         steps.make_train_step(config, build_model(config.model), 1, parallel.make_mesh())
-    check_config(config)
+    as_config(config)
 
 
 def test_training_starts_from_a_backbone_or_a_network(workdir):
@@ -368,7 +370,7 @@ def test_a_loss_that_the_network_computes_must_have_a_weight(guidance, pooling, 
     assert set(re.findall(r"\w+", message.partition(":")[0])) & set(LOSSES) == computed
     for name in computed:
         config.losses[name] = 0.5
-        check_config(config)
+        as_config(config)
         config.losses[name] = 0.0
 
 
@@ -420,7 +422,7 @@ def test_seeds_start_different_networks_and_batches():
 
     def kernel(seed):
         config.seed = seed
-        check_config(config)
+        as_config(config)
         init = lambda: initial_variables(config, model)["params"]["backbone"]  # noqa: E731
         return np.asarray(jax.jit(lambda: init()["stem_visible"]["conv"]["kernel"])())
 

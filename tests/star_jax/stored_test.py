@@ -14,7 +14,7 @@ from evaluated import write_run
 
 from data_pipelines.errors import InputError
 from star_jax import Embedder, load_weights
-from star_jax.config import ADDED_KEYS, KEYS
+from star_jax.config.experiment import ADDED_KEYS, KEYS
 from star_jax.evaluation.evaluate import evaluate_checkpoint
 from star_jax.network import restore_network
 from star_jax.report.build import write_report
@@ -90,7 +90,7 @@ def test_the_parts_in_an_exported_file_must_be_of_this_repository(tmp_path, stra
             assert_refused(lambda load=load, t=trusted: load(path, trusted=t), path)
     assert not strangers.exists()
     # Who trusts the package gets the config; what it names is still not called unless it is a part.
-    assert load_archive(path, trusted=("strangers",)).config.to_json()
+    assert load_archive(path, trusted=("strangers",)).config.to_dict()
     assert not strangers.exists()
     if key in ("model.backbone", "model.guidance", "model.pooling"):
         with pytest.raises(InputError, match=rf"^config\.{key} is .*function"):

@@ -23,6 +23,8 @@ import tiny
 from data_pipelines import loader
 from data_pipelines.errors import InputError, OutOfMemoryError, Preempted
 from data_pipelines.records.dataset import open_dataset
+from star_jax.config import with_values
+from star_jax.config.experiment import InitConfig
 from star_jax.distributed import memory, parallel, processes
 from star_jax.embedding import embed
 from star_jax.embedding.embed import embed_split
@@ -433,13 +435,9 @@ def test_a_run_that_resumes_keeps_the_origin_of_its_weights(tmp_path, caplog):
     before = tiny.baseline("data").to_dict()
     before["init"] = {"backbone": "resnet.pth"}  # from before there was init.checkpoint
     manifest = checkpoint.Manifest(before, "0123", {}, {})
-    config = tiny.baseline("data")
-    config.init.checkpoint = "runs/other"
+    config = with_values(tiny.baseline("data"), {"init.checkpoint": "runs/other"})
     found = continued(config, manifest, tmp_path / "checkpoints", "0123")
-    assert found.init.to_dict() == {
-        **{"backbone": "resnet.pth", "checkpoint": ""},
-        "other_backbone": False,
-    }
+    assert found.init == InitConfig(backbone="resnet.pth", checkpoint="", other_backbone=False)
     assert config.init.checkpoint == "runs/other"
     (ignored,) = caplog.messages
     assert "config.init.checkpoint=runs/other is ignored" in ignored and str(tmp_path) in ignored
