@@ -5,12 +5,13 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,7 +50,8 @@ def start(
       timeout_seconds: how long to wait for the other processes.
 
     Raises:
-      InputError: some but not all of the three are given, or they are invalid.
+      InputError: some but not all of the three are given, they are invalid, or SLURM starts fewer
+        tasks than there are GPUs.
       ConnectionError: the other processes could not be reached in time.
       OSError: JAX finds no device.
     """
@@ -65,6 +67,7 @@ def start(
             "pass all of --coordinator, --num_processes and --process_id, or none: found "
             f"{coordinator}, {num_processes} and {process_id}"
         )
+    require_a_task_for_each_gpu(os.environ)
     if not any(given) and not _in_a_known_cluster():
         _require_devices()
         return
@@ -92,6 +95,39 @@ def start(
     _require_devices()
     client = distributed.global_state.client
     threading.Thread(target=_end_with_others, args=[client], name="failures", daemon=True).start()
+
+
+def require_a_task_for_each_gpu(environment: Mapping[str, str]) -> None:
+    """Raises an InputError if SLURM starts fewer tasks on this node than it has GPUs for the job.
+
+    JAX gives each task the GPU `SLURM_LOCALID`, unless `JAX_LOCAL_DEVICE_IDS` is set, so that the
+    others would be idle without a word.
+
+    Args:
+      environment: variables; those of SLURM are described in `man srun`.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in environment or environment.get("JAX_PLATFORMS") == "cpu":
+        return
+    if "SLURM_LOCALID" not in environment:
+        return
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    tasks = [  # of each node; "8(x2),4" are those of three
+        int(count)
+        for count, times in re.findall(
+            r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+        )
+        for _ in range(int(times or 1))
+    ]
+    node = environment.get("SLURM_NODEID", "")
+    if not gpus.isdecimal() or not node.isdecimal() or int(node) >= len(tasks):
+        return
+    if tasks[int(node)] < int(gpus):
+        raise InputError(
+            f"SLURM starts {tasks[int(node)]} of the tasks on this node, which has {gpus} GPUs, "
+            f"and JAX gives each task one GPU: use --ntasks-per-node={gpus} as in "
+            "launch/slurm/train.sbatch, or for a single task "
+            f"JAX_LOCAL_DEVICE_IDS={','.join(map(str, range(int(gpus))))}"
+        )
 
 
 def _wait_for_coordinator(address: str, timeout_seconds: float) -> None:

@@ -501,7 +501,7 @@ FILES = {
         (
             "lacks",
             ["--config.seed=1"],
-            r"^error: --config=\S*lacks.py: config.seed is missing: use",
+            r"^error: --config=\S*lacks.py: config.log_every_steps is missing: use",
         ),
         ("tiny", ["--config.seed=x"], r"^error: --config.seed=x: use an integer from 0 to"),
         (

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
+from data_pipelines.errors import InputError
 from data_pipelines.records.dataset import open_dataset
 from star_jax.distributed import parallel, processes
 from star_jax.models import build_model
@@ -93,6 +94,61 @@ def two(dataset, backbone, tmp_path_factory):
     printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
     return folder / "run", printed
+
+
+SLURM = {  # what srun sets for the first task of a node
+    **{"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NODEID": "0"},
+    **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "tasks", "node", "idle"),
+    [
+        *[("8", "1", "0", True), ("8", "8", "0", False), ("8", "8(x2)", "1", False)],
+        *[("4", "4(x2),1", "2", True), ("4", "4(x2),1", "1", False), ("1", "1", "0", False)],
+        *[("4", "4,2", "1", True), ("", "1", "0", False), ("a100:8", "1", "0", False)],
+    ],
+)
+def test_gpus_that_no_task_of_slurm_would_use_are_refused(gpus, tasks, node, idle):
+    found = SLURM | {"SLURM_GPUS_ON_NODE": gpus, "SLURM_STEP_TASKS_PER_NODE": tasks}
+    found["SLURM_NODEID"] = node
+    if not idle:
+        processes.require_a_task_for_each_gpu(found)
+        return
+    with pytest.raises(InputError, match=f"--ntasks-per-node={gpus} ") as raised:
+        processes.require_a_task_for_each_gpu(found)
+    assert "\n" not in str(raised.value)
+    chosen = "JAX_LOCAL_DEVICE_IDS=" + ",".join(str(number) for number in range(int(gpus)))
+    assert chosen in str(raised.value)
+    for name, value in (chosen.split("="), ("JAX_PLATFORMS", "cpu")):
+        processes.require_a_task_for_each_gpu(found | {name: value})
+    del found["SLURM_LOCALID"]  # inside sbatch, without srun: JAX takes all GPUs
+    processes.require_a_task_for_each_gpu(found)
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_find_each_other():
+    program = (
+        "import jax; from star_jax.distributed import processes; processes.start();"
+        "print(jax.process_index(), jax.process_count(), jax.device_count())"
+    )
+    variables = SLURM | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    variables["SLURM_JOB_ID"] = str(os.getpid())  # chooses the port
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=os.environ
+            | variables
+            | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}
+            | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for task in range(2)
+    ]
+    printed = [task.communicate(timeout=300)[0].split() for task in tasks]
+    assert printed == [["0", "2", "2"], ["1", "2", "2"]]
 
 
 @pytest.mark.slow
