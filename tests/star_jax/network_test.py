@@ -89,8 +89,7 @@ def test_the_checksum_is_that_of_the_weights_wherever_they_are(run, exported):
 
 
 def test_an_exported_file_of_other_arrays_is_refused(exported, tmp_path):
-    restored = load_weights(exported)
-    restored.config.model.backbone_options.width = 8
+    restored = load_weights(exported).with_config(**{"model.backbone_options.width": 8})
     path = tmp_path / "other.safetensors"
     save_archive(path, config=restored.config, variables=restored.variables, step=1)
     with pytest.raises(

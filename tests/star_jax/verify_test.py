@@ -90,7 +90,7 @@ def compiled_once(monkeypatch):
     programs = {}
 
     def once(make, config, *arguments):
-        key = (make.__name__, config.to_json(), arguments[0] if "inf" in make.__name__ else None)
+        key = (make.__name__, str(config), arguments[0] if "inf" in make.__name__ else None)
         if key not in programs:
             programs[key] = make(config, *arguments)
         return programs[key]

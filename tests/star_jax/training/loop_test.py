@@ -545,8 +545,7 @@ def test_an_update_that_is_not_finite_is_not_saved(dataset, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_a_checkpoint_with_a_nonsense_config_is_refused(whole_run, monkeypatch):
-    config = load_weights(whole_run).config
-    config.model.backbone_options.width = 0
+    config = with_values(load_weights(whole_run).config, {"model.backbone_options.width": 0})
     monkeypatch.setattr(checkpoint, "restore_config", lambda *_: config)
     with pytest.raises(
         ValueError, match=r"config\.model\.backbone_options\.width is 0: use an integer from 1 to"
@@ -571,8 +570,8 @@ def test_the_devices_need_not_divide_the_batch_of_an_evaluation(whole_run, datas
     network = load_weights(whole_run)
     split = open_dataset(dataset).split("test")
     expected = embed_split(network, split)
-    network.config.eval.batch_size = 3  # for 8 devices
-    np.testing.assert_allclose(embed_split(network, split), expected, rtol=1e-5, atol=1e-6)
+    of_three = network.with_config(**{"eval.batch_size": 3})  # for 8 devices
+    np.testing.assert_allclose(embed_split(of_three, split), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
