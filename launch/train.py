@@ -7,11 +7,11 @@ r"""Trains STAR, or resumes a run that was interrupted.
 docs/config.md lists every config key, its values and its meaning.
 
 The workdir receives config.json and run.json (what ran), metrics.jsonl and tensorboard/,
-checkpoints/<step> and eval/. The same command resumes from the last checkpoint, and trains a
-finished run longer if config.optim.epochs is larger. Without a checkpoint, a run may start again
-with another config. When interrupted (SIGTERM or Ctrl-C), it stops after the current step, saves
-its state and exits with code 143; a second Ctrl-C ends it at once. The workdir and the packed
-dataset may each be a URL or path, such as gs://bucket/folder.
+checkpoints/<step>, eval/ and, with --profile, profile/. The same command resumes from the last
+checkpoint, and trains a finished run longer if config.optim.epochs is larger. Without a checkpoint,
+a run may start again with another config. When interrupted (SIGTERM or Ctrl-C), it stops after the
+current step, saves its state and exits with code 143; a second Ctrl-C ends it at once. The workdir
+and the packed dataset may each be a URL or path, such as gs://bucket/folder.
 
 In a multi-process job, run this command in every process with the same workdir, which all of them
 must be able to read and write. On Cloud TPU, under SLURM and under Open MPI they find each
@@ -38,6 +38,9 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, fr
 CONNECT_SECONDS = flags.DEFINE_integer(
     "connect_seconds", 300, "How long to wait for the other processes.", lower_bound=1
 )
+PROFILE = flags.DEFINE_integer(
+    "profile", 0, "Trace this many steps into WORKDIR/profile, for TensorBoard.", lower_bound=0
+)
 
 
 def main() -> None:
@@ -46,7 +49,13 @@ def main() -> None:
     from star_jax.training.loop import train
 
     processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, CONNECT_SECONDS.value)
-    train(CONFIG.value, WORKDIR.value, started=command.STARTED, trusted=TRUSTED.value)
+    train(
+        CONFIG.value,
+        WORKDIR.value,
+        started=command.STARTED,
+        profile=PROFILE.value,
+        trusted=TRUSTED.value,
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
+import ml_collections
 from etils import epath
 
 from data_pipelines.errors import DivergedError, Preempted
@@ -33,15 +34,17 @@ from star_jax.training.preparation import (
     prepare,
     start_or_resume,
 )
+from star_jax.training.profiling import profiled
 
 log = logging.getLogger(__name__)
 
 
 def train(
-    config: Config,
+    config: Config | ml_collections.ConfigDict,
     workdir: str | os.PathLike[str],
     *,
     started: float | None = None,
+    profile: int = 0,
     trusted: Collection[str] = (),
 ) -> TrainState:
     """Trains the network that `config` describes, or resumes the run in `workdir`.
@@ -51,6 +54,8 @@ def train(
       workdir: receives config, checkpoints, metrics and evaluations; a folder or a URL.
       started: start time of the command by `time.monotonic`; now if None. The time from then to the
         end of the first step is logged and written to run.json.
+      profile: number of steps to trace, from the third of this start on, into `profile/` in the
+        workdir, which TensorBoard and xprof open.
       trusted: packages whose components the config stored with `config.init.checkpoint` may name;
         see `star_jax.load_weights`. `config` itself may name any.
 
@@ -95,10 +100,11 @@ def train(
             Progress(run.num_steps, "training", start=start, enabled=enabled) as progress,
             processes.watch_for_stop() as stop_requested,
             saving_before_a_stop(manager),
+            contextlib.closing(profiled(batches, profile, run.workdir / "profile")) as drawn,
         ):
             if start and run.is_evaluated(start):  # perhaps interrupted before or during it
                 evaluate(run, state, writer, stop_requested, keep_reports=True)
-            for step, batch in enumerate(batches, start=start + 1):
+            for step, batch in enumerate(drawn, start=start + 1):
                 on_devices = put(batch, shardings, run.pairs)
                 if step == start + 1:
                     run_step = run.train_step.lower(state, on_devices).compile()

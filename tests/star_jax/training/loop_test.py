@@ -48,7 +48,7 @@ def dataset(tmp_path_factory):
 def whole_run(dataset, tmp_path_factory):
     """Returns the workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole_run")
-    loop.train(tiny.baseline(dataset), workdir)
+    loop.train(tiny.baseline(dataset), workdir, profile=2)
     return workdir
 
 
@@ -102,6 +102,7 @@ def test_a_run_leaves_everything_that_it_should(whole_run, dataset):
     assert table[-1]["frames_per_second"] > 0
     assert table[-1]["learning_rate"] == pytest.approx(0.1 * table[5]["learning_rate"])
     assert saved_steps(whole_run) == [9, 12]
+    assert list(whole_run.glob("profile/plugins/profile/*/*.xplane.pb"))
     config = json.loads((whole_run / "config.json").read_text())
     assert config["data"]["dir"] == str(dataset) and config["optim"]["epochs"] == 12
     environment = json.loads((whole_run / "run.json").read_text())
