@@ -24,7 +24,10 @@ from data_pipelines.io.terminal import printable
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 30  # a process silent for this long counts as dead, and the others stop
+# A process silent for this long counts as dead, and the others stop. JAX's default: shorter ones
+# have expired on TPUs during long compilations.
+HEARTBEAT_SECONDS = 100
+SHUTDOWN_SECONDS = 30  # wait for the others after a failure
 LEAVE_SECONDS = 5  # for the others to end by themselves when one has failed
 STOPPING = (
     b"\ninterrupted: stops after the current step and saves its state; Ctrl-C again ends at once\n"
@@ -85,7 +88,7 @@ def start(
             process_id,
             initialization_timeout=timeout_seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,  # wait after a failure
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:
         raise ConnectionError(
