@@ -236,6 +236,15 @@ def check_same(what: str, text: str) -> None:
         )
 
 
+def describe_devices() -> str:
+    """Returns the number and kinds of all devices, and the number of this process."""
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    return (
+        f"{jax.device_count()} ({', '.join(kinds)}), {jax.local_device_count()} of this process; "
+        f"processes: {jax.process_count()}"
+    )
+
+
 def is_first() -> bool:
     """Returns whether this is process 0, the only one that writes and prints."""
     return jax.process_index() == 0

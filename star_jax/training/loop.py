@@ -84,6 +84,8 @@ def train(
         described = {"dir": dataset.address, "fingerprint": dataset.fingerprint}
         run_files.add_to_record(workdir, dataset=described)
         start = int(state.step)
+        if processes.is_first():
+            log.info("devices: %s", processes.describe_devices())
         shardings = batch_shardings(run.mesh)
         batches = train_batches(
             run.split,

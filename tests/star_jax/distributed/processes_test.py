@@ -163,6 +163,7 @@ def test_two_processes_train_as_one(one, two):
     # Rounding errors grow from step to step.
     assert rows[11]["loss/total"] == pytest.approx(expected[11]["loss/total"], rel=0.05)
     assert "[0] " in printed and "[1] training" not in printed
+    assert "devices: 4 (cpu), 2 of this process; processes: 2" in printed
 
 
 @pytest.mark.slow
