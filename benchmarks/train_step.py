@@ -28,7 +28,7 @@ flags.mark_flag_as_required("config")
 
 def main(argv: list[str]) -> None:
     del argv
-    identities = CONFIG.value.model.get("num_identities") or 500  # as in HITSZ-VCM
+    identities = CONFIG.value.model.num_identities or 500  # as in HITSZ-VCM
     config = with_values(CONFIG.value, {"model.num_identities": identities})
     data = config.data
     mesh = make_mesh(config)

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from data_pipelines.schema import MODALITIES, Index
+from star_jax.config import Config
 from star_jax.evaluation.evaluate import evaluation_split
 from star_jax.evaluation.ranking import Ranking, Result
 from star_jax.evaluation.scores import DIRECTIONS, METRIC_NAMES, METRICS, natural, title_of
@@ -79,7 +80,7 @@ def score_of(scores: Mapping[str, Any], metric: str) -> Score:
     return Score(scores[metric], *scores["intervals"][metric])
 
 
-def training(metrics: Sequence[Mapping[str, float]], config: Any) -> Section:
+def training(metrics: Sequence[Mapping[str, float]], config: Config) -> Section:
     """Returns the curves of training, and those of evaluations during it if there were any."""
     section = Section("training", "Training", "")
     if len(metrics) < 2:
@@ -91,7 +92,7 @@ def training(metrics: Sequence[Mapping[str, float]], config: Any) -> Section:
     drawn = []
     for name in losses:
         own = name.removeprefix("loss/")
-        weight = config.losses.get(own)
+        weight = getattr(config.losses, own, None)
         title = "total loss, weighted" if own == "total" else own.replace("_", " ")
         title += f" (weight {weight:g})" if isinstance(weight, int | float) else ""
         drawn.append(_curve(f"loss_{own}", title, metrics, {name: name}, "loss"))
