@@ -84,8 +84,6 @@ def train(
         described = {"dir": dataset.address, "fingerprint": dataset.fingerprint}
         run_files.add_to_record(workdir, dataset=described)
         start = int(state.step)
-        if processes.is_first():
-            log.info("devices: %s", processes.describe_devices())
         shardings = batch_shardings(run.mesh)
         batches = train_batches(
             run.split,
@@ -109,6 +107,8 @@ def train(
             for step, batch in enumerate(drawn, start=start + 1):
                 on_devices = put(batch, shardings, run.pairs)
                 if step == start + 1:
+                    if enabled:
+                        log.info("devices: %s", processes.describe_devices())
                     run_step = run.train_step.lower(state, on_devices).compile()
                     memory.require(run_step, "a training step", remedies)
                     processes.wait_for_all("the training step is compiled")
